@@ -1,0 +1,1 @@
+"""Recipes and class lists: values only."""

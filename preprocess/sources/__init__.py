@@ -1,0 +1,1 @@
+"""One module for each layout that a source data set can have."""

@@ -1,0 +1,29 @@
+"""Every way in which shards can be wrong, as types that name the place.
+
+A message says what is wrong, where (shard, key or file), what was found, what was expected and what to do.
+"""
+
+
+class ShardError(ValueError):
+    """Something is wrong with a shard data set; the base of all errors below."""
+
+
+class ManifestError(ShardError):
+    """The manifest or the sample index is missing, unreadable or contradicts itself."""
+
+
+class SampleError(ShardError):
+    """One sample is wrong. `shard` and `key` say which one ('' where it cannot be known)."""
+
+    def __init__(self, what: str, *, shard: str = "", key: str = "") -> None:
+        place = ", ".join(part for part in (shard, f"sample {key!r}" if key else "") if part)
+        super().__init__(f"{place}: {what}" if place else what)
+        self.what, self.shard, self.key = what, shard, key
+
+
+class RunsError(ShardError):
+    """Labelled runs that break the format; the caller, who knows it, adds shard and key."""
+
+
+class StoreError(OSError):
+    """A shard or manifest could not be fetched, or is not what the manifest promised."""

@@ -1,0 +1,1 @@
+"""Crops to model to matched loss to optimiser to metric."""

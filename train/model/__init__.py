@@ -1,0 +1,1 @@
+"""Frozen backbone, adapter and segmentation heads."""
