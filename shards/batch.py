@@ -1,7 +1,7 @@
 """The shapes that leave the loader and the shapes that enter the model.
 
-A batch of differently sized images travels as a few flat buffers, so that it crosses to the device in two or three copies
-and never as one tensor per image or per mask.
+A batch of differently sized images travels as a few flat buffers, so that it crosses to the device in two or
+three copies and never as one tensor per image or per mask.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-VOID = 255  # value of CropBatch.label_map where a pixel belongs to no class; so an image may have at most 255 classes
+VOID = 255  # CropBatch.label_map where a pixel belongs to no class; so an image has at most 254 classes
 
 
 @dataclass(frozen=True, slots=True)
 class RaggedBatch:
-    """B whole images with their labelled runs. Tensors marked `flat` may be pinned, or already on the device."""
+    """B whole images with their labelled runs. `flat` tensors may be pinned, or on the device already."""
 
     pixels: Tensor  # flat (P,) uint8: the images back to back, each (H, W, 3) RGB, row-major
-    run_ends: Tensor  # flat (R,) int32: exclusive end of each run, counted over all pixels (H * W an image) of the batch
+    run_ends: Tensor  # flat (R,) int32: exclusive end of each run, counted over all pixels of the batch
     run_owners: Tensor  # flat (R,) uint8: 0 = no mask, k = the image's k-th label
     run_offsets: tuple[int, ...]  # B + 1 places in run_ends, one stretch an image
     heights: tuple[int, ...]  # B, pixels
     widths: tuple[int, ...]  # B, pixels
-    labels: tuple[tuple[int, ...], ...]  # B tuples of ascending class ids; owner k of image i is labels[i][k - 1]
+    labels: tuple[tuple[int, ...], ...]  # B tuples of ascending class ids; owner k is labels[i][k - 1]
     keys: tuple[str, ...]  # B sample keys
-    positions: tuple[int, ...]  # B places in the endless global order; the root of everything random about a sample
+    positions: tuple[int, ...]  # B places in the endless global order; all that is random hangs on them
     epochs: tuple[int, ...]  # B, the epoch that each position lies in (a batch may straddle two)
     valid: tuple[bool, ...]  # B, False only for rows that pad an evaluation batch: they count nowhere
 
@@ -49,6 +49,6 @@ class CropBatch:
 
     images: Tensor  # (B, 3, S_h, S_w) float32, normalised; 0 where the crop reaches beyond the image
     label_map: Tensor  # (B, S_h, S_w) uint8: index into the image's own labels, or VOID
-    labels: Tensor  # (B, K) int64: the images' class ids in ascending order, -1 beyond an image's own count; K >= 1
+    labels: Tensor  # (B, K) int64: class ids, ascending; -1 beyond an image's own count; K >= 1
     keys: tuple[str, ...]  # B
     positions: tuple[int, ...]  # B, as in RaggedBatch
