@@ -1,0 +1,171 @@
+"""Semantic segmentation scores from one int64 confusion matrix.
+
+Pixels are counted as integers, on the device where the predictions are, and summed over the ranks in one
+all-reduce; every score is computed from the counts at the end, in float64. The rules are those of
+facebookresearch/dinov3 (and of mmsegmentation before it): with I, P, G the pixels of a class in the
+intersection, the prediction and the labels, IoU = I / (P + G - I), accuracy = recall = I / G,
+precision = I / P, Dice = 2I / (P + G), F = 2 * precision * recall / (precision + recall),
+aAcc = sum I / sum G. Ignored pixels count nowhere.
+
+A 0/0 is NaN and drops out of the mean over classes: a class in neither labels nor prediction is absent, has
+no score and is listed as such. A class that is only predicted counts as IoU 0. F has the value of Dice where
+it is defined, but is NaN where I = 0 (Dice is 0 there), so mean F >= mean Dice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORED = 255  # label of a pixel that counts nowhere
+
+# The names that configurations and log lines use -> the field of EvalResult.
+METRICS = {
+    "mIoU": "miou",
+    "acc": "mean_accuracy",
+    "aAcc": "pixel_accuracy",
+    "dice": "mean_dice",
+    "fscore": "mean_fscore",
+    "precision": "mean_precision",
+    "recall": "mean_recall",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Scores of one evaluation, in percent; NaN where a score is undefined."""
+
+    miou: float  # mean IoU over the classes that are present
+    mean_accuracy: float  # mean over the labelled classes of I / G
+    pixel_accuracy: float  # share of the labelled pixels that are right
+    mean_dice: float
+    mean_fscore: float
+    mean_precision: float  # over the predicted classes
+    mean_recall: float  # the same number as mean_accuracy, under its other name
+    iou_per_class: tuple[float, ...]  # K each, NaN where 0/0
+    accuracy_per_class: tuple[float, ...]
+    dice_per_class: tuple[float, ...]
+    fscore_per_class: tuple[float, ...]
+    precision_per_class: tuple[float, ...]
+    recall_per_class: tuple[float, ...]
+    labelled_pixels: tuple[int, ...]  # G, K numbers
+    predicted_pixels: tuple[int, ...]  # P, K numbers; ignored pixels are not among them
+    class_names: tuple[str, ...]  # K
+    num_images: int  # images counted, all ranks together
+    confusion: np.ndarray = field(compare=False, repr=False)  # (K, K) int64: row = label, column = prediction
+
+    @property
+    def absent_classes(self) -> tuple[str, ...]:
+        """Names of the classes that occur in neither labels nor predictions: they have no IoU."""
+        seen = zip(self.class_names, self.labelled_pixels, self.predicted_pixels, strict=True)
+        return tuple(name for name, labelled, predicted in seen if labelled == predicted == 0)
+
+    def metric(self, name: str) -> float:
+        """The score called `name` in a configuration (a key of METRICS), in percent; ValueError otherwise."""
+        if name not in METRICS:
+            raise ValueError(f"there is no metric {name!r}; choose one of {', '.join(METRICS)}")
+        return float(getattr(self, METRICS[name]))
+
+
+class ConfusionMatrix:
+    """Counts pixels by (label, prediction) on `device`."""
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu", ignored: int = IGNORED) -> None:
+        if num_classes < 1:
+            raise ValueError(f"a confusion matrix needs at least one class, not {num_classes}")
+        self.num_classes, self.ignored = num_classes, ignored
+        # The last number counts images, so that one all-reduce carries everything.
+        self._counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Count one image: two integer maps of one shape, class ids, `ignored` in the label where unlabelled.
+
+        Returns the (K, K) int64 counts of this image alone. Raises ValueError for maps of different shape and
+        for ids that are no class.
+        """
+        if prediction.shape != label.shape:
+            raise ValueError(
+                f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape"
+            )
+        counted = label != self.ignored
+        rows, columns = label[counted].long(), prediction[counted].long()
+        for name, ids in (("label", rows), ("prediction", columns)):
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_classes:
+                raise ValueError(
+                    f"{name} ids go from {int(ids.min())} to {int(ids.max())}, expected 0 to "
+                    f"{self.num_classes - 1}" + (f" or {self.ignored}" if name == "label" else "")
+                )
+        cells = torch.bincount(rows * self.num_classes + columns, minlength=self.num_classes**2)
+        self._counts[:-1] += cells
+        self._counts[-1] += 1
+        return cells.view(self.num_classes, self.num_classes)
+
+    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
+        """Sum over ranks: `all_reduce` adds one flat int64 tensor up in place. Call it once, at the end."""
+        all_reduce(self._counts)
+
+    @property
+    def num_images(self) -> int:
+        return int(self._counts[-1])
+
+    def result(self, class_names: Sequence[str]) -> EvalResult:
+        """The scores of all that was counted; ValueError unless there is one name per class."""
+        cells = self._counts[:-1].view(self.num_classes, self.num_classes).cpu().numpy()
+        return score(cells, class_names, self.num_images)
+
+
+def score(confusion: np.ndarray, class_names: Sequence[str], num_images: int) -> EvalResult:
+    """All scores of a (K, K) int64 confusion matrix (row = label, column = prediction)."""
+    if confusion.shape != (len(class_names), len(class_names)):
+        raise ValueError(
+            f"{len(class_names)} class names do not fit a confusion matrix of shape {confusion.shape}"
+        )
+    right = np.diagonal(confusion).astype(np.float64)
+    labelled, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    iou = _percent(right, labelled + predicted - np.diagonal(confusion))
+    recall, precision = _percent(right, labelled), _percent(right, predicted)
+    dice, fscore = _percent(2 * right, labelled + predicted), _fscore(precision, recall)
+    return EvalResult(
+        miou=_mean(iou),
+        mean_accuracy=_mean(recall),
+        pixel_accuracy=float(_percent(right.sum(), labelled.sum())),
+        mean_dice=_mean(dice),
+        mean_fscore=_mean(fscore),
+        mean_precision=_mean(precision),
+        mean_recall=_mean(recall),
+        iou_per_class=tuple(iou.tolist()),
+        accuracy_per_class=tuple(recall.tolist()),
+        dice_per_class=tuple(dice.tolist()),
+        fscore_per_class=tuple(fscore.tolist()),
+        precision_per_class=tuple(precision.tolist()),
+        recall_per_class=tuple(recall.tolist()),
+        labelled_pixels=tuple(labelled.tolist()),
+        predicted_pixels=tuple(predicted.tolist()),
+        class_names=tuple(class_names),
+        num_images=num_images,
+        confusion=confusion,
+    )
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """100 * part / whole in float64, NaN where whole is 0."""
+    whole = np.asarray(whole, np.float64)
+    return 100 * np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def _fscore(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """The harmonic mean per class (percent), NaN where either is undefined or both are 0."""
+    total = precision + recall
+    return np.divide(
+        2 * precision * recall, total, out=np.full(total.shape, np.nan), where=np.nan_to_num(total) > 0
+    )
+
+
+def _mean(per_class: np.ndarray) -> float:
+    """Mean over the classes that have a value; NaN if none has."""
+    defined = per_class[~np.isnan(per_class)]
+    return float(defined.mean()) if len(defined) else float("nan")
