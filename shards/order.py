@@ -1,19 +1,21 @@
 """Which sample stands at which position: a pure function, so that workers only execute an order.
 
-Positions count samples from 0 without end; epoch e holds positions [eN, (e + 1)N), every sample exactly once.
-Nothing here knows threads, processes or ranks, but for `micro_batch_positions`, which deals positions to ranks.
+Positions count samples from 0 without end; epoch e holds positions [eN, (e + 1)N), every sample exactly
+once. Nothing here knows threads, processes or ranks, but for `micro_batch_positions`, which deals positions
+to ranks.
 
 The order of epoch e with global batch V:
   base  the shards in an order drawn from (seed, e), inside each shard its samples in an order drawn from
         (seed, e, shard);
   lanes V consecutive stretches of that list, of N // V entries (the first N % V lanes have one more);
   p     with q = p - eN, the sample at position p is entry q // V of lane q % V.
-So one slot of the batch moves forward through one lane, shard by shard, and is at random only inside the shard
-that it is in: a batch mixes V places of the data set, while a reader touches few shards, each only once.
+So one slot of the batch moves forward through one lane, shard by shard, and is at random only inside the
+shard that it is in: a batch mixes V places of the data set, while a reader touches few shards, each only
+once.
 
-Cost: an epoch keeps two int64 per shard; a shard's own permutation is drawn when a lane is in it. Random words
-come from numpy's Philox and SeedSequence, whose streams numpy promises to keep, sorted by a stable argsort,
-never from `Generator.permutation`, whose algorithm may change.
+Cost: an epoch keeps two int64 per shard; a shard's own permutation is drawn when a lane is in it. Random
+words come from numpy's Philox and SeedSequence, whose streams numpy promises to keep, sorted by a stable
+argsort, never from `Generator.permutation`, whose algorithm may change.
 """
 
 from __future__ import annotations

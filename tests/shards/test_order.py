@@ -1,4 +1,6 @@
-"""The order against a slow list-building twin, and its promises: exactly once, any world, few shards at a time."""
+"""The order against a slow list-building twin, and its promises: exactly once, any world, few shards at a
+time.
+"""
 
 import time
 from collections import Counter
@@ -29,7 +31,9 @@ shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(sum)
 
 
 def slow_epoch(sizes, seed, epoch, global_batch):
-    """The epoch as the definition says it: build the base list, cut it into lanes, deal from the lanes in turn."""
+    """The epoch as the definition says it: build the base list, cut it into lanes, deal from the lanes in
+    turn.
+    """
     base = []
     for shard in permutation(len(sizes), SHARD_ORDER, seed, epoch):
         base += [
