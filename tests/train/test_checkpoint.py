@@ -1,0 +1,177 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from train.checkpoint import (
+    BEST,
+    LAST,
+    CheckpointError,
+    TrainState,
+    checkpoints_of,
+    load_weights,
+    prune,
+    read_checkpoint,
+    read_part,
+    read_state,
+    replacing,
+    save_best,
+    save_final,
+    save_last,
+)
+
+STATE = TrainState(
+    step=0,
+    position=0, fingerprint="f", global_batch=4, seed=1, backbone="dinov3_tiny16", backbone_digest="d",
+    class_names=["sky", "road"], config={"bs": 2, "gradient_clip": float("inf")},
+)  # fmt: skip
+
+
+def weights(value: float = 1.0) -> dict[str, Tensor]:
+    return {"segmentation_model.1.conv.weight": torch.full((2, 3), value), "count": torch.tensor(3)}
+
+
+def save_step(run: Path, step: int, value: float = 1.0) -> Path:
+    moments = {"exp_avg/segmentation_model.1.conv.weight": torch.full((2, 3), 0.5)}
+    return save_last(run, replace(STATE, step=step, position=4 * step), weights(value), moments)
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    folder = save_step(tmp_path, 7, 0.25)
+    found = read_checkpoint(folder)
+    assert found.state == replace(STATE, step=7, position=28, digests=found.state.digests)  # type: ignore[union-attr]
+    assert found.weights.keys() == weights().keys()
+    assert all(torch.equal(found.weights[key], value) for key, value in weights(0.25).items())
+    moments = read_part(folder, "optimizer.safetensors", read_state(folder / "state.json"))
+    assert float(moments["exp_avg/segmentation_model.1.conv.weight"].sum()) == 3.0
+
+
+def test_run_folder_means_best_then_last(tmp_path: Path) -> None:
+    save_step(tmp_path, 9)
+    assert read_checkpoint(tmp_path).path.name == "step-00000009"
+    save_best(tmp_path, replace(STATE, step=4, score=50.0), weights())
+    assert read_checkpoint(tmp_path).path.name == "best-00000004"
+
+
+def test_a_new_best_replaces_the_former_even_an_earlier_step(tmp_path: Path) -> None:
+    save_best(tmp_path, replace(STATE, step=8), weights())
+    save_best(tmp_path, replace(STATE, step=4), weights())
+    assert [path.name for path in checkpoints_of(tmp_path, BEST)] == ["best-00000004"]
+
+
+def test_best_cannot_be_continued(tmp_path: Path) -> None:
+    folder = save_best(tmp_path, STATE, weights())
+    with pytest.raises(CheckpointError, match="cannot be continued"):
+        read_part(folder, "optimizer.safetensors", read_state(folder / "state.json"))
+
+
+def test_prune_keeps_newest_and_archive(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save_step(tmp_path, step)
+    prune(tmp_path, keep_last=2, archive_interval=20)
+    assert [path.name[-2:] for path in checkpoints_of(tmp_path, LAST)] == ["20", "40", "50"]
+
+
+def test_leftover_of_a_killed_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path) -> None:
+    save_step(tmp_path, 1)
+    torn = tmp_path / "checkpoints" / ".step-00000002"
+    torn.mkdir()
+    (torn / "weights.safetensors").write_bytes(b"half")
+    assert [path.name for path in checkpoints_of(tmp_path, LAST)] == ["step-00000001"]
+    save_step(tmp_path, 2)
+    assert not torn.exists()
+
+
+@pytest.mark.parametrize("part", ["weights.safetensors", "state.json"])
+def test_damage_is_noticed_and_named(tmp_path: Path, part: str) -> None:
+    folder = save_step(tmp_path, 1)
+    data = bytearray((folder / part).read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (folder / part).write_bytes(data)
+    with pytest.raises(CheckpointError, match=part):
+        read_checkpoint(folder)
+
+
+def test_final_file_holds_tensors_only_and_its_facts_beside_it(tmp_path: Path) -> None:
+    path = save_final(tmp_path, replace(STATE, step=5), weights())
+    plain = torch.load(path, weights_only=True)
+    assert plain.keys() == weights().keys()
+    found = read_checkpoint(path)
+    assert found.state is not None
+    assert (found.state.step, found.state.class_names) == (5, ["sky", "road"])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model_final.json", "model_final.pth"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_bare_and_wrapped_weight_files(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "flat.pth")
+    torch.save({"model": weights(), "step": 3}, tmp_path / "wrapped.pth")
+    for name in ("flat.pth", "wrapped.pth"):
+        found = read_checkpoint(tmp_path / name)
+        assert found.weights.keys() == weights().keys()
+        assert found.state is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", json.dumps([1]).encode()])
+@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
+def test_files_that_hold_no_tensors(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        read_checkpoint(tmp_path / name)
+
+
+def test_pth_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": nn.Linear(1, 1)}, tmp_path / "code.pth")
+    with pytest.raises(CheckpointError, match=r"code\.pth"):
+        read_checkpoint(tmp_path / "code.pth")
+
+
+@pytest.mark.parametrize("name", ["nothing.pth", "."])
+def test_nothing_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"does not exist|holds no checkpoint"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_loading_is_strict_and_lists_what_differs(tmp_path: Path) -> None:
+    head = nn.Linear(3, 2)
+    torch.save({"weight": torch.ones(2, 4), "extra": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(head, read_checkpoint(tmp_path / "other.pth"))
+    for part in (
+        "other.pth",
+        "1 missing (bias)",
+        "1 unexpected (extra)",
+        "weight (2, 4), the model has (2, 3)",
+    ):
+        assert part in str(caught.value)
+
+
+def test_backbone_keys_of_a_full_model_are_passed_over(tmp_path: Path) -> None:
+    head = nn.Linear(3, 2)
+    full = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    torch.save(full | {"segmentation_model.0.backbone.norm.weight": torch.ones(4)}, tmp_path / "full.pth")
+    load_weights(head, read_checkpoint(tmp_path / "full.pth"))
+    assert torch.equal(head.weight, torch.ones(2, 3))
+
+
+def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing(path) as hidden:
+        (hidden / "below a file that is not there").write_text("half")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_a_link_in_place_of_the_hidden_file_is_not_followed(tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside.json"
+    run.mkdir()
+    outside.write_text("precious")
+    (run / ".model_final.json.part").symlink_to(outside)
+    save_final(run, STATE, weights())
+    assert outside.read_text() == "precious"

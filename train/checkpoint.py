@@ -1,0 +1,289 @@
+"""Checkpoints of one run: trainables, optimiser state and the facts that make the run continue at the next
+sample.
+
+A checkpoint is a folder `checkpoints/step-00000100/` of `weights.safetensors`, `optimizer.safetensors` and
+`state.json` (which holds the digests of the other two). It is written under a hidden name, flushed to disk
+and renamed, so a folder with its final name is whole. The best by score stands beside them as `best-...`,
+without optimiser state. On disk at most: keep_last x (weights + 2 x trainables) + 1 x weights, and while
+writing one more of the larger kind.
+
+The backbone is never in a checkpoint, only its digest. `model_final.pth` holds the same weights as plain
+tensors under the reference's key names; read it with `torch.load(..., weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+VERSION = 1
+FOLDER = "checkpoints"
+LAST, BEST = "step-", "best-"
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+FINAL = "model_final.pth"
+BACKBONE_PREFIXES = ("segmentation_model.0.backbone.", "segmentation_model.0.feature_model.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or belongs to another model or another run."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What `state.json` says about the weights beside it."""
+
+    step: int  # optimiser steps taken
+    position: int  # samples consumed by those steps: where the loader continues
+    fingerprint: str  # of the training data
+    global_batch: int
+    seed: int
+    backbone: str  # architecture name
+    backbone_digest: str
+    class_names: list[str]
+    config: dict[str, Any]  # the whole merged config, JSON-ready
+    score: float | None = None  # of the metric that picks the best; None before the first evaluation
+    digests: dict[str, str] = field(default_factory=dict)  # sha256 of the other files, filled in when written
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by the reference's key names; `state` is None for a bare weights file without a config
+    beside it.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    state: TrainState | None
+
+
+def save_checkpoint(
+    run: Path, name: str, state: TrainState, weights: dict[str, Tensor], optimizer: dict[str, Tensor] | None
+) -> Path:
+    """Write `run/checkpoints/NAME` in one visible act and return it; a folder of that name is replaced."""
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover)
+    hidden = folder / f".{name}"
+    hidden.mkdir()
+    parts = {WEIGHTS: weights} if optimizer is None else {WEIGHTS: weights, OPTIMIZER: optimizer}
+    digests = {}
+    for part, tensors in parts.items():
+        data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        digests[part] = hashlib.sha256(data).hexdigest()
+        write_through(hidden / part, data)
+    facts = asdict(state) | {"digests": digests}
+    write_through(hidden / STATE, json.dumps(facts, indent=1).encode())
+    flush_folder(hidden)
+    if (folder / name).exists():
+        shutil.rmtree(folder / name)
+    hidden.rename(folder / name)
+    flush_folder(folder)
+    return folder / name
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it. A link in its place is not followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path` that takes its place, flushed, when the block ends well; else it is
+    removed.
+    """
+    hidden = path.with_name(f".{path.name}.part")
+    hidden.unlink(missing_ok=True)
+    try:
+        yield hidden
+        with open(hidden, "rb") as file:
+            os.fsync(file.fileno())
+        hidden.replace(path)
+        flush_folder(path.parent)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def prune(run: Path, keep_last: int, archive_interval: int | None) -> None:
+    """Remove all but the newest `keep_last` continuable checkpoints and every multiple of
+    `archive_interval`.
+    """
+    for path in checkpoints_of(run, LAST)[:-keep_last]:
+        if archive_interval is None or step_of(path) % archive_interval:
+            shutil.rmtree(path)
+
+
+def save_best(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:
+    """Write the best weights, without optimiser state, then remove the former best."""
+    path = save_checkpoint(run, f"{BEST}{state.step:08d}", state, weights, None)
+    for former in checkpoints_of(run, BEST):
+        if former != path:
+            shutil.rmtree(former)
+    return path
+
+
+def save_last(run: Path, state: TrainState, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
+    return save_checkpoint(run, f"{LAST}{state.step:08d}", state, weights, optimizer)
+
+
+def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:
+    """Write `model_final.pth` for others to load, and `model_final.json` with the facts, so that it can
+    be rebuilt.
+    """
+    path = run / FINAL
+    with replacing(path) as hidden:
+        torch.save({key: value.detach().cpu().contiguous() for key, value in weights.items()}, hidden)
+        with open(hidden, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with replacing(path.with_suffix(".json")) as hidden:
+        write_through(hidden, json.dumps(asdict(state) | {"digests": {FINAL: digest}}, indent=1).encode())
+    return path
+
+
+def checkpoints_of(run: Path, prefix: str) -> list[Path]:
+    """The run's finished checkpoints of one kind, oldest first."""
+    return sorted((run / FOLDER).glob(f"{prefix}[0-9]*"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Weights and facts behind `path`: a checkpoint folder, a run folder (its best, else last), or
+    model_final.pth.
+
+    Raises CheckpointError if there is none, or if a file is not what state.json says.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / STATE).is_file():
+        found = checkpoints_of(path, BEST)[-1:] or checkpoints_of(path, LAST)[-1:]
+        if not found:
+            raise CheckpointError(f"{path} holds no checkpoint (expected {STATE} or {FOLDER}/{LAST}*)")
+        path = found[0]
+    if path.is_dir():
+        state = read_state(path / STATE)
+        return Checkpoint(path, read_part(path, WEIGHTS, state), state)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    return read_weights_file(path)
+
+
+def read_state(path: Path) -> TrainState:
+    """The facts in a state file; CheckpointError if it is missing or not of this version."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(facts, dict) or facts.get("version") != VERSION:
+        raise CheckpointError(f"{path} is not the state of a checkpoint of version {VERSION}")
+    known = {name: facts[name] for name in TrainState.__dataclass_fields__ if name in facts}
+    try:
+        return TrainState(**known)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is incomplete: {error}") from error
+
+
+def read_part(folder: Path, part: str, state: TrainState) -> dict[str, Tensor]:
+    """The tensors of one file, after its digest was found to be the one in state.json."""
+    if part not in state.digests:
+        raise CheckpointError(
+            f"{folder} has no {part}: the best checkpoint cannot be continued, a {LAST}* one can"
+        )
+    check_digest(folder / part, state.digests[part])
+    return load_safetensors(folder / part)
+
+
+def check_digest(path: Path, expected: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if digest != expected:
+        raise CheckpointError(f"{path} is damaged: its sha256 is {digest}, recorded was {expected}")
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def load_pth(path: Path) -> dict[str, Tensor]:
+    """Named tensors from a .pth file, flat or wrapped as {"model": ...}; nothing but tensors is ever
+    unpickled.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for files that are not its own
+        raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds something else than named tensors")
+    return content
+
+
+def read_weights_file(path: Path) -> Checkpoint:
+    """A bare .safetensors or .pth file, with the facts of the .json beside it where there is one."""
+    beside = path.with_suffix(".json")
+    state = read_state(beside) if beside.is_file() else None
+    if state is not None and path.name in state.digests:
+        check_digest(path, state.digests[path.name])
+    return Checkpoint(
+        path, load_safetensors(path) if path.suffix == ".safetensors" else load_pth(path), state
+    )
+
+
+def load_weights(decoder: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the weights into `decoder`, strictly; CheckpointError lists what is missing, unexpected or of
+    another shape.
+
+    A full model's backbone keys are the only ones passed over: the backbone is never trained here.
+    """
+    own = decoder.state_dict()
+    given = {key: value for key, value in checkpoint.weights.items() if not key.startswith(BACKBONE_PREFIXES)}
+    shapes = [
+        f"{key} {tuple(given[key].shape)}, the model has {tuple(own[key].shape)}"
+        for key in own.keys() & given.keys()
+        if own[key].shape != given[key].shape
+    ]
+    faults = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
+        "of another shape": sorted(shapes),
+    }
+    found = [f"{len(keys)} {fault} ({'; '.join(keys[:4])})" for fault, keys in faults.items() if keys]
+    if found:
+        raise CheckpointError(
+            f"{checkpoint.path} is of another model: {', '.join(found)}. "
+            "Set model.dino_hub and decoder_head as they were in its run"
+        )
+    decoder.load_state_dict(given)

@@ -1,0 +1,209 @@
+"""Who else trains with us: one process, or many joined over NCCL (CUDA) or gloo (CPU).
+
+The environment is read here and nowhere else; everything below gets a `Ranks`. Host-side agreement (stop
+now? which checkpoint?) goes over a gloo group of its own, so that it never waits for the device. Messages
+are bytes, not pickles.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shards.order import World
+
+JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to appear
+WORK_TIMEOUT = timedelta(
+    minutes=30
+)  # for one collective; the slowest honest wait is for rank 0 at a checkpoint
+
+
+class LaunchError(ValueError):
+    """The launcher's environment is incomplete, or asks for devices that are not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a launcher says about this process."""
+
+    rank: int
+    num_ranks: int
+    local_rank: int
+    address: str  # of rank 0
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among all; every method is the identity in a single process."""
+
+    world: World
+    device: torch.device
+    control: dist.ProcessGroup | None = None  # gloo, for the hosts; None in a single process
+
+    @property
+    def is_first(self) -> bool:
+        return self.world.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all ranks, in place; any device."""
+        if self.control is not None:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: int) -> int:
+        """The largest flag that any host raised; waits for hosts only, never for a device."""
+        if self.control is None:
+            return flag
+        raised = torch.tensor([flag])
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
+        return int(raised)
+
+    def first_says(self, text: str) -> str:
+        """Rank 0's `text`, on every rank."""
+        if self.control is None:
+            return text
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        length = torch.tensor([len(data)])
+        dist.broadcast(length, src=0, group=self.control)
+        if not self.is_first:
+            data = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(data, src=0, group=self.control)
+        return bytes(data.tolist()).decode()
+
+    def wait(self, what: str, timeout: timedelta = WORK_TIMEOUT) -> None:
+        """Until every rank is here; a ConnectionError names the ranks that are not."""
+        if self.control is None:
+            return
+        try:
+            dist.monitored_barrier(self.control, timeout=timeout, wait_all_ranks=True)
+        except RuntimeError as error:
+            raise ConnectionError(f"waiting for all ranks at {what!r}: {error}") from error
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch | None:
+    """torchrun's or srun's description of this process; None when it runs alone.
+
+    Raises LaunchError if a launcher is there but left something out.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in environment]
+        if missing:
+            raise LaunchError(
+                f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not; start with torchrun"
+            )
+        rank, num_ranks, local_rank, address, port = (environment[name] for name in names)
+        return Launch(int(rank), int(num_ranks), int(local_rank), address, int(port))
+    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        job = int(environment["SLURM_JOB_ID"])
+        return Launch(
+            int(environment["SLURM_PROCID"]),
+            int(environment["SLURM_NTASKS"]),
+            int(environment["SLURM_LOCALID"]),
+            environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+            int(environment.get("MASTER_PORT") or 15000 + job % 20000),
+        )
+    return None
+
+
+def first_host(node_list: str) -> str:
+    """The first name of Slurm's compact list: `node[03-07,11]` -> `node03`, `a1,b2` -> `a1`."""
+    bracket = re.match(r"([^,\[]*)\[([^\],-]+)[^\]]*\]([^,\[]*)", node_list)
+    return "".join(bracket.groups()) if bracket else node_list.split(",")[0]
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """This process's GPU where there is CUDA, else the CPU; LaunchError if there are more processes than
+    GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; "
+            "start as many processes as GPUs (--nproc-per-node)"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+    """The ranks of this run, connected; leaves no process group behind."""
+    launch = read_launch(environment)
+    device = choose_device(launch.local_rank if launch else 0)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if launch is None or launch.num_ranks == 1:
+        yield Ranks(World(), device)
+        return
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=f"tcp://{launch.address}:{launch.port}" if "RANK" not in environment else "env://",
+        rank=launch.rank,
+        world_size=launch.num_ranks,
+        timeout=JOIN_TIMEOUT,
+    )
+    try:
+        control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+        yield Ranks(World(launch.rank, launch.num_ranks), device, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:
+    """`decoder` with gradients averaged over ranks; itself in a single process.
+
+    Only what trains is wrapped: the frozen backbone is in no bucket. Batch statistics are shared by SyncBN
+    on CUDA (`share_batch_norms` before this) and averaged after each step elsewhere, so buffers need no
+    broadcast.
+    """
+    if ranks.control is None:
+        return decoder
+    on_cuda = ranks.device.type == "cuda"
+    return DistributedDataParallel(
+        decoder,
+        device_ids=[ranks.device.index] if on_cuda else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def share_batch_norms(decoder: nn.Module, ranks: Ranks) -> nn.Module:
+    """On several GPUs, batch norms that see the whole micro-batch of all ranks."""
+    if ranks.control is None or ranks.device.type != "cuda":
+        return decoder
+    return nn.SyncBatchNorm.convert_sync_batchnorm(decoder)
+
+
+def average_batch_norms(decoder: nn.Module, ranks: Ranks) -> None:
+    """Make the running statistics of all ranks equal to their mean, in one message; nothing to do under
+    SyncBN.
+
+    Running statistics are linear in what was seen, so averaging after every step equals averaging once at
+    the end; doing it every step keeps a run independent of when its checkpoints fall.
+    """
+    if ranks.control is None:
+        return
+    norms = [module for module in decoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [
+        buffer
+        for module in norms
+        if not isinstance(module, nn.SyncBatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if not kept:
+        return
+    joint = ranks.sum(torch.cat([buffer.reshape(-1) for buffer in kept])).div_(ranks.world.num_ranks)
+    for buffer, mean in zip(kept, joint.split([buffer.numel() for buffer in kept]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

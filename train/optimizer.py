@@ -1,0 +1,103 @@
+"""AdamW over the trainable parameters, in groups, and the gradient clip.
+
+Weight decay pulls matrices and kernels only. Norm scales, biases and embeddings (query, level and
+position tables) are left alone, as Mask2Former's own recipe does: a decayed norm or query table changes
+what the head can express.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from train.schedule import Schedule
+from train.schema import OptimizerConfig
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+EMBEDDING_WORDS = ("embed", "level_encoding", "query_feat")  # parameter names that are tables, not matrices
+
+
+def is_decayed(module: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies to `module`'s own parameter `name` (the last part of its dotted name)."""
+    if isinstance(module, (*NORMS, nn.Embedding)) or parameter.ndim < 2:
+        return False
+    return not any(word in name for word in EMBEDDING_WORDS)
+
+
+def named_trainables(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """(dotted name, parameter, decayed?) of every trainable parameter once, in the order of registration."""
+    seen: set[int] = set()
+    for prefix, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield (f"{prefix}.{name}" if prefix else name), parameter, is_decayed(owner, name, parameter)
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with two groups (decayed, not decayed); each group remembers its full rate as `full_lr`."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for _, parameter, decayed in named_trainables(module):
+        groups[decayed].append(parameter)
+    settings = [
+        {"params": members, "weight_decay": config.weight_decay if decayed else 0.0, "full_lr": config.lr}
+        for decayed, members in groups.items()
+        if members
+    ]
+    on_cuda = all(parameter.is_cuda for members in groups.values() for parameter in members)
+    return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=on_cuda)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
+    """Give every group its rate for step `step` (from 0); returns the rate of the first group."""
+    factor = schedule(step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def clip_gradients(module: nn.Module, largest_norm: float) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `largest_norm` (inf: only measure).
+
+    Returns the norm before clipping, a scalar tensor on the device; reading it is the caller's decision.
+    """
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if not math.isinf(largest_norm):
+        nn.utils.clip_grads_with_norm_(module.parameters(), largest_norm, norm)
+    return norm
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as flat tensors `SLOT/PARAMETER`, the form that a checkpoint holds."""
+    return {
+        f"{slot}/{name}": value
+        for name, parameter, _ in named_trainables(module)
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`; ValueError lists parameters without state and state without
+    parameter.
+    """
+    by_name = {name: parameter for name, parameter, _ in named_trainables(module)}
+    fused = any(group["fused"] for group in optimizer.param_groups)
+    slots = sorted({key.split("/", 1)[0] for key in tensors})
+    expected = {f"{slot}/{name}" for slot in slots for name in by_name}
+    missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
+    if missing or unexpected:
+        raise ValueError(
+            f"optimiser state does not fit the model: missing {missing[:8]}, unexpected {unexpected[:8]}"
+        )
+    for name, parameter in by_name.items():
+        state = optimizer.state[parameter]
+        for slot in slots:
+            value = tensors[f"{slot}/{name}"]
+            place = parameter.device if value.ndim or fused else value.device
+            state[slot] = value.to(place, copy=True)

@@ -1,0 +1,198 @@
+"""Every key that a recipe or the command line may set, with its type and default.
+
+Names and defaults follow the public DINOv3 segmentation configuration (facebookresearch/dinov3) where it has
+them; the keys it lacks (`m2f_train`, `checkpoint`, `log`, `init_from`, ...) are additions. Lists are
+`list[...]`: OmegaConf 2.4 refuses tuples declared with one length. Lengths are in pixels, intervals in steps.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+
+
+class ConfigError(ValueError):
+    """The recipe or the command line asks for something that cannot be."""
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """A phrase that offers the choice closest to `word`: by the whole dotted name, else by its last part."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    if not close:
+        last = {choice.rsplit(".", 1)[-1]: choice for choice in reversed(choices)}
+        close = [last[name] for name in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=1)]
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(choices[:12])}"
+
+
+class ModelDtype(Enum):
+    """Arithmetic of the model on CUDA; a CPU always computes in float32. Given by name."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def autocast_dtype(self) -> torch.dtype:
+        return torch.float32 if self is ModelDtype.FLOAT32 else torch.bfloat16
+
+
+class BackboneLayers(StrEnum):
+    """Which blocks of the backbone feed the head. Given by name."""
+
+    LAST = "LAST"
+    FOUR_LAST = "FOUR_LAST"
+    FOUR_EVEN_INTERVALS = "FOUR_EVEN_INTERVALS"
+
+
+@dataclass
+class ModelConfig:
+    dino_hub: str | None = None  # architecture by name, e.g. dinov3_vitl16, dinov2_vits14, dinov3_tiny16
+    weights: str | None = None  # file, folder, hub id or "random"; None: the published hub id of dino_hub
+    revision: str | None = None  # commit of the hub repository
+    pretrained_weights: str | None = None  # the reference's word for `weights`
+    config_file: str | None = (
+        None  # the reference's pretraining YAML; refused, dino_hub names the architecture
+    )
+
+
+@dataclass
+class DatasetConfig:
+    root: str = MISSING  # folder or URL that holds the splits; no default on purpose
+    train: str = ""  # a split's name, a URL, or the reference's descriptor NAME:split=TRAIN
+    val: str = ""
+
+
+@dataclass
+class DecoderConfig:
+    type: str = "m2f"  # m2f | linear
+    backbone_out_layers: BackboneLayers = BackboneLayers.LAST
+    # The next three exist in the reference but nothing reads them there; here any other value is an error.
+    use_batchnorm: bool = True
+    use_cls_token: bool = False
+    use_backbone_norm: bool = True
+    num_classes: int = 150
+    hidden_dim: int = 2048  # m2f only
+    dropout: float = 0.1  # linear only
+
+
+@dataclass
+class SchedulerConfig:
+    type: str = "WarmupOneCycleLR"
+    total_iter: int = 40000  # optimiser steps
+    constructor_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-2  # on matrices and kernels only
+    gradient_clip: float = 35.0  # largest global norm; inf: never clip
+
+
+@dataclass
+class LinearLossConfig:
+    diceloss_weight: float = 0.0
+    celoss_weight: float = 1.0
+
+
+@dataclass
+class M2FTrainConfig:
+    """The matched loss: points per mask and weights of its terms."""
+
+    num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    mask_coefficient: float = 5.0
+    dice_coefficient: float = 5.0
+    class_coefficient: float = 2.0
+    no_object_coefficient: float = 0.1
+    ignore_void: bool = False  # draw no loss points on unlabelled pixels
+
+
+@dataclass
+class TrainTransformConfig:
+    img_size: int | None = None  # short side that a ratio of 1 gives
+    random_img_size_ratio_range: list[float] | None = None
+    crop_size: list[int] | None = None  # height, width
+    flip_prob: float = 0.0
+    photometric: str = "reference"  # name of a colour preset
+
+
+@dataclass
+class EvalTransformConfig:
+    img_size: int | None = None  # short side before sliding
+    tta_ratios: list[float] = field(default_factory=lambda: [1.0])
+
+
+@dataclass
+class TransformConfig:
+    train: TrainTransformConfig = field(default_factory=TrainTransformConfig)
+    eval: EvalTransformConfig = field(default_factory=EvalTransformConfig)
+    mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])  # on the 0..255 scale
+    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+
+
+@dataclass
+class EvalConfig:
+    compute_metric_per_image: bool = False
+    reduce_zero_label: bool | None = None  # True or False is checked against the rule in the manifest
+    mode: str = "slide"  # slide | whole
+    crop_size: int | None = 512
+    stride: int | None = 341
+    eval_interval: int = 40000
+    use_tta: bool = False
+    max_val_samples: int | None = None  # None: the whole split
+    before_training: bool = False  # also evaluate the untrained head, as step 0
+
+
+@dataclass
+class CheckpointConfig:
+    interval: int | None = None  # None: at every evaluation
+    keep_last: int = 2  # with optimiser state; the best is kept beside them, without
+    archive_interval: int | None = None  # also keep every multiple of this, for good
+
+
+@dataclass
+class LogConfig:
+    interval: int = (
+        50  # steps between two lines; the only place where training waits for the device's figures
+    )
+
+
+@dataclass
+class TrainConfig:
+    """One run, whole. `python -m train` writes it, merged, beside the results."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    bs: int = 2  # images a process takes in one micro-step
+    n_gpus: int = 8  # bs * n_gpus is the global batch of the recipe, whatever the world it runs on
+    global_batch: int | None = None  # set it to say the global batch outright
+    num_workers: int = 6  # reading threads of one process
+    model_dtype: ModelDtype = ModelDtype.FLOAT32
+    seed: int = 100
+    metric_to_save: str = "mIoU"
+    datasets: DatasetConfig = field(default_factory=DatasetConfig)
+    decoder_head: DecoderConfig = field(default_factory=DecoderConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    transforms: TransformConfig = field(default_factory=TransformConfig)
+    train: LinearLossConfig = field(default_factory=LinearLossConfig)
+    m2f_train: M2FTrainConfig = field(default_factory=M2FTrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    output_dir: str | None = None
+    load_from: str | None = None  # evaluate these weights
+    init_from: str | None = None  # train, starting from these weights
+    resume_from: str | None = None  # continue the run: a checkpoint, or "auto" for the newest in output_dir
+
+    @property
+    def images_per_step(self) -> int:
+        """The global batch: images that one optimiser step sees over all ranks and micro-steps."""
+        return self.bs * self.n_gpus if self.global_batch is None else self.global_batch
