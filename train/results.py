@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint import replacing
 from train.metrics import METRICS, EvalResult
 
 STEM = "results-semantic-segmentation"
@@ -28,7 +29,8 @@ def write_results(result: EvalResult, folder: str | os.PathLike[str], stem: str 
     paths = folder / f"{stem}.json", folder / f"{stem}.csv"
     document = json.dumps(as_json(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for path, text in zip(paths, (document, as_csv(result)), strict=True):
-        _replace(path, text)
+        with replacing(path) as hidden:
+            hidden.write_text(text, encoding="utf-8", newline="")
     return paths
 
 
@@ -99,13 +101,3 @@ def _cell(score: float) -> str:
 
 def _shown(score: float) -> str:
     return "     -" if math.isnan(score) else f"{score:6.2f}"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file by rename, so that it is never seen half-written (nor written through a link)."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8", newline="")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
