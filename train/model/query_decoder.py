@@ -1,0 +1,162 @@
+"""The query decoder of Mask2Former (Cheng et al. 2021, arXiv 2112.01527): a hundred queries become masks with classes.
+
+Before the first layer and after each of nine, the queries are read out as class logits and mask logits; each mask
+then decides where its query may look next. Parameter names are those of DINOv3's port.
+
+Letters: B image, Q query, C width, S place of the level in turn.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.model.adapter import to_tokens
+from train.model.position import sine_position
+from train.model.prediction import Prediction
+
+NUM_LAYERS = 9
+NUM_LEVELS = 3
+NUM_QUERIES = 100
+NUM_HEADS = 16
+FEED_FORWARD = 4096
+
+
+class Attention(nn.Module):
+    """What torch.nn.MultiheadAttention computes, with its parameter names, batch first, one mask for all heads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """query (B, Q, C), key and value (B, S, C), allowed (B, Q, S) bool -> (B, Q, C)."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        mask = None if allowed is None else allowed[:, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Queries look at the allowed places of a feature map; residual, norm behind."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.multihead_attn = Attention(width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, queries: Tensor, query_position: Tensor, memory: Tensor, position: Tensor, allowed: Tensor
+    ) -> Tensor:
+        return self.norm(
+            queries + self.multihead_attn(queries + query_position, memory + position, memory, allowed)
+        )
+
+
+class SelfAttention(nn.Module):
+    """Queries look at each other; residual, norm behind."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, queries: Tensor, query_position: Tensor) -> Tensor:
+        placed = queries + query_position
+        return self.norm(queries + self.self_attn(placed, placed, queries))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between; residual, norm behind."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, FEED_FORWARD)
+        self.linear2 = nn.Linear(FEED_FORWARD, width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+
+
+class MaskEmbedding(nn.Module):
+    """Three linear layers with ReLU between them: query -> the vector its mask is the response to."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.layers[0](x))
+        return self.layers[2](F.relu(self.layers[1](x)))
+
+
+class QueryDecoder(nn.Module):
+    """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttention(width) for _ in range(NUM_LAYERS)
+        )
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttention(width) for _ in range(NUM_LAYERS)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(FeedForward(width) for _ in range(NUM_LAYERS))
+        self.post_norm = nn.LayerNorm(width)
+        self.query_feat = nn.Embedding(NUM_QUERIES, width)
+        self.query_embed = nn.Embedding(NUM_QUERIES, width)
+        self.level_embed = nn.Embedding(NUM_LEVELS, width)
+        self.class_embed = nn.Linear(width, num_classes + 1)
+        self.mask_embed = MaskEmbedding(width)
+
+    def forward(self, mask_features: Tensor, maps: list[Tensor]) -> list[Prediction]:
+        """mask_features (B, C, H/4, W/4); maps (B, C, ., .) at strides 32, 16, 8."""
+        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        memories = [to_tokens(m) + self.level_embed.weight[i] for i, m in enumerate(maps)]
+        positions = [
+            sine_position(shape, m.shape[-1], m.device) for shape, m in zip(shapes, memories, strict=True)
+        ]
+        positions = [p.to(m.dtype) for p, m in zip(positions, memories, strict=True)]
+        batch = mask_features.shape[0]
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        query_position = self.query_embed.weight
+        predictions = [self.read_out(queries, mask_features)]
+        for i in range(NUM_LAYERS):
+            level = i % NUM_LEVELS
+            allowed = allowed_places(predictions[-1].mask_logits, shapes[level])
+            queries = self.transformer_cross_attention_layers[i](
+                queries, query_position, memories[level], positions[level], allowed
+            )
+            queries = self.transformer_self_attention_layers[i](queries, query_position)
+            queries = self.transformer_ffn_layers[i](queries)
+            predictions.append(self.read_out(queries, mask_features))
+        return predictions
+
+    def read_out(self, queries: Tensor, mask_features: Tensor) -> Prediction:
+        """Class and mask logits of queries (B, Q, C)."""
+        normed = self.post_norm(queries)
+        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
+        return Prediction(self.class_embed(normed), masks)
+
+
+def allowed_places(mask_logits: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, Q, h * w) bool: where each query may look next: inside its own mask, or anywhere if that is empty.
+
+    Selected by arithmetic on the mask, not by indexing with it: that would wait for the device.
+    """
+    small = F.interpolate(mask_logits.detach(), size=shape, mode="bilinear", align_corners=False)
+    blocked = (small.sigmoid() < 0.5).flatten(2)
+    return ~(blocked & ~blocked.all(-1, keepdim=True))

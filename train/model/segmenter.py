@@ -1,0 +1,209 @@
+"""Frozen backbone plus trainable head: what is trained, evaluated and exported.
+
+The head is a separate module, `decoder`: it alone goes to the optimiser, to DistributedDataParallel and into
+checkpoints, under the reference's key names (`segmentation_model.0.*` adapter, `segmentation_model.1.*` head).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.model.adapter import DROP_PATH_RATE, NUM_EXTRACTORS, Adapter
+from train.model.architectures import ModelError, layer_indices
+from train.model.backbone import FrozenBackbone
+from train.model.drops import draw_keep_factors
+from train.model.linear_head import LinearHead
+from train.model.pixel_decoder import PRECISIONS, PixelDecoder
+from train.model.prediction import Prediction
+from train.model.query_decoder import QueryDecoder
+
+COARSEST_STRIDE = 32
+
+
+class DecoderSettings(Protocol):
+    """The fields of `decoder_head` in the configuration that shape the head."""
+
+    type: str
+    num_classes: int
+    hidden_dim: int
+    dropout: float
+
+    @property
+    def backbone_out_layers(self) -> str: ...
+
+
+class MaskHead(nn.Module):
+    """Pixel decoder, then query decoder."""
+
+    def __init__(self, channels: int, width: int, num_classes: int, precision: str) -> None:
+        super().__init__()
+        self.pixel_decoder = PixelDecoder(channels, width, precision)
+        self.predictor = QueryDecoder(width, num_classes)
+
+    def forward(self, pyramid: tuple[Tensor, ...]) -> list[Prediction]:
+        return self.predictor(*self.pixel_decoder(pyramid))
+
+
+class MaskDecoder(nn.Module):
+    """Adapter and Mask2Former head: all that is trained in `m2f` mode."""
+
+    def __init__(self, channels: int, width: int, num_classes: int, precision: str) -> None:
+        super().__init__()
+        head = MaskHead(channels, width, num_classes, precision)
+        self.segmentation_model = nn.ModuleList([Adapter(channels), head])
+
+    def forward(
+        self, images: Tensor, features: tuple[Tensor, ...], drops: Tensor | None = None
+    ) -> list[Prediction]:
+        """images (B, 3, H, W), features four (B, D, h, w), drops as drawn -> 10 predictions, the last final."""
+        adapter, head = self.segmentation_model
+        return head(adapter(images, features, _on(drops, images)))
+
+    def draw_drops(self, positions: Sequence[int], seed: int) -> Tensor | None:
+        """(B, 6) factors of the adapter's stochastic depth; None in eval mode."""
+        if not self.training:
+            return None
+        return draw_keep_factors(positions, seed, "adapter drop path", NUM_EXTRACTORS, DROP_PATH_RATE)
+
+
+class LinearDecoder(nn.Module):
+    """The linear head alone, in the place where the reference keeps it."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.channels, self.dropout = channels, dropout
+        self.segmentation_model = nn.ModuleList([nn.Identity(), LinearHead(channels, num_classes)])
+
+    def forward(self, images: Tensor, features: tuple[Tensor, ...], drops: Tensor | None = None) -> Tensor:
+        """Class score map (B, num_classes, h, w) from patch maps (B, D, h, w) each; `images` is not looked at."""
+        return self.segmentation_model[1](features, _on(drops, images))
+
+    def draw_drops(self, positions: Sequence[int], seed: int) -> Tensor | None:
+        """(B, channels) factors of channel dropout; None in eval mode."""
+        if not self.training:
+            return None
+        return draw_keep_factors(positions, seed, "linear channel dropout", self.channels, self.dropout)
+
+
+class Segmenter(nn.Module):
+    """Backbone and decoder together. `size_multiple`: both sides of an input must divide by it (px)."""
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        decoder: MaskDecoder | LinearDecoder,
+        indices: tuple[int, ...],
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.decoder, self.indices, self.num_classes = backbone, decoder, indices, num_classes
+        self.kind = "m2f" if isinstance(decoder, MaskDecoder) else "linear"
+        self.size_multiple = size_multiple(backbone.patch_px, self.kind)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Patch maps (B, D, H/p, W/p) of the chosen blocks, without gradient. ModelError for a size that is no
+        multiple of `size_multiple`."""
+        height, width = images.shape[-2:]
+        if height % self.size_multiple or width % self.size_multiple:
+            raise ModelError(
+                f"the model was given {height}x{width} px, but {self.backbone.arch.name} with a {self.kind} head takes "
+                f"multiples of {self.size_multiple} only: set transforms.train.crop_size to such a size"
+            )
+        return self.backbone(images, self.indices)
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """Semantic scores (B, num_classes, H, W) float32 of images (B, 3, H, W), any H and W.
+
+        m2f: sum over queries of class probability (without "no object") x mask probability. linear: class logits.
+        Sides are padded on the right and bottom with zeros to the next valid multiple, and the scores cut back.
+        """
+        height, width = images.shape[-2:]
+        pad = (-width % self.size_multiple, -height % self.size_multiple)
+        padded = F.pad(images, (0, pad[0], 0, pad[1]))
+        was_training = self.decoder.training
+        self.decoder.eval()
+        try:
+            answer = self.decoder(padded, self.features(padded))
+        finally:
+            self.decoder.train(was_training)
+        size = (padded.shape[-2], padded.shape[-1])
+        full = (
+            _resize(answer.float(), size) if isinstance(answer, Tensor) else semantic_scores(answer[-1], size)
+        )
+        return full[..., :height, :width]
+
+
+def semantic_scores(prediction: Prediction, size: tuple[int, int]) -> Tensor:
+    """(B, C, *size) float32 from one prediction; masks are resized as logits, one image at a time to spare memory."""
+    classes = prediction.class_logits.float().softmax(-1)[..., :-1]
+    rows = []
+    for probability, logits in zip(classes, prediction.mask_logits, strict=True):
+        masks = _resize(logits[None].float(), size)[0].sigmoid()
+        rows.append(torch.einsum("qc,qhw->chw", probability, masks))
+    return torch.stack(rows)
+
+
+def build_segmenter(
+    backbone: FrozenBackbone, decoder: DecoderSettings, *, precision: str = "mixed", seed: int = 0
+) -> Segmenter:
+    """A segmenter with a freshly initialised head; the same `seed` gives the same head whatever ran before.
+
+    ModelError for settings that cannot work together. `precision`: see PixelDecoder.
+    """
+    indices = layer_indices(decoder.backbone_out_layers, backbone.num_blocks)
+    if decoder.type not in ("m2f", "linear"):
+        raise ModelError(f"decoder_head.type={decoder.type!r}: expected 'm2f' or 'linear'")
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    channels = backbone.embed_dim
+    head: MaskDecoder | LinearDecoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if decoder.type == "linear":
+            head = LinearDecoder(channels * len(indices), decoder.num_classes, decoder.dropout)
+        else:
+            _check_mask_head(decoder, indices)
+            head = MaskDecoder(channels, decoder.hidden_dim, decoder.num_classes, precision)
+    return Segmenter(backbone, head, indices, decoder.num_classes)
+
+
+def _check_mask_head(decoder: DecoderSettings, indices: tuple[int, ...]) -> None:
+    if len(indices) != 4:
+        raise ModelError(
+            "decoder_head.type=m2f reads four blocks of the backbone, but decoder_head.backbone_out_layers gives "
+            f"{len(indices)}: set it to FOUR_EVEN_INTERVALS"
+        )
+    if decoder.hidden_dim % 32:
+        raise ModelError(
+            f"decoder_head.hidden_dim={decoder.hidden_dim}: expected a multiple of 32, e.g. 256 or 2048"
+        )
+
+
+def size_multiple(patch_px: int, kind: str) -> int:
+    """Both sides of a model input must divide by this: the patch, and for the adapter's pyramid 32 as well."""
+    return math.lcm(patch_px, COARSEST_STRIDE) if kind == "m2f" else patch_px
+
+
+def with_synced_batch_norm(decoder: nn.Module, device: torch.device, num_ranks: int) -> nn.Module:
+    """The decoder with batch norms that agree over ranks where that exists (several ranks on CUDA); keys unchanged.
+
+    Elsewhere it is returned as it is, and the trainer averages the buffers before it evaluates or saves.
+    """
+    if device.type != "cuda" or num_ranks == 1:
+        return decoder
+    return nn.SyncBatchNorm.convert_sync_batchnorm(decoder)
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _on(drops: Tensor | None, images: Tensor) -> Tensor | None:
+    return None if drops is None else drops.to(images.device, non_blocking=True)
