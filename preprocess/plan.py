@@ -1,0 +1,140 @@
+"""Which sample goes into which shard: a pure function of the listing and the settings.
+
+Samples are sorted by a keyed hash of their name (BLAKE2b with the seed), which is a random permutation that
+needs no generator, so it is the same under every version of every library, and the same on every machine of
+an array job. The sorted list is cut into shards whose sizes differ by at most one, so every shard is a fair
+sample of the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from preprocess.errors import BuildError, Reject, SourceError
+from preprocess.images import ImagePolicy
+from preprocess.sources.source import Source
+
+PLAN_VERSION = 1  # grows when the same settings would give other bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Everything besides the source that decides the bytes of a build."""
+
+    samples_per_shard: int = 256  # at most
+    seed: int = 0
+    policy: ImagePolicy = field(default_factory=ImagePolicy)
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise BuildError(f"--samples-per-shard is {self.samples_per_shard}; at least 1 is needed")
+        if self.policy.max_short_side < 0:
+            raise BuildError(
+                f"--max-short-side is {self.policy.max_short_side}; give the length in pixels, or 0 for never"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they stand in the manifest."""
+        return {"samples_per_shard": self.samples_per_shard, "seed": self.seed, "policy": asdict(self.policy)}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> BuildSettings:
+        """The inverse of `to_json`."""
+        return cls(facts["samples_per_shard"], facts["seed"], ImagePolicy(**facts["policy"]))
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """What is left of a plan when its samples are taken out: enough to publish the split without the
+    source.
+    """
+
+    split: str
+    digest: str  # sha256 hex over settings and names: two plans with one digest write the same shards
+    num_shards: int
+    num_samples: int
+    rejects: tuple[Reject, ...]  # refused by the listing already
+    dataset: str
+    classes: tuple[str, ...]
+    label_rule: dict[str, Any]  # LabelRule.to_json
+    source: dict[str, Any]  # Source.settings
+    settings: dict[str, Any]  # BuildSettings.to_json
+
+    def shard_name(self, number: int) -> str:
+        """File name of a shard below the split's folder."""
+        return f"{self.split}-{number:05d}.tar"
+
+    def to_bytes(self) -> bytes:
+        """As JSON, for the build folder."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SplitFacts:
+        """The inverse of `to_bytes`; ValueError, KeyError or TypeError for anything else."""
+        facts = json.loads(data)
+        facts["rejects"] = tuple(Reject(**reject) for reject in facts["rejects"])
+        facts["classes"] = tuple(facts["classes"])
+        return cls(**facts)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """The shards of one split."""
+
+    facts: SplitFacts
+    order: tuple[str, ...]  # all names, permuted
+
+    def names_of(self, number: int) -> tuple[str, ...]:
+        """The samples of a shard, in the order in which they stand in it."""
+        total, shards = len(self.order), self.facts.num_shards
+        return self.order[number * total // shards : (number + 1) * total // shards]
+
+
+def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan:
+    """List the split and lay out its shards. SourceError for an empty split."""
+    if not split or not all(char.isascii() and (char.isalnum() or char in "_-") for char in split):
+        raise SourceError(
+            f"split {split!r}: it names folders and files, so only letters, digits, '_' and '-' are possible"
+        )
+    listing = source.listing(split)
+    if not listing.names:
+        first = (
+            f"; the first of {len(listing.rejects)} refused files: {listing.rejects[0]}"
+            if listing.rejects
+            else ""
+        )
+        raise SourceError(f"split {split!r} is empty: no pair of image and label map was found{first}")
+    order = permute(listing.names, settings.seed)
+    facts = SplitFacts(
+        split,
+        digest="",
+        num_shards=-(-len(order) // settings.samples_per_shard),
+        num_samples=len(order),
+        rejects=listing.rejects,
+        dataset=source.dataset,
+        classes=source.classes,
+        label_rule=source.label_rule.to_json(),
+        source=source.settings(),
+        settings=settings.to_json(),
+    )
+    digest = hashlib.sha256(f"{PLAN_VERSION} ".encode() + facts.to_bytes())
+    for name in listing.names:
+        digest.update(b"\0" + name.encode())
+    return SplitPlan(replace(facts, digest=digest.hexdigest()), order)
+
+
+def permute(names: tuple[str, ...], seed: int) -> tuple[str, ...]:
+    """The names in the order of their keyed hashes; adding a name leaves the order of the others alone."""
+    word = str(seed).encode()
+    if len(word) > hashlib.blake2b.MAX_KEY_SIZE:
+        raise BuildError(
+            f"--seed {seed} is too long; at most {hashlib.blake2b.MAX_KEY_SIZE} digits are possible"
+        )
+    return tuple(
+        sorted(
+            names, key=lambda name: (hashlib.blake2b(name.encode(), digest_size=16, key=word).digest(), name)
+        )
+    )

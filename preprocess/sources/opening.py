@@ -1,0 +1,110 @@
+"""From the words of the command line, or of a manifest, to an open source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocess.classes import read_classes
+from preprocess.errors import SourceError
+from preprocess.labels import LabelRule, read_mapping
+from preprocess.sources.ade20k import Ade20kSource, open_ade20k
+from preprocess.sources.folder import FolderSource, find_labels_folder
+from preprocess.sources.source import Source
+
+KINDS = ("ade20k", "folder")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRequest:
+    """What the user said about the source; None and '' = not said."""
+
+    kind: str
+    root: Path
+    classes: Path | None = None
+    mapping: Path | None = None
+    ignore_index: int | None = None
+    reduce_zero_label: bool | None = None
+    allow_count_mismatch: bool = False
+    name: str = ""
+    images_folder: str = ""
+    labels_folder: str = ""
+    image_ending: str = ""
+    label_ending: str = ""
+
+
+def open_source(request: SourceRequest) -> Source:
+    """The source that the user asked for. SourceError where words are missing or do not fit its kind."""
+    if not request.root.is_dir():
+        raise SourceError(f"--root {request.root}: there is no such folder")
+    if request.kind == "ade20k":
+        return _open_ade20k(request)
+    if request.kind == "folder":
+        return _open_folder(request)
+    raise SourceError(f"--dataset {request.kind}: unknown; known are {', '.join(KINDS)}")
+
+
+def reopen_source(
+    settings: dict[str, Any], dataset: str, classes: tuple[str, ...], rule: LabelRule, root: Path
+) -> Source:
+    """The source that a manifest describes, now at `root`; it is compared, so counts need not be right to
+    open it.
+    """
+    words = dict(settings)
+    kind = words.pop("kind")
+    if not root.is_dir():
+        raise SourceError(f"--against {root}: there is no such folder")
+    if kind == "ade20k":
+        return Ade20kSource(root, classes, rule, dataset=dataset, allow_count_mismatch=True, **words)
+    if kind == "folder":
+        return FolderSource(root, classes, rule, dataset=dataset, **words)
+    raise SourceError(f"the manifest names a source of kind {kind!r}; known are {', '.join(KINDS)}")
+
+
+def _open_ade20k(request: SourceRequest) -> Source:
+    given = {
+        "--mapping": request.mapping,
+        "--ignore-index": request.ignore_index,
+        "--images-folder": request.images_folder,
+        "--labels-folder": request.labels_folder,
+        "--image-ending": request.image_ending,
+        "--label-ending": request.label_ending,
+    }
+    wrong = [word for word, value in given.items() if value not in (None, "")]
+    if wrong or request.reduce_zero_label is False:
+        word = wrong[0] if wrong else "--no-reduce-zero-label"
+        raise SourceError(
+            f"{word} does not go with --dataset ade20k, whose labels are fixed; use --dataset folder"
+        )
+    classes = read_classes(request.classes) if request.classes else None
+    return open_ade20k(request.root, classes, request.allow_count_mismatch)
+
+
+def _open_folder(request: SourceRequest) -> Source:
+    if request.classes is None:
+        raise SourceError(
+            "--dataset folder needs --classes FILE, a text file with one class name a line in the order of "
+            "the ids"
+        )
+    classes = read_classes(request.classes)
+    if request.mapping is not None:
+        if request.ignore_index is not None or request.reduce_zero_label is not None:
+            raise SourceError(
+                "--mapping says what every value means; --ignore-index and --reduce-zero-label do not go "
+                "with it"
+            )
+        rule = read_mapping(request.mapping, len(classes))
+    else:
+        void = 255 if request.ignore_index is None else request.ignore_index
+        rule = LabelRule(len(classes), void, bool(request.reduce_zero_label))
+    return FolderSource(
+        request.root,
+        classes,
+        rule,
+        dataset=request.name or "folder",
+        images_folder=request.images_folder or "images",
+        labels_folder=request.labels_folder or find_labels_folder(request.root),
+        image_ending=request.image_ending,
+        label_ending=request.label_ending or ".png",
+    )

@@ -1,0 +1,54 @@
+import dataclasses
+
+import pytest
+
+from preprocess.errors import SourceError
+from preprocess.sources.opening import SourceRequest, open_source, reopen_source
+
+
+def test_a_folder_is_opened_with_the_users_rule(make_root):
+    root = make_root()
+    request = SourceRequest("folder", root, classes=root / "classes.txt", reduce_zero_label=True)
+    source = open_source(request)
+    assert source.splits() == ("training", "validation")
+    assert source.label_rule.describe() == "1..5, or 0 or 255 for void"
+    plain = open_source(dataclasses.replace(request, reduce_zero_label=None, ignore_index=9))
+    assert plain.label_rule.describe() == "0..4, or 9 for void"
+
+
+@pytest.mark.parametrize("kind", ["folder", "ade20k"])
+def test_what_a_manifest_holds_opens_the_same_source(make_root, kind):
+    root = make_root()
+    source = open_source(SourceRequest(kind, root, classes=root / "classes.txt", allow_count_mismatch=True))
+    again = reopen_source(source.settings(), source.dataset, source.classes, source.label_rule, root)
+    assert again == source
+
+
+def test_a_mapping_file_replaces_the_other_words(make_root):
+    root = make_root()
+    (root / "map.json").write_text('{"0": null, "1": 0, "2": 0, "3": 1, "4": 2, "5": 4}')
+    request = SourceRequest("folder", root, classes=root / "classes.txt", mapping=root / "map.json")
+    assert open_source(request).label_rule.mapping[1] == (1, 0)
+    with pytest.raises(SourceError, match="do not go with it"):
+        open_source(dataclasses.replace(request, ignore_index=255))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"kind": "folder"}, "needs --classes FILE"),
+        ({"kind": "pascal"}, "--dataset pascal: unknown; known are"),
+        ({"kind": "ade20k", "ignore_index": 255}, "--ignore-index does not go with"),
+        ({"kind": "ade20k", "reduce_zero_label": False}, "--no-reduce-zero-label does not go with"),
+    ],
+)
+def test_words_that_do_not_fit(make_root, words, message):
+    with pytest.raises(SourceError, match=message):
+        open_source(SourceRequest(root=make_root(), **words))
+
+
+def test_a_root_that_is_not_there(tmp_path):
+    with pytest.raises(SourceError, match="there is no such folder"):
+        open_source(SourceRequest("ade20k", tmp_path / "nowhere"))
+    with pytest.raises(SourceError, match=r"--against .*there is no such folder"):
+        reopen_source({"kind": "folder"}, "x", ("a",), None, tmp_path / "nowhere")

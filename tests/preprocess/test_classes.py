@@ -1,0 +1,46 @@
+import pytest
+
+from preprocess.classes import ade20k_classes, read_classes, read_object_info
+from preprocess.errors import SourceError
+
+
+def test_names_keep_their_places(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("sky\n road \ntree\n")
+    assert read_classes(path) == ("sky", "road", "tree")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("sky\n\ntree\n", "line 2: empty"), ("sky\ntree\nsky\n", "line 3: 'sky' stands twice"), ("", "line 1")],
+)
+def test_lists_that_would_shift_ids_are_refused(tmp_path, text, message):
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    with pytest.raises(SourceError, match=message):
+        read_classes(path)
+
+
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(SourceError, match=r"nothing\.txt cannot be read"):
+        read_classes(tmp_path / "nothing.txt")
+
+
+def test_ade20k_has_150_names_in_order():
+    names = ade20k_classes()
+    assert len(names) == 150
+    assert names[:3] == ("wall", "building, edifice", "sky")
+    assert names[-1] == "flag"
+
+
+def test_object_info_table(tmp_path):
+    path = tmp_path / "objectInfo150.txt"
+    path.write_text("Idx\tRatio\tTrain\tVal\tName\n1\t0.1\t5\t2\twall\n2\t0.1\t5\t2\tbuilding, edifice\n")
+    assert read_object_info(path) == ("wall", "building, edifice")
+    path.write_text("Idx\tRatio\tTrain\tVal\tName\n2\t0.1\t5\t2\twall\n")
+    with pytest.raises(SourceError, match="line 2: expected index 1"):
+        read_object_info(path)
+
+
+def test_the_list_in_configs_is_that_of_the_release(real_data):
+    assert read_object_info(real_data / "ade20k" / "objectInfo150.txt") == ade20k_classes()
