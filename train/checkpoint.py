@@ -86,7 +86,7 @@ def save_checkpoint(
         digests[part] = hashlib.sha256(data).hexdigest()
         write_through(hidden / part, data)
     facts = asdict(state) | {"digests": digests}
-    write_through(hidden / STATE, json.dumps(facts, indent=1).encode())
+    write_through(hidden / STATE, json.dumps(facts, indent=1, allow_nan=False).encode())
     flush_folder(hidden)
     if (folder / name).exists():
         shutil.rmtree(folder / name)
@@ -161,7 +161,7 @@ def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path
         with open(hidden, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     with replacing(path.with_suffix(".json")) as hidden:
-        write_through(hidden, json.dumps(asdict(state) | {"digests": {FINAL: digest}}, indent=1).encode())
+        write_through(hidden, json.dumps(asdict(state) | {"digests": {FINAL: digest}}, indent=1, allow_nan=False).encode())
     return path
 
 

@@ -6,6 +6,7 @@ A key that does not exist is an error that names the nearest one: no typo trains
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,9 +97,18 @@ def to_config(merged: DictConfig) -> TrainConfig:
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
-    """The config as JSON-ready values (enums by name), as checkpoints and config.yaml hold it."""
+    """The config as strict JSON values (enums by name, infinity as "inf"), as checkpoints hold it."""
     container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return typing.cast(dict[str, Any], container)
+    return typing.cast(dict[str, Any], finite(container))
+
+
+def finite(value: Any) -> Any:
+    """`value` with floats that JSON lacks as strings, which the schema turns back into floats."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_plain(content: dict[str, Any], where: str) -> TrainConfig:

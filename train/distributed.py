@@ -164,8 +164,7 @@ def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:
     """`decoder` with gradients averaged over ranks; itself in a single process.
 
     Only what trains is wrapped: the frozen backbone is in no bucket. Batch statistics are shared by SyncBN
-    on CUDA (`share_batch_norms` before this) and averaged after each step elsewhere, so buffers need no
-    broadcast.
+    on CUDA and averaged after each step elsewhere, so buffers need no broadcast.
     """
     if ranks.control is None:
         return decoder
@@ -176,13 +175,6 @@ def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
-
-
-def share_batch_norms(decoder: nn.Module, ranks: Ranks) -> nn.Module:
-    """On several GPUs, batch norms that see the whole micro-batch of all ranks."""
-    if ranks.control is None or ranks.device.type != "cuda":
-        return decoder
-    return nn.SyncBatchNorm.convert_sync_batchnorm(decoder)
 
 
 def average_batch_norms(decoder: nn.Module, ranks: Ranks) -> None:

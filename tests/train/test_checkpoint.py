@@ -26,7 +26,7 @@ from train.checkpoint import (
 STATE = TrainState(
     step=0,
     position=0, fingerprint="f", global_batch=4, seed=1, backbone="dinov3_tiny16", backbone_digest="d",
-    class_names=["sky", "road"], config={"bs": 2, "gradient_clip": float("inf")},
+    class_names=["sky", "road"], config={"bs": 2, "gradient_clip": "inf"},
 )  # fmt: skip
 
 
