@@ -6,8 +6,9 @@ three copies and never as one tensor per image or per mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 VOID = 255  # CropBatch.label_map where a pixel belongs to no class; so an image has at most 254 classes
@@ -32,12 +33,15 @@ class RaggedBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: object, non_blocking: bool = True) -> RaggedBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> RaggedBatch:
         """The same batch with its three flat tensors on `device`."""
-        from dataclasses import replace
+        return replace(
+            self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in FLAT}
+        )
 
-        move = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in FLAT}
-        return replace(self, **move)
+    def pin_memory(self) -> RaggedBatch:
+        """The same batch with its three flat tensors in pinned memory."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in FLAT})
 
 
 FLAT = ("pixels", "run_ends", "run_owners")
