@@ -1,8 +1,8 @@
 """A convolutional side branch that gives a frozen vision transformer a feature pyramid.
 
-ViT-Adapter (Chen et al. 2022, arXiv 2205.08534) without its injectors, as DINOv3's segmentation system uses it: the
-transformer is read, never changed. A small convolutional pyramid at strides 4 to 32 gathers from four patch maps by
-deformable attention; the patch maps are then added to it. Parameter names are the reference's.
+ViT-Adapter (Chen et al. 2022, arXiv 2205.08534) without its injectors, as DINOv3's segmentation system uses
+it: the transformer is read, never changed. A small convolutional pyramid at strides 4 to 32 gathers from four
+patch maps by deformable attention; the patch maps are then added to it. Parameter names are the reference's.
 
 Letters: B image, D width, S pyramid place at strides 8, 16, 32.
 """
@@ -97,7 +97,9 @@ class Extractor(nn.Module):
         patch_shape: Shapes,
         keep: Tensor | None,
     ) -> Tensor:
-        """pyramid (B, S, D), points (S, 2), patches (B, h * w, D), keep (B,) factors of the feed-forward branch."""
+        """pyramid (B, S, D), points (S, 2), patches (B, h * w, D), keep (B,) factors of the feed-forward
+        branch.
+        """
         query, features = self.query_norm(pyramid), self.feat_norm(patches)
         pyramid = pyramid + self.attn(query, points, features, patch_shape)
         branch = self.ffn(self.ffn_norm(pyramid), shapes)
@@ -131,8 +133,8 @@ class Adapter(nn.Module):
         self.spm = ConvPyramid(width)
         self.interactions = nn.ModuleList(Interaction(width, num_extra=2 if i == 3 else 0) for i in range(4))
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
-        for i in range(1, 5):
-            setattr(self, f"norm{i}", nn.BatchNorm2d(width))
+        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)  # strides 4, 8
+        self.norm3, self.norm4 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)  # strides 16, 32
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -154,16 +156,18 @@ class Adapter(nn.Module):
     def forward(
         self, images: Tensor, features: tuple[Tensor, ...], keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """images (B, 3, H, W), H and W multiples of 32; features: four (B, D, h, w); keep (B, NUM_EXTRACTORS)."""
+        """images (B, 3, H, W), H and W multiples of 32; features: four (B, D, h, w); keep (B,
+        NUM_EXTRACTORS).
+        """
         c1, *levels = self.spm(images)
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         pyramid = torch.cat([to_tokens(c) + self.level_embed[i] for i, c in enumerate(levels)], 1)
         coordinate = torch.promote_types(images.dtype, torch.float32)
         points = reference_points(shapes, images.device, coordinate)
         step = 0
-        for interaction, patch_map in zip(self.interactions, features, strict=True):
+        for extractors, patch_map in zip(self._extractors(), features, strict=True):
             patches, patch_shape = to_tokens(patch_map), ((patch_map.shape[-2], patch_map.shape[-1]),)
-            for extractor in interaction.extractors():
+            for extractor in extractors:
                 factors = None if keep is None else keep[:, step]
                 pyramid = extractor(pyramid, shapes, points, patches, patch_shape, factors)
                 step += 1
@@ -174,6 +178,10 @@ class Adapter(nn.Module):
         maps = (self.up(c2) + c1, c2, c3, c4)
         summed = [m + _resize(f, m) for m, f in zip(maps, features, strict=True)]
         return self.norm1(summed[0]), self.norm2(summed[1]), self.norm3(summed[2]), self.norm4(summed[3])
+
+    def _extractors(self) -> list[list[Extractor]]:
+        """Those of each patch map, in the order in which they run."""
+        return [i.extractors() for i in self.interactions.children() if isinstance(i, Interaction)]
 
 
 def _resize(features: Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The frozen backbones by name: what each one is made of and where it is published.
 
-Sizes are those of the DINOv3 (facebookresearch/dinov3) and DINOv2 (facebookresearch/dinov2) model zoos; names are
-the ones their torch.hub entries use. The two `tiny` ones are ours, for tests and demonstrations: nobody published
-weights for them, so they exist only with random ones.
+Sizes are those of the DINOv3 (facebookresearch/dinov3) and DINOv2 (facebookresearch/dinov2) model zoos; names
+are the ones their torch.hub entries use. The two `tiny` ones are ours, for tests and demonstrations: nobody
+published weights for them, so they exist only with random ones.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def architecture(name: str) -> Architecture:
 def layer_indices(backbone_out_layers: str, num_blocks: int) -> tuple[int, ...]:
     """0-based blocks behind the reference's words LAST, FOUR_LAST and FOUR_EVEN_INTERVALS.
 
-    Even intervals are every (num_blocks // 4)-th block, except that a depth of 24 takes block 4 where the rule says
-    5: published heads were trained on that set.
+    Even intervals are every (num_blocks // 4)-th block, except that a depth of 24 takes block 4 where the
+    rule says 5: published heads were trained on that set.
     """
     name = str(getattr(backbone_out_layers, "name", backbone_out_layers))
     if name == "LAST":

@@ -1,9 +1,11 @@
-"""The frozen backbone: images in, normalised patch maps of chosen blocks out, and nothing that training can change.
+"""The frozen backbone: images in, normalised patch maps of chosen blocks out, and nothing that training can
+change.
 
-It keeps eval mode and no_grad by itself whatever its owner does (`.train()` would switch on the random rescaling of
-DINOv3's rotary positions), holds no parameter that requires a gradient and stays out of its owner's state dict. Blocks
-are run one by one because transformers' `hidden_states` disagree between releases on whether the last entry has been
-through the final norm; blocks after the last one asked for are not run at all.
+It keeps eval mode and no_grad by itself whatever its owner does (`.train()` would switch on the random
+rescaling of DINOv3's rotary positions), holds no parameter that requires a gradient and stays out of its
+owner's state dict. Blocks are run one by one because transformers' `hidden_states` disagree between releases
+on whether the last entry has been through the final norm; blocks after the last one asked for are not run at
+all.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ class FrozenBackbone(nn.Module):
     """A vision transformer of transformers as a pure function of images.
 
     `vit` is a DINOv3ViTModel, Dinov2Model or Dinov2WithRegistersModel; `digest` identifies its weights.
-    `matrix_dtype` other than float32 stores the blocks' matrices in it and computes under autocast of that type: the
-    same numbers as autocast over float32 weights, at half the memory and without casting them at every step.
+    `matrix_dtype` other than float32 stores the blocks' matrices in it and computes under autocast of that
+    type: the same numbers as autocast over float32 weights, at half the memory and without casting them at
+    every step.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class FrozenBackbone(nn.Module):
         height, width = images.shape[-2:]
         if height % self.patch_px or width % self.patch_px:
             raise ModelError(
-                f"an image of {height}x{width} does not divide into the {self.patch_px} px patches of {self.arch.name}"
+                f"an image of {height}x{width} px does not divide into the patches of {self.arch.name}, "
+                f"{self.patch_px} px each"
             )
         if self.matrix_dtype is torch.float32:
             return self._maps(images, indices)

@@ -1,8 +1,10 @@
-"""Multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159): each query samples a few learned places.
+"""Multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159): each query samples a few learned
+places.
 
-For query q and head m, out = sum over levels l and points k of weight[q, m, l, k] * value_l(location[q, m, l, k]),
-read bilinearly, zero outside the map. Coordinates and weights are float32 whatever the values are: bfloat16
-coordinates would make pixels of a large map unreachable. Shapes are Python ints, so that nothing waits for a device.
+For query q and head m, out = sum over levels l and points k of weight[q, m, l, k] * value_l(location[q, m, l,
+k]), read bilinearly, zero outside the map. Coordinates and weights are float32 whatever the values are:
+bfloat16 coordinates would make pixels of a large map unreachable. Shapes are Python ints, so that nothing
+waits for a device.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 def deformable_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted bilinear samples: (B, Q, M * D) of value's dtype.
 
-    value (B, S, M, D): S = sum of h * w over `shapes`, levels back to back, row-major. locations (B, Q, M, L, P, 2):
-    (x, y) as shares of the level's width and height, where pixel i's centre lies at (i + 0.5) / size. weights
-    (B, Q, M, L, P). Differentiable in all three tensors.
+    value (B, S, M, D): S = sum of h * w over `shapes`, levels back to back, row-major. locations (B, Q, M, L,
+    P, 2): (x, y) as shares of the level's width and height, where pixel i's centre lies at (i + 0.5) / size.
+    weights (B, Q, M, L, P). Differentiable in all three tensors.
     """
     if torch.is_grad_enabled() and (value.requires_grad or locations.requires_grad or weights.requires_grad):
         return _Resampled.apply(value, shapes, locations, weights)
@@ -38,7 +40,9 @@ def _all_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tenso
 
 
 def sample_level(value: Tensor, shape: tuple[int, int], locations: Tensor, weights: Tensor) -> Tensor:
-    """One level's share: value (B, h * w, M, D), locations (B, Q, M, P, 2), weights (B, Q, M, P) -> (B, Q, M * D)."""
+    """One level's share: value (B, h * w, M, D), locations (B, Q, M, P, 2), weights (B, Q, M, P) -> (B, Q, M
+    * D).
+    """
     batch, _, heads, width = value.shape
     maps = value.permute(0, 2, 3, 1).reshape(batch * heads, width, *shape)
     grid = (
@@ -132,7 +136,9 @@ class DeformableAttention(nn.Module):
 
 
 def level_sizes(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(L, 2): width and height of each level, filled in on the device (a copy from the host would wait for it)."""
+    """(L, 2): width and height of each level, filled in on the device (a copy from the host would wait for
+    it).
+    """
     sides = [
         torch.full((1,), side, device=device, dtype=dtype)
         for height, width in shapes

@@ -1,8 +1,9 @@
-"""Random numbers that silence parts of the head in training, drawn on the host from (seed, position, purpose).
+"""Random numbers that silence parts of the head in training, drawn on the host from (seed, position,
+purpose).
 
-Stochastic depth drops a whole residual branch for one image (Huang et al. 2016, arXiv 1603.09382), channel dropout a
-whole feature map. Both are drawn per sample before the forward pass and multiplied in there, so that a resumed run, or
-one on another number of ranks, silences the same branches for the same samples.
+Stochastic depth drops a whole residual branch for one image (Huang et al. 2016, arXiv 1603.09382), channel
+dropout a whole feature map. Both are drawn per sample before the forward pass and multiplied in there, so
+that a resumed run, or one on another number of ranks, silences the same branches for the same samples.
 """
 
 from __future__ import annotations

@@ -15,10 +15,12 @@ class LinearHead(nn.Module):
         self.batchnorm_layer = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.conv.weight, std=0.01)
-        nn.init.zeros_(self.conv.bias)
+        self.conv.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: tuple[Tensor, ...], keep: Tensor | None = None) -> Tensor:
-        """features (B, D, h, w) each, keep (B, channels) factors of channel dropout -> (B, num_classes, h, w)."""
+        """features (B, D, h, w) each, keep (B, channels) factors of channel dropout -> (B, num_classes, h,
+        w).
+        """
         size = features[0].shape[-2:]
         resized = [features[0]]
         resized += [F.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in features[1:]]

@@ -1,7 +1,7 @@
 """The pixel decoder of Mask2Former (Cheng et al. 2021, arXiv 2112.01527): a pyramid in, mask features out.
 
-The three coarse levels attend to each other through six layers of deformable attention; the result flows into the
-stride-4 level, whose features the queries are compared with. Parameter names are those of DINOv3's port.
+The three coarse levels attend to each other through six layers of deformable attention; the result flows into
+the stride-4 level, whose features the queries are compared with. Parameter names are those of DINOv3's port.
 
 Letters: B image, D backbone width, C hidden width, S place at strides 32, 16, 8.
 """
@@ -24,7 +24,9 @@ PRECISIONS = ("mixed", "reference")
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention over the levels, then a feed-forward layer; both residual with the norm behind."""
+    """Deformable self-attention over the levels, then a feed-forward layer; both residual with the norm
+    behind.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -78,7 +80,9 @@ class PyramidEncoder(nn.Module):
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without bias that owns the group norm behind it, so that its keys read `weight` and `norm.*`."""
+    """A convolution without bias that owns the group norm behind it, so that its keys read `weight` and
+    `norm.*`.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
         super().__init__(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
@@ -91,7 +95,8 @@ class NormedConv(nn.Conv2d):
 class PixelDecoder(nn.Module):
     """Pyramid at strides 4, 8, 16, 32 -> mask features and the three coarse maps.
 
-    `precision` "mixed" computes in whatever autocast surrounds it; "reference" in float32 always, as DINOv3 does.
+    `precision` "mixed" computes in whatever autocast surrounds it; "reference" in float32 always, as DINOv3
+    does.
     """
 
     def __init__(self, channels: int, width: int, precision: str = "mixed") -> None:
@@ -109,9 +114,10 @@ class PixelDecoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """The reference's initialisation, drawn from torch's current generator."""
-        for conv, _ in self.input_convs:
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        for module in self.input_convs.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                module.bias = nn.Parameter(torch.zeros(module.out_channels))
         for weight in self.encoder.encoder.parameters():
             if weight.dim() > 1:
                 nn.init.xavier_uniform_(weight)
@@ -119,12 +125,14 @@ class PixelDecoder(nn.Module):
             if isinstance(module, DeformableAttention):
                 module.reset_parameters()
         nn.init.normal_(self.encoder.level_encoding)
-        for conv in (self.mask_feature, self.lateral_convs[0], self.output_convs[0]):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-        nn.init.zeros_(self.mask_feature.bias)
+        for module in (self.mask_feature, *self.lateral_convs.children(), *self.output_convs.children()):
+            nn.init.kaiming_uniform_(module.get_parameter("weight"), a=1)
+        nn.init.zeros_(self.mask_feature.get_parameter("bias"))
 
     def forward(self, pyramid: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Four (B, D, ., .) maps, fine to coarse -> mask features (B, C, H/4, W/4) and maps at strides 32, 16, 8."""
+        """Four (B, D, ., .) maps, fine to coarse -> mask features (B, C, H/4, W/4) and maps at strides 32,
+        16, 8.
+        """
         if self.precision == "mixed":
             return self._decode(pyramid)
         with torch.autocast(pyramid[0].device.type, enabled=False):

@@ -15,8 +15,8 @@ def sine_position(
 ) -> Tensor:
     """(h * w, width): the first half of the channels encodes the row, the second the column.
 
-    Rows and columns count from 1 and are scaled so that the last is 2 pi; each half alternates sine and cosine over
-    width / 4 frequencies from 1 down to nearly 1 / TEMPERATURE. `width` is a multiple of 4.
+    Rows and columns count from 1 and are scaled so that the last is 2 pi; each half alternates sine and
+    cosine over width / 4 frequencies from 1 down to nearly 1 / TEMPERATURE. `width` is a multiple of 4.
     """
     height, columns = shape
     exponent = torch.arange(width // 4, device=device, dtype=dtype) * (4 / width)

@@ -1,7 +1,8 @@
-"""The query decoder of Mask2Former (Cheng et al. 2021, arXiv 2112.01527): a hundred queries become masks with classes.
+"""The query decoder of Mask2Former (Cheng et al. 2021, arXiv 2112.01527): a hundred queries become masks with
+classes.
 
-Before the first layer and after each of nine, the queries are read out as class logits and mask logits; each mask
-then decides where its query may look next. Parameter names are those of DINOv3's port.
+Before the first layer and after each of nine, the queries are read out as class logits and mask logits; each
+mask then decides where its query may look next. Parameter names are those of DINOv3's port.
 
 Letters: B image, Q query, C width, S place of the level in turn.
 """
@@ -24,7 +25,9 @@ FEED_FORWARD = 4096
 
 
 class Attention(nn.Module):
-    """What torch.nn.MultiheadAttention computes, with its parameter names, batch first, one mask for all heads."""
+    """What torch.nn.MultiheadAttention computes, with its parameter names, batch first, one mask for all
+    heads.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Frozen backbone plus trainable head: what is trained, evaluated and exported.
 
 The head is a separate module, `decoder`: it alone goes to the optimiser, to DistributedDataParallel and into
-checkpoints, under the reference's key names (`segmentation_model.0.*` adapter, `segmentation_model.1.*` head).
+checkpoints, under the reference's key names (`segmentation_model.0.*` adapter, `segmentation_model.1.*`
+head).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class MaskDecoder(nn.Module):
     def forward(
         self, images: Tensor, features: tuple[Tensor, ...], drops: Tensor | None = None
     ) -> list[Prediction]:
-        """images (B, 3, H, W), features four (B, D, h, w), drops as drawn -> 10 predictions, the last final."""
+        """10 predictions, the last final: images (B, 3, H, W), features four (B, D, h, w), drops as drawn."""
         adapter, head = self.segmentation_model
         return head(adapter(images, features, _on(drops, images)))
 
@@ -81,7 +82,9 @@ class LinearDecoder(nn.Module):
         self.segmentation_model = nn.ModuleList([nn.Identity(), LinearHead(channels, num_classes)])
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...], drops: Tensor | None = None) -> Tensor:
-        """Class score map (B, num_classes, h, w) from patch maps (B, D, h, w) each; `images` is not looked at."""
+        """Class score map (B, num_classes, h, w) from patch maps (B, D, h, w) each; `images` is not looked
+        at.
+        """
         return self.segmentation_model[1](features, _on(drops, images))
 
     def draw_drops(self, positions: Sequence[int], seed: int) -> Tensor | None:
@@ -107,13 +110,13 @@ class Segmenter(nn.Module):
         self.size_multiple = size_multiple(backbone.patch_px, self.kind)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Patch maps (B, D, H/p, W/p) of the chosen blocks, without gradient. ModelError for a size that is no
-        multiple of `size_multiple`."""
+        """Patch maps (B, D, H/p, W/p) of the chosen blocks, without gradient. ModelError for a size that is
+        no multiple of `size_multiple`."""
         height, width = images.shape[-2:]
         if height % self.size_multiple or width % self.size_multiple:
             raise ModelError(
-                f"the model was given {height}x{width} px, but {self.backbone.arch.name} with a {self.kind} head takes "
-                f"multiples of {self.size_multiple} only: set transforms.train.crop_size to such a size"
+                f"the model was given {height}x{width} px, but {self.backbone.arch.name} with a {self.kind} "
+                f"head takes multiples of {self.size_multiple} only: set transforms.train.crop_size to such"
             )
         return self.backbone(images, self.indices)
 
@@ -121,8 +124,9 @@ class Segmenter(nn.Module):
     def scores(self, images: Tensor) -> Tensor:
         """Semantic scores (B, num_classes, H, W) float32 of images (B, 3, H, W), any H and W.
 
-        m2f: sum over queries of class probability (without "no object") x mask probability. linear: class logits.
-        Sides are padded on the right and bottom with zeros to the next valid multiple, and the scores cut back.
+        m2f: sum over queries of class probability (without "no object") x mask probability. linear: class
+        logits. Sides are padded on the right and bottom with zeros to the next valid multiple, and the scores
+        cut back.
         """
         height, width = images.shape[-2:]
         pad = (-width % self.size_multiple, -height % self.size_multiple)
@@ -141,7 +145,9 @@ class Segmenter(nn.Module):
 
 
 def semantic_scores(prediction: Prediction, size: tuple[int, int]) -> Tensor:
-    """(B, C, *size) float32 from one prediction; masks are resized as logits, one image at a time to spare memory."""
+    """(B, C, *size) float32 from one prediction; masks are resized as logits, one image at a time to spare
+    memory.
+    """
     classes = prediction.class_logits.float().softmax(-1)[..., :-1]
     rows = []
     for probability, logits in zip(classes, prediction.mask_logits, strict=True):
@@ -177,8 +183,8 @@ def build_segmenter(
 def _check_mask_head(decoder: DecoderSettings, indices: tuple[int, ...]) -> None:
     if len(indices) != 4:
         raise ModelError(
-            "decoder_head.type=m2f reads four blocks of the backbone, but decoder_head.backbone_out_layers gives "
-            f"{len(indices)}: set it to FOUR_EVEN_INTERVALS"
+            "decoder_head.type=m2f reads four blocks of the backbone, but decoder_head.backbone_out_layers "
+            f"gives {len(indices)}: set it to FOUR_EVEN_INTERVALS"
         )
     if decoder.hidden_dim % 32:
         raise ModelError(
@@ -187,12 +193,13 @@ def _check_mask_head(decoder: DecoderSettings, indices: tuple[int, ...]) -> None
 
 
 def size_multiple(patch_px: int, kind: str) -> int:
-    """Both sides of a model input must divide by this: the patch, and for the adapter's pyramid 32 as well."""
+    """What both sides of a model input must divide by, px: the patch, and 32 for the adapter's pyramid."""
     return math.lcm(patch_px, COARSEST_STRIDE) if kind == "m2f" else patch_px
 
 
 def with_synced_batch_norm(decoder: nn.Module, device: torch.device, num_ranks: int) -> nn.Module:
-    """The decoder with batch norms that agree over ranks where that exists (several ranks on CUDA); keys unchanged.
+    """The decoder with batch norms that agree over ranks where that exists (several ranks on CUDA); keys
+    unchanged.
 
     Elsewhere it is returned as it is, and the trainer averages the buffers before it evaluates or saves.
     """
