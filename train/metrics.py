@@ -36,6 +36,15 @@ METRICS = {
 
 
 @dataclass(frozen=True, slots=True)
+class ImageScore:
+    """One image's own scores, percent; its mIoU is over the classes in its labels or prediction."""
+
+    key: str
+    miou: float
+    pixel_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
     """Scores of one evaluation, in percent; NaN where a score is undefined."""
 
@@ -57,6 +66,9 @@ class EvalResult:
     class_names: tuple[str, ...]  # K
     num_images: int  # images counted, all ranks together
     confusion: np.ndarray = field(compare=False, repr=False)  # (K, K) int64: row = label, column = prediction
+    boundary_miou: float | None = None  # mean boundary IoU, where it was asked for (see train.boundary)
+    boundary_iou_per_class: tuple[float, ...] = ()  # K where asked for
+    images: tuple[ImageScore, ...] = ()  # one an image in the order of the shards, where asked for
 
     @property
     def absent_classes(self) -> tuple[str, ...]:
@@ -79,7 +91,7 @@ class ConfusionMatrix:
             raise ValueError(f"a confusion matrix needs at least one class, not {num_classes}")
         self.num_classes, self.ignored = num_classes, ignored
         # The last number counts images, so that one all-reduce carries everything.
-        self._counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Count one image: two integer maps of one shape, class ids, `ignored` in the label where unlabelled.
@@ -100,21 +112,21 @@ class ConfusionMatrix:
                     f"{self.num_classes - 1}" + (f" or {self.ignored}" if name == "label" else "")
                 )
         cells = torch.bincount(rows * self.num_classes + columns, minlength=self.num_classes**2)
-        self._counts[:-1] += cells
-        self._counts[-1] += 1
+        self.counts[:-1] += cells
+        self.counts[-1] += 1
         return cells.view(self.num_classes, self.num_classes)
 
     def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
         """Sum over ranks: `all_reduce` adds one flat int64 tensor up in place. Call it once, at the end."""
-        all_reduce(self._counts)
+        all_reduce(self.counts)
 
     @property
     def num_images(self) -> int:
-        return int(self._counts[-1])
+        return int(self.counts[-1])
 
     def result(self, class_names: Sequence[str]) -> EvalResult:
         """The scores of all that was counted; ValueError unless there is one name per class."""
-        cells = self._counts[:-1].view(self.num_classes, self.num_classes).cpu().numpy()
+        cells = self.counts[:-1].view(self.num_classes, self.num_classes).cpu().numpy()
         return score(cells, class_names, self.num_images)
 
 
@@ -130,13 +142,13 @@ def score(confusion: np.ndarray, class_names: Sequence[str], num_images: int) ->
     recall, precision = _percent(right, labelled), _percent(right, predicted)
     dice, fscore = _percent(2 * right, labelled + predicted), _fscore(precision, recall)
     return EvalResult(
-        miou=_mean(iou),
-        mean_accuracy=_mean(recall),
+        miou=mean_defined(iou),
+        mean_accuracy=mean_defined(recall),
         pixel_accuracy=float(_percent(right.sum(), labelled.sum())),
-        mean_dice=_mean(dice),
-        mean_fscore=_mean(fscore),
-        mean_precision=_mean(precision),
-        mean_recall=_mean(recall),
+        mean_dice=mean_defined(dice),
+        mean_fscore=mean_defined(fscore),
+        mean_precision=mean_defined(precision),
+        mean_recall=mean_defined(recall),
         iou_per_class=tuple(iou.tolist()),
         accuracy_per_class=tuple(recall.tolist()),
         dice_per_class=tuple(dice.tolist()),
@@ -165,7 +177,7 @@ def _fscore(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     )
 
 
-def _mean(per_class: np.ndarray) -> float:
+def mean_defined(per_class: np.ndarray) -> float:
     """Mean over the classes that have a value; NaN if none has."""
     defined = per_class[~np.isnan(per_class)]
     return float(defined.mean()) if len(defined) else float("nan")

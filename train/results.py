@@ -23,12 +23,18 @@ COLUMNS = ("iou", "accuracy", "dice", "fscore", "precision", "recall")  # EvalRe
 
 
 def write_results(result: EvalResult, folder: str | os.PathLike[str], stem: str = STEM) -> tuple[Path, Path]:
-    """Write STEM.json and STEM.csv into `folder` (made if missing) and return their paths."""
+    """Write STEM.json and STEM.csv into `folder` (made if missing) and return their paths.
+
+    Where there are scores of single images, STEM-images.csv lists them, worst first.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{stem}.json", folder / f"{stem}.csv"
     document = json.dumps(as_json(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    for path, text in zip(paths, (document, as_csv(result)), strict=True):
+    texts = {paths[0]: document, paths[1]: as_csv(result)}
+    if result.images:
+        texts[folder / f"{stem}-images.csv"] = images_csv(result)
+    for path, text in texts.items():
         with replacing(path) as hidden:
             hidden.write_text(text, encoding="utf-8", newline="")
     return paths
@@ -36,11 +42,13 @@ def write_results(result: EvalResult, folder: str | os.PathLike[str], stem: str 
 
 def as_json(result: EvalResult) -> dict[str, Any]:
     """The result as plain JSON values; undefined scores are None."""
+    outlined = result.boundary_miou is not None
     classes = [
         {
             "id": k,
             "name": name,
             **{column: _or_none(getattr(result, f"{column}_per_class")[k]) for column in COLUMNS},
+            **({"boundary_iou": _or_none(result.boundary_iou_per_class[k])} if outlined else {}),
             "labelled_pixels": result.labelled_pixels[k],
             "predicted_pixels": result.predicted_pixels[k],
         }
@@ -50,6 +58,7 @@ def as_json(result: EvalResult) -> dict[str, Any]:
         "unit": "percent",
         "num_images": result.num_images,
         **{name: _or_none(result.metric(name)) for name in METRICS},
+        **({"boundary_mIoU": _or_none(result.boundary_miou)} if result.boundary_miou is not None else {}),
         "absent_classes": list(result.absent_classes),
         "classes": classes,
     }
@@ -70,6 +79,16 @@ def as_csv(result: EvalResult) -> str:
     return text.getvalue()
 
 
+def images_csv(result: EvalResult) -> str:
+    """One row per image, the lowest mIoU first; images without a score last."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["key", "mIoU", "aAcc"])
+    for one in sorted(result.images, key=lambda one: (math.isnan(one.miou), one.miou, one.key)):
+        rows.writerow([one.key, _cell(one.miou), _cell(one.pixel_accuracy)])
+    return text.getvalue()
+
+
 def format_table(result: EvalResult) -> str:
     """The result for a terminal: the classes in order of their ids, then the means."""
     width = max([len(name) for name in result.class_names] + [5])
@@ -87,6 +106,8 @@ def format_table(result: EvalResult) -> str:
             f"{len(result.absent_classes)} absent from labels and predictions, not in the means: {names}"
         )
     lines.append("  ".join(f"{name} {result.metric(name):.2f}" for name in METRICS))
+    if result.boundary_miou is not None:
+        lines.append(f"boundary mIoU {result.boundary_miou:.2f}")
     lines.append(f"{result.num_images} images; percent; share is of the labelled pixels")
     return "\n".join(lines)
 

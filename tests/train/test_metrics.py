@@ -126,7 +126,7 @@ def test_ranks_add_up_in_one_reduction():
 
     def all_reduce(tensor):
         calls.append(tensor.dtype)
-        tensor += second._counts
+        tensor += second.counts
 
     first.reduce(all_reduce)
     assert calls == [torch.int64]
@@ -176,5 +176,5 @@ def test_names_must_fit_and_metric_names_are_known():
 def test_counts_stay_on_the_device():
     matrix = ConfusionMatrix(3, "cuda")
     matrix.update(torch.tensor([[0, 1]], device="cuda"), torch.tensor([[0, 255]], device="cuda"))
-    assert matrix._counts.is_cuda
+    assert matrix.counts.is_cuda
     assert matrix.result("abc").labelled_pixels == (1, 0, 0)

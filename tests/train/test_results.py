@@ -1,11 +1,12 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from train.metrics import score
+from train.metrics import ImageScore, score
 from train.results import as_json, format_table, write_results
 
 CONFUSION = np.array([[6, 0, 0, 0], [0, 0, 0, 0], [0, 2, 2, 0], [0, 0, 0, 0]])
@@ -56,6 +57,21 @@ def test_an_empty_evaluation_can_be_written(tmp_path):
     assert json.loads(path.read_text())["mIoU"] is None
     assert math.isnan(empty.miou)
     assert "mIoU nan" in format_table(empty)
+
+
+def test_extras_are_written_where_they_were_asked_for(result, tmp_path):
+    images = (ImageScore("b", 70.0, 80.0), ImageScore("c", math.nan, math.nan), ImageScore("a", 12.345, 50.0))
+    full = replace(
+        result, boundary_miou=41.5, boundary_iou_per_class=(40.0, 43.0, math.nan, math.nan), images=images
+    )
+    path, _ = write_results(full, tmp_path)
+    document = json.loads(path.read_text())
+    assert document["boundary_mIoU"] == 41.5
+    assert [c["boundary_iou"] for c in document["classes"]] == [40.0, 43.0, None, None]
+    listed = (tmp_path / "results-semantic-segmentation-images.csv").read_text().splitlines()
+    assert listed == ["key,mIoU,aAcc", "a,12.35,50.00", "b,70.00,80.00", "c,,"]
+    assert "boundary mIoU 41.50" in format_table(full)
+    assert "boundary" not in format_table(result) + json.dumps(as_json(result))
 
 
 def test_results_replace_older_ones_and_never_write_through_a_link(result, tmp_path):
