@@ -1,0 +1,320 @@
+"""The manifest is the truth about a split: what it holds, which shards, and their digests.
+
+One JSON file, written last and by rename: no manifest, no data set. Its fingerprint covers content only
+(format version, classes, and of each shard in order the digests of its bytes and of its index rows), so two
+builds of the same content agree whatever machine or settings made them; a checksum over everything guards
+the rest. `open_split` reads the manifest alone; index rows are fetched shard by shard, when asked for, so
+that a data set of 10^8 samples opens in the time of its shard list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ManifestError, StoreError
+from shards.index import INDEX_NAME, IndexReader, SampleEntry, ShardIndex, ShardInfo, write_index
+from shards.record import FORMAT_VERSION
+from shards.store import FILE_NAME, SCHEME, Store, StoreFile, open_store
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_NAME = "maskshards"
+MAX_MANIFEST_BYTES = 1 << 29  # about two million shards
+USUAL_SPLITS = ("training", "validation")  # looked for below a URL, which cannot be listed
+Color = tuple[int, int, int]
+
+__all__ = [
+    "FORMAT_NAME",
+    "INDEX_NAME",
+    "MANIFEST_NAME",
+    "Manifest",
+    "SampleEntry",
+    "ShardIndex",
+    "ShardInfo",
+    "Split",
+    "finish_manifest",
+    "open_split",
+    "open_splits",
+    "parse_manifest",
+    "write_split",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One split. `write_split` fills in the digests of the index rows and the fingerprint."""
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]  # names; the class id of a name is its place
+    shards: tuple[ShardInfo, ...]
+    label_rule: dict[str, Any] = field(default_factory=dict)  # JSON: how source values became class ids
+    palette: tuple[Color, ...] | None = None  # RGB of each class
+    settings: dict[str, Any] = field(default_factory=dict)  # JSON: what produced it; not in the fingerprint
+    rejects: tuple[dict[str, str], ...] = ()  # {"name", "reason"} of inputs that were left out
+    fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_samples(self) -> int:
+        """Of all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def shard_samples(self) -> NDArray[np.int64]:
+        """(S,) samples of each shard."""
+        return np.array([shard.samples for shard in self.shards], np.int64)
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """The class id of each name."""
+        return tuple(range(len(self.classes)))
+
+    @property
+    def reduce_zero_label(self) -> bool:
+        """Whether source value 0 was ignored and k became k - 1."""
+        return bool(self.label_rule.get("reduce_zero_label", False))
+
+    def content_digest(self) -> str:
+        """What `fingerprint` must be: sha256 hex over content, in JSON without spaces."""
+        shards = [[s.samples, s.bytes, s.sha256, s.index_sha256] for s in self.shards]
+        return _digest({"format_version": self.format_version, "classes": self.classes, "shards": shards})
+
+    def to_bytes(self) -> bytes:
+        """The file manifest.json."""
+        classes: list[dict[str, Any]] = [{"id": i, "name": name} for i, name in enumerate(self.classes)]
+        for entry, color in zip(classes, self.palette or (), strict=False):
+            entry["color"] = list(color)
+        facts = {
+            "format": FORMAT_NAME,
+            "format_version": self.format_version,
+            "dataset": self.dataset,
+            "split": self.split,
+            "num_samples": self.num_samples,
+            "fingerprint": self.fingerprint,
+            "classes": classes,
+            "label_rule": self.label_rule,
+            "index": INDEX_NAME,
+            "shards": [asdict(shard) for shard in self.shards],
+            "settings": self.settings,
+            "rejects": list(self.rejects),
+        }
+        facts["checksum"] = _digest(facts)
+        return (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode()
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The manifest in a file's bytes. ManifestError for anything but the output of `Manifest.to_bytes`.
+
+    Fields that this version does not know are allowed and covered by the checksum.
+    """
+    try:
+        facts = json.loads(data)
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT_NAME:
+            raise ManifestError(f'{MANIFEST_NAME} is of another program: it lacks "format": "{FORMAT_NAME}"')
+        if facts["format_version"] != FORMAT_VERSION:
+            raise ManifestError(
+                f"{MANIFEST_NAME} has format version {facts['format_version']}, this program reads"
+                f" {FORMAT_VERSION}; use the maskshards that wrote it, or a newer one"
+            )
+        checksum = facts.pop("checksum")
+        if checksum != _digest(facts):
+            raise ManifestError(
+                f"{MANIFEST_NAME} was changed or damaged: its checksum does not fit; fetch it again"
+            )
+        colors = [tuple(entry["color"]) for entry in facts["classes"] if "color" in entry]
+        manifest = Manifest(
+            dataset=facts["dataset"],
+            split=facts["split"],
+            classes=tuple(entry["name"] for entry in facts["classes"]),
+            shards=tuple(_shard_info(entry) for entry in facts["shards"]),
+            label_rule=facts["label_rule"],
+            palette=tuple(colors) or None,
+            settings=facts["settings"],
+            rejects=tuple(facts["rejects"]),
+            fingerprint=facts["fingerprint"],
+        )
+        listed = [entry["id"] for entry in facts["classes"]], facts["num_samples"], facts["index"]
+    except ManifestError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ManifestError(f"{MANIFEST_NAME} cannot be read: {reason}") from error
+    _check(manifest, listed)
+    return manifest
+
+
+def _check(manifest: Manifest, listed: tuple[list[int], int, str]) -> None:
+    names = [shard.name for shard in manifest.shards]
+    if listed != (list(manifest.class_ids), manifest.num_samples, INDEX_NAME):
+        raise ManifestError(
+            f"{MANIFEST_NAME} contradicts itself in class ids, number of samples or index name"
+        )
+    if len(set(names)) != len(names):
+        raise ManifestError(f"{MANIFEST_NAME} lists a shard twice")
+    if manifest.palette is not None and len(manifest.palette) != len(manifest.classes):
+        raise ManifestError(f"{MANIFEST_NAME} gives colors to some classes only")
+    if manifest.fingerprint != manifest.content_digest():
+        found, expected = manifest.fingerprint, manifest.content_digest()
+        raise ManifestError(f"{MANIFEST_NAME} has fingerprint {found}, its content has {expected}")
+
+
+def _shard_info(facts: dict[str, Any]) -> ShardInfo:
+    info = ShardInfo(**facts)
+    numbers, digests = (info.samples, info.bytes), (info.sha256, info.index_sha256)
+    if not FILE_NAME.fullmatch(info.name) or not info.name.endswith(".tar"):
+        raise ManifestError(f"{MANIFEST_NAME} lists shard {info.name!r}, which is not a plain tar file name")
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ManifestError(f"{MANIFEST_NAME}: {info.name} has no sane counts: {numbers}")
+    if not all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in digests):
+        raise ManifestError(f"{MANIFEST_NAME}: {info.name} has no sha256 digests")
+    return info
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def finish_manifest(manifest: Manifest, shards: Sequence[ShardInfo]) -> Manifest:
+    """The manifest with the shards that `write_index` returned, and with its fingerprint."""
+    finished = replace(manifest, shards=tuple(shards), fingerprint="")
+    return replace(finished, fingerprint=finished.content_digest())
+
+
+def write_split(
+    folder: str | Path, manifest: Manifest, entries_per_shard: Iterable[Sequence[SampleEntry]]
+) -> Manifest:
+    """Publish a local folder that holds the shards already: the index, then the manifest, each by rename.
+
+    `entries_per_shard` may be a generator; one shard's rows are in memory at a time. Returns the finished
+    manifest. The same manifest and rows give the same bytes (with the same pyarrow).
+    """
+    folder = Path(folder)
+    scratch = folder / f".{INDEX_NAME}.partial"
+    try:
+        manifest = finish_manifest(manifest, write_index(scratch, manifest.shards, entries_per_shard))
+        _publish(scratch, folder / INDEX_NAME)
+        scratch = folder / f".{MANIFEST_NAME}.partial"
+        scratch.write_bytes(manifest.to_bytes())
+        _publish(scratch, folder / MANIFEST_NAME)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return manifest
+
+
+def _publish(scratch: Path, final: Path) -> None:
+    """Durable, then visible, then durably visible."""
+    for path, flags in ((scratch, os.O_RDONLY), (final.parent, os.O_RDONLY | os.O_DIRECTORY)):
+        if path == final.parent:
+            os.replace(scratch, final)
+        handle = os.open(path, flags)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Split:
+    """An open split. May be used from several threads and be sent to another process."""
+
+    def __init__(self, manifest: Manifest, store: Store) -> None:
+        self.manifest, self.store = manifest, store
+        self._start()
+
+    def _start(self) -> None:
+        self._reader: IndexReader | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def base(self) -> str:
+        """The folder or URL."""
+        return self.store.base
+
+    def index(self, shard_number: int) -> ShardIndex:
+        """The rows of one shard, read and checked anew at each call. ManifestError where they are wrong."""
+        with self._lock:
+            if self._reader is None:
+                self._reader = IndexReader(StoreFile(self.store, INDEX_NAME), self.manifest.shards)
+        return self._reader.read(shard_number)
+
+    def __getstate__(self) -> tuple[Manifest, Store]:
+        return self.manifest, self.store
+
+    def __setstate__(self, state: tuple[Manifest, Store]) -> None:
+        self.manifest, self.store = state
+        self._start()
+
+
+def open_split(place: str | Path) -> Split:
+    """The split in a folder or below a URL. ManifestError says what was found where there is none."""
+    store = open_store(place)
+    try:
+        num_bytes = store.size(MANIFEST_NAME)
+        if num_bytes > MAX_MANIFEST_BYTES:
+            raise ManifestError(
+                f"{place}/{MANIFEST_NAME} has {num_bytes} bytes, more than {MAX_MANIFEST_BYTES}"
+            )
+        data = store.read(MANIFEST_NAME, 0, num_bytes)
+    except StoreError as error:
+        raise ManifestError(_what_is_there(str(place), error)) from error
+    try:
+        return Split(parse_manifest(data), store)
+    except ManifestError as error:
+        raise ManifestError(f"{place}: {error}") from error
+
+
+def open_splits(place: str | Path) -> tuple[Split, ...]:
+    """The split at `place`, or else all splits one step below it, by name."""
+    below = _splits_below(str(place))
+    try:
+        return (open_split(place),)
+    except ManifestError:
+        if not below:
+            raise
+    return tuple(open_split(f"{str(place).rstrip('/')}/{name}") for name in below)
+
+
+def _splits_below(place: str) -> list[str]:
+    if SCHEME.match(place):
+        found = []
+        for name in USUAL_SPLITS:
+            try:
+                open_store(f"{place.rstrip('/')}/{name}").size(MANIFEST_NAME)
+                found.append(name)
+            except StoreError:
+                continue
+        return found
+    folder = Path(place)
+    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}")) if folder.is_dir() else []
+
+
+def _what_is_there(place: str, error: StoreError) -> str:
+    """Why `place` is no split, and what to do."""
+    if SCHEME.match(place):
+        return f"{place}: no {MANIFEST_NAME} could be read there ({error}); give the URL of a split"
+    folder = Path(place)
+    if not folder.is_dir():
+        return f"{place}: there is no such folder; give a folder that python -m preprocess build wrote"
+    if below := _splits_below(place):
+        return f"{place}: it holds the splits {', '.join(below)}; name one, such as {folder / below[0]}"
+    if (folder / "annotations").is_dir() or (folder / "labels").is_dir():
+        kind = "ade20k" if (folder / "objectInfo150.txt").exists() else "folder --classes FILE"
+        return (
+            f"{place}: it is a source data set (images and label maps), not shards; build them first:"
+            f" python -m preprocess build --dataset {kind} --root {place} --out OUT"
+        )
+    if (folder / ".build").is_dir() or any(folder.glob("*.tar")):
+        return f"{place}: shards without {MANIFEST_NAME}: the build was not finished; run its command again"
+    found = sorted(path.name for path in folder.iterdir())
+    some = f"it holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else "it is empty"
+    return f"{place}: no {MANIFEST_NAME} there ({some}); give a folder that python -m preprocess build wrote"
