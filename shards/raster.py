@@ -50,7 +50,7 @@ def paint(run_ends: Tensor, values: Tensor, num_pixels: int) -> Tensor:
 
 
 def label_map_of(batch: RaggedBatch, i: int) -> Tensor:
-    """(H, W) int64 class ids of image i at its native size, IGNORED where no class is; on the batch's device."""
+    """(H, W) int64 class ids of image i at its native size, IGNORED where no class is; on its device."""
     start, end = pixel_offsets(batch)[i : i + 2]
     runs = slice(batch.run_offsets[i], batch.run_offsets[i + 1])
     owners = paint(batch.run_ends[runs] - start, batch.run_owners[runs], end - start)
