@@ -91,12 +91,12 @@ def _record(random, key):
     decoded = np.asarray(Image.open(buffer).convert("RGB"))
     runs = encode_label_map(classes)
     record = Record(key, buffer.getvalue(), image_format, height, width, runs, {"name": key})
-    return record, (decoded, np.where(classes == 65535, 255, classes).astype(np.int64))
+    return record, (decoded, classes)
 
 
 @pytest.fixture(scope="session")
 def make_split(tmp_path_factory):
-    """make(name, [samples of each shard], seed) -> .folder, .keys per shard, .truth: key -> (image, class map)."""
+    """make(name, [samples of each shard], seed) -> .folder, .keys per shard, .truth[key] = (image, map)."""
 
     def make(name, shard_samples, seed=0):
         random = np.random.default_rng([seed, len(shard_samples)])

@@ -1,0 +1,288 @@
+"""An endless iterator of ragged batches in an order that no thread, process, rank or restart can change.
+
+    with Loader("data/ade20k-shards/training", batch_per_rank=16) as loader:
+        for batch in loader: ...
+
+Underneath is a webdataset pipeline of three stages: plans of batches (pure arithmetic), their reading by
+threads, and whatever stages the user adds. `processes=N` runs the same pipeline in N worker processes of a
+wds.WebLoader instead, with the same batches at twice the cost. The state is one integer, the position after
+the last whole global batch handed out, whatever was read ahead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+from torch.utils.data import get_worker_info
+
+from shards.batch import RaggedBatch
+from shards.manifest import Split, open_split
+from shards.order import ORDER_VERSION, Order, World, micro_batch_positions, num_micro_steps
+from shards.prefetch import InOrder, in_order
+from shards.reading import BatchPlan, BatchReader
+from shards.selection import Selection, whole
+
+STATE_VERSION = 1
+ALONE = World()
+
+Stage = Callable[[Iterator[RaggedBatch]], Iterator[RaggedBatch]]
+
+
+class Plans:
+    """First stage: the plans of one rank's batches from a position on, without end.
+
+    In a worker process w of W it gives batches w, w + W, ...: DataLoader deals them back in that order.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        seed: int,
+        *,
+        world: World,
+        batch_per_rank: int,
+        global_batch: int,
+        position: int,
+    ) -> None:
+        self.selection, self.seed, self.world = selection, seed, world
+        self.batch_per_rank, self.global_batch, self.position = batch_per_rank, global_batch, position
+        self.micro_steps = num_micro_steps(global_batch, batch_per_rank, world.num_ranks)
+
+    def __call__(self) -> Iterator[BatchPlan]:
+        order = Order(self.selection.shard_samples, self.seed, self.global_batch)
+        first_step = self.position // self.global_batch
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in count(first, stride):
+            positions = micro_batch_positions(
+                first_step + number // self.micro_steps,
+                number % self.micro_steps,
+                self.world,
+                self.batch_per_rank,
+                self.global_batch,
+            )
+            parts, places = order.samples(positions)
+            yield BatchPlan(
+                positions=tuple(positions.tolist()),
+                epochs=tuple(order.epochs(positions).tolist()),
+                parts=tuple(parts.tolist()),
+                places=tuple(places.tolist()),
+                valid=(True,) * len(positions),
+            )
+
+
+class Loader:
+    """One rank's stream of training batches, one per micro-step, without end.
+
+    `split`: an open Split, its URL or folder, or a Selection. `global_batch` is batch_per_rank * num_ranks
+    unless given. `position`: where to start, a multiple of global_batch. `threads` read; at most
+    `prefetch_batches` batches (at least one a thread) wait in memory, in pinned memory with `pin`. `policy`:
+    "raise" a damaged sample as SampleError, or "replace" it by a substitute drawn from (seed, position),
+    counted in `num_replaced`. `stages`: webdataset stages, generators from batches to batches, run in the
+    consumer's thread. They must hand over one batch for each they take.
+    """
+
+    def __init__(
+        self,
+        split: Selection | Split | str | Path,
+        *,
+        batch_per_rank: int,
+        global_batch: int | None = None,
+        world: World = ALONE,
+        seed: int = 0,
+        position: int = 0,
+        threads: int = 2,
+        processes: int = 0,
+        prefetch_batches: int = 4,
+        pin: bool = False,
+        policy: str = "raise",
+        stages: tuple[Stage, ...] = (),
+    ) -> None:
+        self.selection = select(split)
+        self.global_batch = global_batch or batch_per_rank * world.num_ranks
+        self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
+        self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, stages
+        self.threads, self.processes, self.prefetch_batches = threads, processes, prefetch_batches
+        self.pin = pin
+        if min(threads, prefetch_batches) < 1 or processes < 0:
+            raise ValueError(
+                f"threads {threads} and prefetch_batches {prefetch_batches} must be positive, "
+                f"processes {processes} not negative"
+            )
+        self.num_samples = Order(self.selection.shard_samples, seed, self.global_batch).num_samples
+        self.wait_ms = 0.0  # how long the consumer has waited for batches, all together
+        self._reader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin and not processes)
+        self._running: Iterator[RaggedBatch] | None = None
+        self._in_order: InOrder[BatchPlan, RaggedBatch] | None = None
+        self._position = 0
+        self._go_to(position)
+
+    @property
+    def position(self) -> int:
+        """The position after the last global batch that was handed out whole."""
+        return self._position
+
+    @property
+    def num_replaced(self) -> int:
+        """Samples replaced so far in this process; 0 unless the policy is "replace"."""
+        return self._reader.num_replaced
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[RaggedBatch]:
+        """Batches from the current position on; a second iterator ends the first."""
+        self.close()
+        start, self._running = self._position, iter(self.pipeline())
+        running = self._running
+        try:
+            began = time.perf_counter()
+            for number, batch in enumerate(running, 1):
+                self.wait_ms += (time.perf_counter() - began) * 1e3
+                self._position = start + number // self.micro_steps * self.global_batch
+                yield batch
+                began = time.perf_counter()
+        finally:
+            if self._running is running:
+                self.close()
+
+    def pipeline(self) -> wds.DataPipeline:
+        """The webdataset pipeline behind the iterator, from the current position on."""
+        plans = Plans(
+            self.selection,
+            self.seed,
+            world=self.world,
+            batch_per_rank=self.batch_per_rank,
+            global_batch=self.global_batch,
+            position=self._position,
+        )
+        num_threads = 0 if self.processes else self.threads
+        reading = InOrder(self._reader.read, num_threads, max(self.prefetch_batches, num_threads))
+        if not self.processes:
+            self._in_order = reading
+            return wds.DataPipeline(plans, reading, *self.stages)
+        workers = wds.WebLoader(
+            wds.DataPipeline(plans, reading),
+            batch_size=None,
+            num_workers=self.processes,
+            prefetch_factor=max(1, self.prefetch_batches // self.processes),
+            multiprocessing_context="forkserver",
+        )
+        pinned = (wds.map(RaggedBatch.pin_memory),) if self.pin else ()
+        return wds.DataPipeline(workers, *pinned, *self.stages)
+
+    def close(self) -> None:
+        """Stop reading ahead and end its threads or processes. The loader can be iterated again."""
+        running, self._running = self._running, None
+        if self._in_order is not None:
+            self._in_order.close()
+            self._in_order = None
+        if running is not None:
+            running.close()  # type: ignore[attr-defined]
+
+    def state_dict(self, position: int | None = None) -> dict[str, int | str]:
+        """JSON fields from which `load_state_dict` continues, on any world size.
+
+        `position`: give it where batches are fetched ahead of their training step: the number of finished
+        steps times global_batch. Otherwise every batch handed out counts as trained.
+        """
+        return {
+            "version": STATE_VERSION,
+            "order_version": ORDER_VERSION,
+            "fingerprint": self.selection.fingerprint,
+            "seed": self.seed,
+            "global_batch": self.global_batch,
+            "position": self._position if position is None else position,
+        }
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Continue from a state; ValueError if another data set, seed or global batch made it."""
+        ours = self.state_dict()
+        reasons = [
+            f"{name} was {state.get(name)!r}, here it is {value!r}"
+            for name, value in ours.items()
+            if name != "position" and state.get(name) != value
+        ]
+        if reasons:
+            raise ValueError(
+                "the loader cannot continue this state: "
+                + "; ".join(reasons)
+                + ". Its order would be another one: "
+                "use the same data and settings, or start anew"
+            )
+        self._go_to(int(state["position"]))
+
+    def _go_to(self, position: int) -> None:
+        if position < 0 or position % self.global_batch:
+            raise ValueError(
+                f"position {position} is not a multiple of global_batch {self.global_batch}: a stream "
+                "continues after whole optimiser steps"
+            )
+        self.close()
+        self._position = position
+
+
+def select(split: Selection | Split | str | Path) -> Selection:
+    """A selection as it is; a split, or the split at a URL or in a folder, as a whole."""
+    if isinstance(split, Selection):
+        return split
+    return whole(split if isinstance(split, Split) else open_split(str(split)))
+
+
+def evaluation_batches(
+    split: Selection | Split | str | Path,
+    *,
+    batch_per_rank: int,
+    world: World = ALONE,
+    threads: int = 2,
+    prefetch_batches: int = 4,
+    max_samples: int | None = None,
+    pin: bool = False,
+) -> Iterator[RaggedBatch]:
+    """Each of the first `max_samples` samples (default all) once over all ranks, in the order of the shards.
+
+    Every rank gets the same number of batches: rows with `valid` False repeat the last sample and must not be
+    counted. Positions are numbers of samples in the split, epochs are 0.
+    """
+    selection = select(split)
+    plans = evaluation_plans(selection.shard_samples, batch_per_rank, world, max_samples)
+    reader = BatchReader(selection, seed=0, pin=pin)
+    return in_order(plans, reader.read, threads, max(prefetch_batches, threads))
+
+
+def evaluation_plans(
+    shard_samples: np.ndarray, batch_per_rank: int, world: World, max_samples: int | None
+) -> list[BatchPlan]:
+    """One rank's plans: a contiguous share of the samples, padded with repetitions of the last one."""
+    num_samples = int(shard_samples.sum())
+    if max_samples is not None:
+        num_samples = min(num_samples, max_samples)
+    if num_samples < 1 or batch_per_rank < 1:
+        raise ValueError(f"cannot evaluate {num_samples} samples in batches of {batch_per_rank}")
+    share = -(-num_samples // world.num_ranks)
+    starts = np.concatenate([[0], np.cumsum(shard_samples)])
+    plans = []
+    for first in range(0, share, batch_per_rank):
+        within = first + np.arange(batch_per_rank)
+        numbers = world.rank * share + within
+        valid = (within < share) & (numbers < num_samples)
+        numbers = np.where(valid, numbers, num_samples - 1)
+        parts = np.searchsorted(starts, numbers, side="right") - 1
+        plans.append(
+            BatchPlan(
+                positions=tuple(numbers.tolist()),
+                epochs=(0,) * batch_per_rank,
+                parts=tuple(parts.tolist()),
+                places=tuple((numbers - starts[parts]).tolist()),
+                valid=tuple(valid.tolist()),
+            )
+        )
+    return plans

@@ -1,0 +1,223 @@
+"""One batch: find its samples, read, check, decode and pack them into flat buffers. Runs in any thread.
+
+Sizes come from the index, so the batch's buffer is laid out first and every image is decoded into its place.
+Each sample is one read of its three neighbouring members, each member checked against its crc32c.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import zstandard
+from numpy.typing import NDArray
+
+from shards.batch import RaggedBatch
+from shards.decode import decode_image
+from shards.errors import RunsError, SampleError, StoreError
+from shards.index import SampleEntry, ShardIndex
+from shards.manifest import ShardInfo
+from shards.order import random_words
+from shards.record import Members
+from shards.rle import MOST_BYTE_LABELS, LabelledRuns, unpack_runs
+from shards.selection import Selection
+from shards.tar import read_members
+
+log = logging.getLogger(__name__)
+
+POLICIES = ("raise", "replace")
+SUBSTITUTE = 3  # what a draw is for, beside those of shards.order
+MAX_SUBSTITUTES = 8  # in a row for one position; a data set as broken as that is not trained on
+MAX_BATCH_PIXELS = (1 << 31) - 1  # run ends are int32
+KEPT_INDEXES = 256  # shards whose index stays in memory; a rank needs about one for each slot of its batch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Which samples a batch is made of; B entries each."""
+
+    positions: tuple[int, ...]
+    epochs: tuple[int, ...]
+    parts: tuple[int, ...]  # numbers of parts of the selection
+    places: tuple[int, ...]  # inside those parts
+    valid: tuple[bool, ...]
+
+
+class _Row(NamedTuple):
+    """One sample and where its bytes are."""
+
+    split: int
+    shard: ShardInfo
+    entry: SampleEntry
+
+
+class _Decoded(NamedTuple):
+    row: _Row
+    pixels: NDArray[np.uint8]  # (H, W, 3), a view of the batch's buffer or, for a substitute, its own memory
+    runs: LabelledRuns
+
+
+class BatchReader:
+    """Makes batches of a selection; safe to call from several threads, and can be sent to another process."""
+
+    def __init__(self, selection: Selection, *, seed: int, policy: str = "raise", pin: bool = False) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
+        self.selection, self.seed, self.policy, self.pin = selection, seed, policy, pin
+        self.num_replaced = 0
+        self._part_starts = np.concatenate([[0], np.cumsum(selection.shard_samples)])
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+        self._indexes: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        left_behind = ("_lock", "_thread", "_indexes")
+        return {name: value for name, value in self.__dict__.items() if name not in left_behind}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def read(self, plan: BatchPlan) -> RaggedBatch:
+        """The batch of a plan; SampleError, StoreError or ManifestError where it cannot be had."""
+        rows = [self._row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
+        starts = [0, *accumulate(row.entry.height * row.entry.width * 3 for row in rows)]
+        if starts[-1] // 3 > MAX_BATCH_PIXELS:
+            raise ValueError(
+                f"a batch of {len(rows)} images has {starts[-1] // 3} pixels, at most {MAX_BATCH_PIXELS} "
+                "can be counted; lower batch_per_rank"
+            )
+        buffer = self._empty(starts[-1], torch.uint8)
+        flat = buffer.numpy()
+        samples = []
+        for row, position, start, end in zip(rows, plan.positions, starts, starts[1:], strict=False):
+            out = flat[start:end].reshape(row.entry.height, row.entry.width, 3)
+            samples.append(self._sample_or_substitute(row, position, out))
+        if any(sample.row is not row for sample, row in zip(samples, rows, strict=True)):
+            buffer = self._packed([sample.pixels.reshape(-1) for sample in samples], torch.uint8)
+        return self._batch(plan, samples, buffer)
+
+    def _batch(self, plan: BatchPlan, samples: list[_Decoded], pixels: torch.Tensor) -> RaggedBatch:
+        areas = [sample.row.entry.height * sample.row.entry.width for sample in samples]
+        bases = [0, *accumulate(areas)]
+        ends = [
+            np.cumsum(sample.runs.lengths, dtype=np.int64) + base
+            for sample, base in zip(samples, bases, strict=False)
+        ]
+        return RaggedBatch(
+            pixels=pixels,
+            run_ends=self._packed(ends, torch.int32),
+            run_owners=self._packed([sample.runs.owners for sample in samples], torch.uint8),
+            run_offsets=tuple(accumulate((len(part) for part in ends), initial=0)),
+            heights=tuple(sample.row.entry.height for sample in samples),
+            widths=tuple(sample.row.entry.width for sample in samples),
+            labels=tuple(tuple(sample.runs.labels.tolist()) for sample in samples),
+            keys=tuple(sample.row.entry.key for sample in samples),
+            positions=plan.positions,
+            epochs=plan.epochs,
+            valid=plan.valid,
+        )
+
+    def _packed(self, parts: Sequence[NDArray[Any]], dtype: torch.dtype) -> torch.Tensor:
+        """The parts back to back in one new buffer."""
+        buffer = self._empty(sum(len(part) for part in parts), dtype)
+        np.concatenate(parts, out=buffer.numpy(), casting="unsafe")
+        return buffer
+
+    def _empty(self, num_items: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(num_items, dtype=dtype, pin_memory=self.pin)
+
+    def _sample_or_substitute(self, row: _Row, position: int, out: NDArray[np.uint8]) -> _Decoded:
+        try:
+            return self._sample(row, out)
+        except SampleError as error:
+            if self.policy == "raise":
+                raise
+            return self._substitute(error, position)
+
+    def _substitute(self, fault: SampleError, position: int) -> _Decoded:
+        """Another sample drawn from (seed, position, attempt) alone, so the same one in every world."""
+        for attempt in range(MAX_SUBSTITUTES):
+            word = int(random_words(1, SUBSTITUTE, self.seed, position, attempt)[0])
+            number = word % int(self._part_starts[-1])
+            part = int(np.searchsorted(self._part_starts, number, side="right")) - 1
+            row = self._row(part, number - int(self._part_starts[part]))
+            try:
+                sample = self._sample(row, np.empty((row.entry.height, row.entry.width, 3), np.uint8))
+            except SampleError as error:
+                log.warning("position %d: substitute %d failed too: %s", position, attempt + 1, error)
+                continue
+            with self._lock:
+                self.num_replaced += 1
+            log.warning("position %d: %s; replaced by sample %r", position, fault, row.entry.key)
+            return sample
+        raise SampleError(
+            f"{fault.what}; {MAX_SUBSTITUTES} substitutes failed as well", shard=fault.shard, key=fault.key
+        ) from fault
+
+    def _sample(self, row: _Row, out: NDArray[np.uint8]) -> _Decoded:
+        """Read, check and decode one sample into `out`."""
+        shard, entry = row.shard.name, row.entry
+        try:
+            (_, image), _, (_, packed) = self._members(row)
+            decode_image(image, entry.image_format, out)
+            runs = unpack_runs(packed, entry.height, entry.width, self._decompressor())
+        except RunsError as error:
+            raise SampleError(str(error), shard=shard, key=entry.key) from error
+        except SampleError as error:
+            if error.key:
+                raise
+            raise SampleError(error.what, shard=shard, key=entry.key) from error
+        if len(runs.labels) > MOST_BYTE_LABELS:
+            what = f"{len(runs.labels)} classes in one image, a batch carries at most {MOST_BYTE_LABELS}"
+            raise SampleError(what, shard=shard, key=entry.key)
+        return _Decoded(row, out, runs)
+
+    def _members(self, row: _Row) -> Members:
+        """The bytes of image, JSON and runs, each equal to its checksum."""
+        store, shard = self.selection.splits[row.split].store, row.shard
+        try:
+            return read_members(partial(store.read, shard.name), row.entry, shard=shard.name)
+        except StoreError as error:
+            # A shard of another length is a fault of the data, not of the way to it.
+            num_bytes = store.size(shard.name)
+            if num_bytes == shard.bytes:
+                raise
+            what = (
+                f"the shard has {num_bytes} bytes, the manifest says {shard.bytes}; fetch or build it again"
+            )
+            raise SampleError(what, shard=shard.name, key=row.entry.key) from error
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        """One a thread: a shared one reports corrupt data at once."""
+        if not hasattr(self._thread, "decompressor"):
+            self._thread.decompressor = zstandard.ZstdDecompressor()
+        return self._thread.decompressor
+
+    def _row(self, part: int, place: int) -> _Row:
+        split, shard, row = self.selection.locate(part, place)
+        return _Row(
+            split, self.selection.splits[split].manifest.shards[shard], self._index(split, shard).entry(row)
+        )
+
+    def _index(self, split: int, shard: int) -> ShardIndex:
+        with self._lock:
+            found = self._indexes.get((split, shard))
+            if found is None:
+                found = self._indexes[split, shard] = self.selection.splits[split].index(shard)
+                if len(self._indexes) > KEPT_INDEXES:
+                    self._indexes.popitem(last=False)
+            else:
+                self._indexes.move_to_end((split, shard))
+            return found
