@@ -13,9 +13,9 @@ import os
 import re
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
-from typing import Protocol
 
 from shards.errors import StoreError
 
@@ -24,17 +24,20 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 OPEN_FILES = 256  # a rank needs about one shard for each slot of its batch
 
 
-class Store(Protocol):
+class Store(ABC):
     """One split's files. All methods may be called from several threads."""
 
     base: str
 
+    @abstractmethod
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset` of file `name`; StoreError if there are fewer, or none."""
 
+    @abstractmethod
     def size(self, name: str) -> int:
         """Bytes in file `name`; StoreError where it is missing."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of open files and connections; the store may be used again afterwards."""
 
@@ -75,7 +78,7 @@ class _OpenFile:
             os.close(self.fd)
 
 
-class LocalStore:
+class LocalStore(Store):
     """A folder on this machine, read with pread, which needs no lock and lets other threads run."""
 
     def __init__(self, base: str | Path) -> None:

@@ -1,9 +1,9 @@
 """Exact ranges or a named error, from a folder."""
 
+import copy
 import gc
 import io
 import os
-import pickle
 
 import pytest
 
@@ -69,8 +69,8 @@ def test_descriptors_are_bounded_and_closed(tmp_path):
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_a_store_travels_to_another_process(folder):
-    assert pickle.loads(pickle.dumps(open_store(folder))).read("a.tar", 1, 1) == b"\x01"
+def test_a_copy_opens_its_own_files(folder):
+    assert copy.copy(open_store(folder)).read("a.tar", 1, 1) == b"\x01"
 
 
 def test_unknown_schemes_are_refused():
