@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from preprocess.errors import BuildError
@@ -23,12 +23,20 @@ PAUSE_S = 0.05
 @contextmanager
 def build_lock(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold the destination `out`, alone or as part I of N; BuildError where another builder is at work."""
+    fresh = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        if fresh:
+            stack.callback(_remove_if_empty, out)
         stack.enter_context(_hold(out / ".lock", shared=part is not None))
         if part is not None:
             stack.enter_context(_hold(out / f".lock-{part[0]}-of-{part[1]}", shared=False))
         yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager

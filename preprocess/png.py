@@ -52,7 +52,8 @@ def read_header(data: bytes) -> PngHeader:
 
 
 def _chunks_before_pixels(data: bytes) -> set[bytes]:
-    names, at = set(), 8
+    names: set[bytes] = set()
+    at = 8
     while at + 8 <= len(data):
         (size,) = struct.unpack_from(">I", data, at)
         name = data[at + 4 : at + 8]

@@ -22,7 +22,8 @@ from preprocess.errors import BuildError
 
 PATIENCE_S = 5.0  # for a stopped worker to remove its scratch file
 PR_SET_PDEATHSIG = 1  # Linux: a signal for this process when its parent dies
-Task, Outcome = TypeVar("Task"), TypeVar("Outcome")
+Task = TypeVar("Task")
+Outcome = TypeVar("Outcome")
 
 
 def run_tasks(do: Callable[[Task], Outcome], tasks: Iterable[Task], workers: int) -> Iterator[Outcome]:

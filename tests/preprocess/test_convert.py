@@ -63,7 +63,7 @@ def test_labels_of_a_rotated_image_have_its_upright_size():
     rotated = encode(RNG.integers(0, 256, (31, 20, 3), dtype=np.uint8), "JPEG", exif=tags)
     record = to_record(ITEM, RawSample(rotated, encode(VALUES)), RULE, ImagePolicy(convert=True))
     assert (record.height, record.width) == (20, 31)
-    with pytest.raises(RejectedInput, match="label map is 20x31, image is 31x20.*before its EXIF rotation"):
+    with pytest.raises(RejectedInput, match=r"label map is 20x31, image is 31x20.*before its EXIF rotation"):
         to_record(ITEM, RawSample(rotated, encode(VALUES.T.copy())), RULE, ImagePolicy(convert=True))
 
 

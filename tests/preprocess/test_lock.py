@@ -35,6 +35,12 @@ def test_the_second_builder_is_refused_and_nothing_stays(tmp_path):
         pass
 
 
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
+    with build_lock(tmp_path / "a/b"):
+        assert (tmp_path / "a/b").is_dir()
+    assert not (tmp_path / "a/b").exists()
+
+
 @pytest.mark.usefixtures("impatient")
 def test_parts_share_but_no_part_runs_twice_nor_beside_a_whole_build(tmp_path):
     with build_lock(tmp_path, (0, 2)), build_lock(tmp_path, (1, 2)):

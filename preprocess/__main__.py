@@ -1,0 +1,42 @@
+"""`python -m preprocess`: build shards from a data set, and compare shards with their source.
+
+Faults of the input, the settings or the disk are told in one block on stderr, exit status 2; Ctrl-C and
+SIGTERM stop all workers, remove what is half-written and exit with 130 and 143. The same command then goes
+on from there.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from preprocess.arguments import parser
+from preprocess.commands import COMMANDS
+from preprocess.errors import BuildError
+from shards.errors import ShardError
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; the exit status."""
+    words = parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        print(COMMANDS[words.command](words))
+    except (BuildError, ShardError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _terminated(number: int, frame: object) -> None:
+    """Unwind like Ctrl-C, so that workers are stopped and scratch files removed."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

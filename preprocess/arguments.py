@@ -1,0 +1,126 @@
+"""The words of `python -m preprocess`, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from preprocess.build import Part
+from preprocess.errors import BuildError
+from preprocess.images import ImagePolicy
+from preprocess.plan import BuildSettings
+from preprocess.sources.opening import SourceRequest
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    top = argparse.ArgumentParser(
+        prog="python -m preprocess", description="Build shards from a data set of images and label maps."
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    _add_build(
+        commands.add_parser("build", help="build shards; run it again after an interruption and it goes on")
+    )
+    verify = commands.add_parser("verify", help="compare every byte and pixel of shards with their source")
+    verify.add_argument("out", help="the folder that was built, or one split of it")
+    verify.add_argument("--against", type=Path, required=True, metavar="ROOT", help="the source data set")
+    _add_workers(verify)
+    scenes = commands.add_parser("scenes", help="make a small data set to try everything on")
+    scenes.add_argument("--out", type=Path, required=True)
+    scenes.add_argument("--training", type=int, default=240, help="number of training scenes")
+    scenes.add_argument("--validation", type=int, default=48, help="number of validation scenes")
+    scenes.add_argument("--seed", type=int, default=0)
+    return top
+
+
+def _add_build(build: argparse.ArgumentParser) -> None:
+    source = build.add_argument_group("source")
+    source.add_argument(
+        "--dataset",
+        required=True,
+        help="ade20k (the release's own layout) or folder (images/SPLIT, annotations/SPLIT)",
+    )
+    source.add_argument(
+        "--root", type=Path, required=True, help="the folder that holds images/ and annotations/"
+    )
+    source.add_argument("--splits", nargs="+", default=[], help="default: all that are there")
+    source.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
+    source.add_argument("--name", default="", help="name of the data set in the manifest")
+    source.add_argument("--ignore-index", type=int, help="label value of void pixels (255)")
+    source.add_argument(
+        "--reduce-zero-label", action=argparse.BooleanOptionalAction, help="0 is void and k means class k - 1"
+    )
+    source.add_argument(
+        "--mapping", type=Path, metavar="FILE", help="JSON: label value -> class id, or null for void"
+    )
+    source.add_argument("--allow-count-mismatch", action="store_true", help="accept a partial copy of ADE20K")
+    for word, text in (
+        ("--images-folder", "instead of images"),
+        ("--labels-folder", "instead of annotations or labels"),
+        ("--image-ending", "such as _leftImg8bit.png; default: any image"),
+        ("--label-ending", "such as _gtFine_labelIds.png; default .png"),
+    ):
+        source.add_argument(word, default="", help=text)
+    images = build.add_argument_group("images (bytes are kept unless asked otherwise)")
+    images.add_argument(
+        "--convert", action="store_true", help="re-encode what cannot be kept (CMYK, alpha, EXIF, WebP ...)"
+    )
+    images.add_argument(
+        "--max-short-side",
+        type=int,
+        default=0,
+        metavar="PX",
+        help="re-encode larger images to this short side",
+    )
+    shards = build.add_argument_group("shards")
+    shards.add_argument("--out", required=True, help="where the splits' folders go")
+    shards.add_argument("--samples-per-shard", type=int, default=256)
+    shards.add_argument("--seed", type=int, default=0, help="of the permutation that deals samples to shards")
+    shards.add_argument(
+        "--allow-rejects", type=int, default=0, metavar="K", help="publish without up to K refused inputs"
+    )
+    work = build.add_argument_group("work")
+    _add_workers(work)
+    work.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_workers(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--workers", type=int, default=_cores(), help="processes; default: all cores")
+
+
+def source_request(words: argparse.Namespace) -> SourceRequest:
+    """The source as the user described it."""
+    return SourceRequest(
+        kind=words.dataset,
+        root=words.root,
+        classes=words.classes,
+        mapping=words.mapping,
+        ignore_index=words.ignore_index,
+        reduce_zero_label=words.reduce_zero_label,
+        allow_count_mismatch=words.allow_count_mismatch,
+        name=words.name,
+        images_folder=words.images_folder,
+        labels_folder=words.labels_folder,
+        image_ending=words.image_ending,
+        label_ending=words.label_ending,
+    )
+
+
+def build_settings(words: argparse.Namespace) -> BuildSettings:
+    """Everything besides the source that decides bytes."""
+    policy = ImagePolicy(convert=words.convert, max_short_side=words.max_short_side)
+    return BuildSettings(words.samples_per_shard, words.seed, policy)
+
+
+def part_of(word: str) -> Part:
+    """`I/N` as a part."""
+    index, slash, count = word.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise BuildError(f"--part {word}: expected I/N with I from 0, such as 3/16")
+    return Part(int(index), int(count))
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

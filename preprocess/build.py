@@ -1,0 +1,135 @@
+"""Plan and execute: every shard of a data set, or of one part of it.
+
+Everything that decides a byte stands in the plan; this module only sees to it that every shard is made, by
+whichever executor. A build that stops anywhere goes on from there when the same command runs again.
+`publish` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from preprocess.destination import BUILD_FOLDER, PARTIAL, Destination
+from preprocess.errors import BuildError
+from preprocess.journal import PLAN_FILE
+from preprocess.plan import BuildSettings, SplitFacts, SplitPlan, plan_split
+from preprocess.publish import published, stored_plan
+from preprocess.shard_task import ShardOutcome, ShardTask, build_shard
+from preprocess.sources.source import Source
+
+Executor = Callable[[Callable[[ShardTask], ShardOutcome], Iterable[ShardTask]], Iterator[ShardOutcome]]
+Progress = Callable[[ShardOutcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part `index` of `count` equal ones of a build: every count-th shard, from `index` (from 0) on."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise BuildError(
+                f"--part {self.index}/{self.count}: parts count from 0, so the last one is {self.count - 1}"
+            )
+
+
+WHOLE = Part(0, 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One split to build: its plan and its place."""
+
+    plan: SplitPlan
+    destination: Destination
+
+    def tasks(self, source: Source, settings: BuildSettings, part: Part) -> Iterator[ShardTask]:
+        """The shards of this part."""
+        facts = self.plan.facts
+        for number in range(part.index, facts.num_shards, part.count):
+            name, names = facts.shard_name(number), self.plan.names_of(number)
+            yield ShardTask(source, self.destination, facts.split, settings.policy, facts.digest, name, names)
+
+
+def plan_jobs(
+    source: Source,
+    splits: tuple[str, ...],
+    settings: BuildSettings,
+    destination_of: Callable[[str], Destination],
+) -> list[Job]:
+    """The splits that still have to be built, in order; published ones of the same plan are left out."""
+    jobs = []
+    for split in splits or source.splits():
+        job = Job(plan_split(source, split, settings), destination_of(split))
+        done = published(job.destination)
+        if done is None:
+            jobs.append(job)
+        elif done.settings.get("plan") == job.plan.facts.digest:
+            job.destination.finish()  # its builder may have been killed between the manifest and this
+        else:
+            raise BuildError(
+                f"{job.destination} holds a published data set of another plan (other source files or "
+                "settings);"
+                " delete it or build to another place"
+            )
+    return jobs
+
+
+def execute(
+    jobs: list[Job],
+    source: Source,
+    settings: BuildSettings,
+    executor: Executor,
+    progress: Progress,
+    part: Part = WHOLE,
+) -> None:
+    """Make every shard of the part that is not there yet. Call it with the build lock held."""
+    for job in jobs:
+        prepare(job.destination, job.plan.facts, part)
+    tasks = (task for job in jobs for task in job.tasks(source, settings, part))
+    try:
+        for outcome in executor(build_shard, tasks):
+            progress(outcome)
+    finally:
+        if part == WHOLE:
+            for job in jobs:
+                remove_partials(job.destination)
+
+
+def prepare(destination: Destination, facts: SplitFacts, part: Part) -> None:
+    """Leave the plan at the destination and clear what an unfinished build of another plan, or a killed
+    one, left there.
+    """
+    found = stored_plan(destination)
+    strange = [name for name in destination.names() if not name.startswith(f"{BUILD_FOLDER}/")]
+    if found is None and strange:
+        raise BuildError(
+            f"{destination} holds {', '.join(strange[:3])}{', ...' if len(strange) > 3 else ''} and no "
+            "build of ours;"
+            " give an empty or a new folder with --out"
+        )
+    if part != WHOLE:
+        if found is not None and found != facts:
+            raise BuildError(
+                f"{destination} holds an unfinished build of another plan, so the parts would not fit "
+                "together;"
+                " build all parts from the same files with the same settings, or delete it"
+            )
+    else:
+        remove_partials(destination)
+        if found is not None and found.digest != facts.digest:
+            for number in range(found.num_shards):
+                destination.remove(found.shard_name(number))
+            destination.finish()
+    if found != facts:
+        destination.write(PLAN_FILE, facts.to_bytes())
+
+
+def remove_partials(destination: Destination) -> None:
+    """Delete scratch files of killed workers; only the holder of the whole destination may."""
+    for name in destination.names():
+        if name.endswith(PARTIAL):
+            destination.remove(name)

@@ -1,0 +1,107 @@
+"""The unit of work: one shard, from source files to its final name; done anywhere, any number of times.
+
+Write to a scratch file, sync, read every member back and compare, rename, note it in the journal. Done
+again, it finds the journal and the shard, checks the digest, and leaves them alone. Memory: one sample, and
+the index rows of one shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.convert import read_record
+from preprocess.destination import Destination
+from preprocess.errors import BuildError, Reject, RejectedInput
+from preprocess.images import ImagePolicy
+from preprocess.journal import Journal, read_journal, write_journal
+from preprocess.sources.source import Source, SourceItem
+from shards.errors import SampleError, ShardError
+from shards.index import SampleEntry, ShardInfo
+from shards.tar import TarWriter, read_members
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Everything that is needed to make one shard; it travels to other processes and machines."""
+
+    source: Source
+    destination: Destination
+    split: str
+    policy: ImagePolicy
+    plan: str  # digest of the plan
+    shard_name: str
+    names: tuple[str, ...]  # the samples, in order
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOutcome:
+    """What the builder hears of a finished task; the rest stands in the journal."""
+
+    shard_name: str
+    planned: int  # samples in the plan, those refused included
+    rejects: int
+    reused: bool  # the shard was there already
+
+
+def build_shard(task: ShardTask) -> ShardOutcome:
+    """Make the shard, or find that it is there. OSError where the destination fails, BuildError where it
+    lies.
+    """
+    items = [task.source.item(task.split, name) for name in task.names]
+    stamps = _stamps(task.source, items)
+    journal = read_journal(task.destination, task.shard_name)
+    if journal is not None and _is_current(journal, task, stamps):
+        return ShardOutcome(task.shard_name, len(items), 0, True)
+    with task.destination.scratch(task.shard_name) as path:
+        entries, rejects, shard = _write(task, items, path)
+        _read_back(path, shard, entries)
+        task.destination.publish(path, task.shard_name, shard.sha256)
+    write_journal(task.destination, Journal(task.plan, stamps, shard, entries, rejects))
+    return ShardOutcome(task.shard_name, len(items), len(rejects), False)
+
+
+def _is_current(journal: Journal, task: ShardTask, stamps: str) -> bool:
+    """A shard that lost samples is made again: its inputs may have been mended since."""
+    same = (journal.plan, journal.sources, journal.shard.name) == (task.plan, stamps, task.shard_name)
+    return same and not journal.rejects and task.destination.sha256(task.shard_name) == journal.shard.sha256
+
+
+def _stamps(source: Source, items: list[SourceItem]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(source.stamp(item).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _write(
+    task: ShardTask, items: list[SourceItem], path: Path
+) -> tuple[tuple[SampleEntry, ...], tuple[Reject, ...], ShardInfo]:
+    entries, rejects = [], []
+    with TarWriter(path) as writer:
+        for item in items:
+            try:
+                entries.append(writer.add(read_record(task.source, item, task.policy)))
+            except (RejectedInput, SampleError) as refused:
+                rejects.append(Reject(item.image_path, str(refused)))
+    shard = ShardInfo(task.shard_name, len(entries), writer.num_bytes, writer.sha256)
+    return tuple(entries), tuple(rejects), shard
+
+
+def _read_back(path: Path, shard: ShardInfo, entries: tuple[SampleEntry, ...]) -> None:
+    """Every byte by digest, every member by its checksum at the place that the index names."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            raise BuildError(
+                f"{shard.name}: sha256 {found} on reading back, {shard.sha256} was written; the disk or "
+                "memory is at fault"
+            )
+        for entry in entries:
+            try:
+                read_members(file, entry, shard=shard.name)
+            except ShardError as error:
+                raise BuildError(
+                    f"{shard.name}: a sample that was just written does not read back: {error}"
+                ) from error

@@ -1,0 +1,146 @@
+"""Shards against their source: every byte of every image, every pixel of every label map, none too many.
+
+The label rule comes from the manifest, the truth from the source files, read again. A re-encoded image is
+encoded again and compared. Differences are collected, named, and reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocess.convert import class_map_of
+from preprocess.errors import BuildError, RejectedInput
+from preprocess.images import encode_image
+from preprocess.labels import LabelRule
+from preprocess.plan import BuildSettings
+from preprocess.sources.opening import reopen_source
+from preprocess.sources.source import Source
+from shards.errors import ShardError
+from shards.manifest import Split, open_split
+from shards.record import Record, from_members
+from shards.rle import decode_label_map
+from shards.tar import read_members
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTask:
+    """One shard to compare with its source."""
+
+    out: str  # the split's folder or URL
+    number: int  # of the shard, in the manifest's order
+    source: Source
+    names: dict[str, str]  # key -> name in the source, of this shard's samples
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCheck:
+    """What came of one shard."""
+
+    samples: int
+    pixels: int  # label pixels that were compared
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCheck:
+    """What came of one split."""
+
+    split: str
+    samples: int
+    pixels: int
+    faults: tuple[str, ...]
+
+
+def verify_split(
+    split: Split, root: Path, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+) -> SplitCheck:
+    """Compare one split with the source at `root`. `run(do, tasks)` executes tasks; see preprocess.pool."""
+    manifest, out = split.manifest, split.base
+    rule = LabelRule.from_json(manifest.label_rule)
+    kind = manifest.settings.get("source")
+    if kind is None:
+        raise BuildError(
+            f"{out}: the manifest does not say from which kind of source it was built, so it cannot be "
+            "compared"
+        )
+    source = reopen_source(kind, manifest.dataset, manifest.classes, rule, root)
+    names = {source.item(manifest.split, name).key: name for name in source.listing(manifest.split).names}
+    refused = {reject["name"] for reject in manifest.rejects}
+    faults: list[str] = []
+    seen: set[str] = set()
+    samples = pixels = 0
+    for check in run(check_shard, _tasks(split, out, source, names, seen, faults)):
+        samples, pixels = samples + check.samples, pixels + check.pixels
+        faults += check.faults
+    for key, name in names.items():
+        if key not in seen and source.item(manifest.split, name).image_path not in refused:
+            faults.append(
+                f"{name}: in the source, but neither in the shards nor among the rejects of the manifest"
+            )
+    if samples != manifest.num_samples:
+        faults.append(f"{samples} samples were compared, the manifest promises {manifest.num_samples}")
+    return SplitCheck(manifest.split, samples, pixels, tuple(faults))
+
+
+def _tasks(
+    split: Split, out: str, source: Source, names: dict[str, str], seen: set[str], faults: list[str]
+) -> Iterator[CheckTask]:
+    for number, shard in enumerate(split.manifest.shards):
+        keys = split.index(number).keys
+        faults += [
+            f"{shard.name}, sample {key!r}: stands in more than one place" for key in keys if key in seen
+        ]
+        seen.update(keys)
+        yield CheckTask(out, number, source, {key: names[key] for key in keys if key in names})
+
+
+def check_shard(task: CheckTask) -> ShardCheck:
+    """Compare every sample of one shard."""
+    split = open_split(task.out)
+    shard, index = split.manifest.shards[task.number], split.index(task.number)
+    policy = BuildSettings.from_json(split.manifest.settings).policy
+    reader = partial(split.store.read, shard.name)
+    faults, pixels = [], 0
+    for place, key in enumerate(index.keys):
+        name = task.names.get(key)
+        try:
+            if name is None:
+                raise RejectedInput("it is not in the source")
+            record = from_members(
+                read_members(reader, index.entry(place), shard=shard.name), shard=shard.name
+            )
+            item = task.source.item(split.manifest.split, name)
+            raw = task.source.read(item)
+            image = encode_image(raw.image, policy)
+            expected = class_map_of(raw.label, task.source.label_rule, image)
+            fault = compare(record, image.data, expected)
+            pixels += expected.size
+        except (RejectedInput, ShardError) as error:
+            fault = str(error)
+        if fault:
+            faults.append(f"{shard.name}, sample {key!r}: {fault}")
+    return ShardCheck(len(index.keys), pixels, tuple(faults))
+
+
+def compare(record: Record, image: bytes, class_map: np.ndarray) -> str:
+    """The first difference between a record and what it should be, in words; '' where there is none."""
+    if record.image != image:
+        return f"the image differs from the source ({len(record.image)} bytes here, {len(image)} expected)"
+    if (record.height, record.width) != class_map.shape:
+        height, width = class_map.shape
+        return f"it claims {record.width}x{record.height}, the source has {width}x{height}"
+    found = decode_label_map(record.runs, record.height, record.width)
+    wrong = np.argwhere(found != class_map)
+    if len(wrong):
+        row, column = (int(number) for number in wrong[0])
+        return (
+            f"{len(wrong)} label pixels differ from the source, the first at row {row}, column {column}:"
+            f" {found[row, column]} here, {class_map[row, column]} expected"
+        )
+    return ""

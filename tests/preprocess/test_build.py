@@ -1,0 +1,385 @@
+"""The build as a whole: what it publishes, how it goes on after every kind of end, and that bytes depend on
+the plan alone.
+"""
+
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess import shard_task
+from preprocess.__main__ import main
+from preprocess.build import Part, execute, plan_jobs, prepare
+from preprocess.destination import LocalDestination
+from preprocess.errors import BuildError
+from preprocess.plan import BuildSettings
+from preprocess.sources.opening import SourceRequest, open_source
+from shards.manifest import open_split
+
+
+def words(root, out, *more):
+    options = [
+        "--dataset",
+        "folder",
+        "--root",
+        str(root),
+        "--classes",
+        str(root / "classes.txt"),
+        "--reduce-zero-label",
+    ]
+    return [
+        "build",
+        *options,
+        "--out",
+        str(out),
+        "--samples-per-shard",
+        "2",
+        "--workers",
+        "1",
+        "--quiet",
+        *more,
+    ]
+
+
+def contents(folder):
+    """Relative path -> sha256 of everything below a folder, hidden files included."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def built(make_root, tmp_path):
+    """(root, out, contents of out) of an undisturbed build."""
+    root = make_root()
+    assert main(words(root, tmp_path / "undisturbed")) == 0
+    return root, tmp_path / "undisturbed", contents(tmp_path / "undisturbed")
+
+
+def test_what_is_published(built):
+    _, out, found = built
+    assert sorted(found) == [
+        "training/manifest.json",
+        "training/samples.parquet",
+        "training/training-00000.tar",
+        "training/training-00001.tar",
+        "validation/manifest.json",
+        "validation/samples.parquet",
+        "validation/validation-00000.tar",
+    ]
+    split = open_split(out / "training")
+    manifest = split.manifest
+    assert (manifest.num_samples, manifest.classes) == (3, ("sky", "road", "tree", "car", "person"))
+    keys = [key for number in range(2) for key in split.index(number).keys]
+    assert sorted(keys) == [f"training_{number:04d}" for number in range(3)]
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers_nor_on_the_place_of_the_source(
+    built, tmp_path, make_root
+):
+    _, _, expected = built
+    other = make_root("moved/elsewhere")
+    assert main(words(other, tmp_path / "two", "--workers", "2")) == 0
+    assert contents(tmp_path / "two") == expected
+
+
+def test_a_published_split_is_left_alone_and_other_settings_are_refused(built, capsys):
+    root, out, expected = built
+    assert main(words(root, out)) == 0
+    assert "published already" in capsys.readouterr().out
+    assert main(words(root, out, "--seed", "1")) == 2
+    assert "holds a published data set of another plan" in capsys.readouterr().err
+    assert contents(out) == expected
+
+
+def test_an_interrupted_build_goes_on_and_makes_only_what_is_missing(built, tmp_path, monkeypatch):
+    root, _, expected = built
+    out = tmp_path / "interrupted"
+    made = []
+    real = shard_task._write
+
+    def write(task, items, path):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(task.shard_name)
+        return real(task, items, path)
+
+    monkeypatch.setattr(shard_task, "_write", write)
+    assert main(words(root, out)) == 130
+    assert sorted(name for name in contents(out) if not name.startswith("training/.build")) == [
+        "training/training-00000.tar",
+        "training/training-00001.tar",
+        "validation/.build/plan.json",
+    ]
+    made.pop()
+    assert main(words(root, out)) == 0
+    assert made == ["training-00000.tar", "validation-00000.tar"]
+    assert contents(out) == expected
+
+
+@pytest.mark.parametrize("spoil", ["shard", "journal", "source"])
+def test_what_was_touched_since_is_made_again(built, tmp_path, monkeypatch, spoil):
+    root, _, expected = built
+    out = tmp_path / "interrupted"
+    unpublished(root, out)
+    if spoil == "shard":
+        (out / "training/training-00001.tar").write_bytes(b"not a shard")
+    elif spoil == "journal":
+        (out / "training/.build/training-00001.tar.json").write_bytes(b'{"plan": 1}')
+    else:
+        for path in (root / "images/training").iterdir():
+            os.utime(path, ns=(1, 1))
+    made = []
+    real = shard_task._write
+    monkeypatch.setattr(
+        shard_task, "_write", lambda task, *rest: made.append(task.shard_name) or real(task, *rest)
+    )
+    assert main(words(root, out)) == 0
+    assert made == (
+        ["training-00000.tar", "training-00001.tar"] if spoil == "source" else ["training-00001.tar"]
+    )
+    assert contents(out) == expected
+
+
+def unpublished(root, out, **settings):
+    """All shards of a build, without its manifest."""
+    request = SourceRequest("folder", root, classes=root / "classes.txt", reduce_zero_label=True)
+    source, plan = open_source(request), BuildSettings(samples_per_shard=2, **settings)
+    jobs = plan_jobs(source, source.splits(), plan, lambda split: LocalDestination(out / split))
+    execute(jobs, source, plan, map, lambda outcome: None)
+    return jobs
+
+
+def test_an_unfinished_build_with_other_settings_is_cleared(built, tmp_path):
+    root, _, expected = built
+    unpublished(root, tmp_path / "out", seed=7)
+    assert main(words(root, tmp_path / "out")) == 0
+    assert contents(tmp_path / "out") == expected
+
+
+def test_a_folder_that_holds_something_else_is_refused(built, tmp_path, capsys):
+    root, _, _ = built
+    (tmp_path / "mine/training").mkdir(parents=True)
+    (tmp_path / "mine/training/thesis.txt").write_text("years of work")
+    assert main(words(root, tmp_path / "mine")) == 2
+    assert "thesis.txt and no build of ours" in capsys.readouterr().err
+    assert contents(tmp_path / "mine") == contents(tmp_path / "mine") | {
+        "training/thesis.txt": hashlib.sha256(b"years of work").hexdigest()
+    }
+
+
+def test_leftovers_of_a_killed_builder_vanish(built, tmp_path):
+    root, out, expected = built
+    (out / "training/.build").mkdir()
+    (out / "training/.build/training-00000.tar.json").write_text("{}")
+    assert main(words(root, out)) == 0
+    assert contents(out) == expected
+    assert not (out / "training/.build").exists()
+    jobs = unpublished(root, tmp_path / "again")
+    (tmp_path / "again/training/.build/training-00000.tar.abc.partial").write_text("half")
+    assert main(words(root, tmp_path / "again")) == 0
+    assert contents(tmp_path / "again") == expected
+    assert len(jobs) == 2
+
+
+def test_refused_inputs_are_all_listed_and_nothing_is_published(make_root, tmp_path, capsys):
+    root, out = make_root(), tmp_path / "out"
+    (root / "images/training/training_0000.jpg").write_bytes(b"")
+    Image.fromarray(np.full((24, 30), 9, np.uint8)).save(root / "annotations/validation/validation_0000.png")
+    (root / "images/validation/lonely.jpg").write_bytes(b"x")
+    assert main(words(root, out)) == 2
+    told = capsys.readouterr().err
+    assert "3 inputs were refused" in told
+    assert "images/training/training_0000.jpg: the image file is empty" in told
+    assert "images/validation/validation_0000.jpg: label values out of range: 9" in told
+    assert "images/validation/lonely.jpg: image without a label map" in told
+    assert not list(out.rglob("manifest.json"))
+    assert main(words(root, out, "--allow-rejects", "2")) == 2
+    assert main(words(root, out, "--allow-rejects", "3")) == 0
+    manifest = open_split(out / "validation").manifest
+    assert manifest.num_samples == 1
+    assert [reject["name"] for reject in manifest.rejects] == [
+        "images/validation/lonely.jpg",
+        "images/validation/validation_0000.jpg",
+    ]
+    assert main(["verify", str(out), "--against", str(root), "--workers", "1"]) == 0
+
+
+def test_mended_inputs_need_only_their_shards(built, tmp_path, monkeypatch):
+    root, _, expected = built
+    path = root / "images/training/training_0001.jpg"
+    good, times = path.read_bytes(), os.stat(path)
+    path.write_bytes(good[:50])
+    out = tmp_path / "mended"
+    assert main(words(root, out)) == 2
+    path.write_bytes(good)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    made = []
+    real = shard_task._write
+    monkeypatch.setattr(
+        shard_task, "_write", lambda task, *rest: made.append(task.shard_name) or real(task, *rest)
+    )
+    assert main(words(root, out)) == 0
+    assert len(made) == 1
+    assert contents(out) == expected
+
+
+def test_a_shard_without_a_good_sample_is_left_out(make_root, tmp_path):
+    root = make_root(training=4)
+    for number in range(4):
+        image = root / f"images/training/training_{number:04d}.jpg"
+        shard = plan_of(root).names_of(0)
+        if image.name in shard:
+            image.write_bytes(b"")
+    assert main(words(root, tmp_path / "out", "--allow-rejects", "2")) == 0
+    manifest = open_split(tmp_path / "out/training").manifest
+    assert [shard.name for shard in manifest.shards] == ["training-00001.tar"]
+    assert not (tmp_path / "out/training/training-00000.tar").exists()
+
+
+def plan_of(root):
+    request = SourceRequest("folder", root, classes=root / "classes.txt", reduce_zero_label=True)
+    source = open_source(request)
+    jobs = plan_jobs(
+        source, ("training",), BuildSettings(samples_per_shard=2), lambda split: LocalDestination(root / "no")
+    )
+    return jobs[0].plan
+
+
+def test_nothing_left_to_publish(make_root, tmp_path, capsys):
+    root = make_root(training=1)
+    (root / "images/training/training_0000.jpg").write_bytes(b"")
+    assert main(words(root, tmp_path / "out", "--allow-rejects", "1")) == 2
+    assert "every input was refused" in capsys.readouterr().err
+
+
+def test_a_file_that_vanishes_during_the_build_is_a_refused_input(make_root, tmp_path, capsys, monkeypatch):
+    root = make_root(training=2)
+    real = shard_task._stamps
+
+    def stamps(source, items):
+        found = real(source, items)
+        (root / "images/training/training_0001.jpg").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(shard_task, "_stamps", stamps)
+    assert main(words(root, tmp_path / "out")) == 2
+    assert (
+        "training_0001.jpg: images/training/training_0001.jpg cannot be read: No such file"
+        in capsys.readouterr().err
+    )
+
+
+def test_unicode_dots_and_very_long_names(make_root, tmp_path):
+    root = make_root(training=1)
+    names = ["straße 東京", "a.b.c", "x" * 240, "-dash_ed", "100%"]
+    for folder, ending in (("images", "jpg"), ("annotations", "png")):
+        data = (root / f"{folder}/training/training_0000.{ending}").read_bytes()
+        for name in names:
+            (root / f"{folder}/training/{name}.{ending}").write_bytes(data)
+    assert main(words(root, tmp_path / "out")) == 0
+    split = open_split(tmp_path / "out/training")
+    keys = {key for number in range(len(split.manifest.shards)) for key in split.index(number).keys}
+    assert {"stra%C3%9Fe%20%E6%9D%B1%E4%BA%AC", "a%2Eb%2Ec", "-dash_ed", "100%25"} < keys
+    assert main(["verify", str(tmp_path / "out"), "--against", str(root), "--workers", "1"]) == 0
+
+
+def test_one_sample_and_an_empty_split(make_root, tmp_path, capsys):
+    root = make_root(training=1)
+    assert main(words(root, tmp_path / "one")) == 0
+    assert open_split(tmp_path / "one/training").manifest.num_samples == 1
+    (root / "images/void").mkdir()
+    (root / "annotations/void").mkdir()
+    assert main(words(root, tmp_path / "two", "--splits", "void")) == 2
+    assert "split 'void' is empty" in capsys.readouterr().err
+    assert not (tmp_path / "two/void").exists()
+
+
+def test_a_disk_that_is_full(make_root, tmp_path):
+    root, out = make_root(training=6, height=300, width=400), tmp_path / "out"
+    limit = 16 << 10
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-m", "preprocess", *words(root, out)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(contents(out)) == ["training/.build/plan.json"]
+    assert main(words(root, out)) == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_destination_that_is_read_only(make_root, tmp_path, capsys):
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert main(words(make_root(), tmp_path / "out")) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_destination_that_is_a_file(make_root, tmp_path, capsys):
+    (tmp_path / "out").write_text("hello")
+    assert main(words(make_root(), tmp_path / "out")) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def living(group):
+    """Processes of a group that still run; one that ended but was not collected yet does not."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, member_of = place.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(member_of) == group and state != "Z":
+            found.append((place.parent.name, place.with_name("cmdline").read_text()))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_no_process_and_no_half_written_file(make_root, tmp_path, number):
+    root, out = make_root(training=40, height=200, width=300), tmp_path / "out"
+    command = [sys.executable, "-m", "preprocess", *words(root, out, "--workers", "2")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as builder:
+        while not list(out.glob("training/.build/*.tar.json")):
+            assert builder.poll() is None
+        os.kill(builder.pid, number)
+        builder.communicate()
+    assert builder.returncode == 128 + number
+    deadline = time.monotonic() + 5
+    while living(builder.pid) and time.monotonic() < deadline:
+        pass  # the kernel takes a moment to bury the last of them
+    assert living(builder.pid) == []
+    assert not [name for name in contents(out) if name.endswith(".partial") or ".lock" in name]
+    assert not list(out.rglob("manifest.json"))
+    assert main(words(root, out)) == 0
+    assert main(words(root, tmp_path / "undisturbed")) == 0
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_parts_count_from_zero():
+    with pytest.raises(BuildError, match="the last one is 2"):
+        Part(3, 3)
+
+
+def test_parts_of_different_plans_do_not_mix(make_root, tmp_path):
+    root = make_root(training=3)
+    jobs = unpublished(root, tmp_path / "out")
+    other = unpublished(root, tmp_path / "other", seed=4)
+    prepare(jobs[0].destination, jobs[0].plan.facts, Part(0, 2))
+    with pytest.raises(BuildError, match="the parts would not fit together"):
+        prepare(jobs[0].destination, other[0].plan.facts, Part(1, 2))

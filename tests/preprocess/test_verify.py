@@ -1,0 +1,141 @@
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.__main__ import main
+from preprocess.verify import compare
+from shards.record import Record
+from shards.rle import encode_label_map
+
+
+def build(root, out, *more):
+    options = [
+        "--dataset",
+        "folder",
+        "--root",
+        str(root),
+        "--classes",
+        str(root / "classes.txt"),
+        "--reduce-zero-label",
+    ]
+    assert (
+        main(
+            [
+                "build",
+                *options,
+                "--out",
+                str(out),
+                "--workers",
+                "1",
+                "--samples-per-shard",
+                "2",
+                "--quiet",
+                *more,
+            ]
+        )
+        == 0
+    )
+
+
+def verify(out, root, *more):
+    return main(["verify", str(out), "--against", str(root), "--workers", "1", *more])
+
+
+def test_shards_equal_their_source_in_whole_and_by_split(make_root, tmp_path, capsys):
+    root, out = make_root(), tmp_path / "out"
+    build(root, out)
+    assert verify(out, root, "--workers", "2") == 0
+    told = capsys.readouterr().out.splitlines()[-2:]
+    assert told[0].startswith(
+        f"{out}/training: 3 samples, {(24 + 25 + 26) * 30} label pixels compared, 0 differences"
+    )
+    assert told[1].startswith(f"{out}/validation: 2 samples")
+    assert verify(out / "validation", root) == 0
+
+
+def test_one_changed_pixel_one_changed_byte_one_new_file_and_one_gone(make_root, tmp_path, capsys):
+    root, out = make_root(training=4), tmp_path / "out"
+    build(root, out)
+    label = root / "annotations/training/training_0000.png"
+    values = np.asarray(Image.open(label)).copy()
+    values[3, 4] = values[3, 4] % 5 + 1
+    Image.fromarray(values).save(label)
+    image = root / "images/training/training_0001.jpg"
+    image.write_bytes(image.read_bytes() + b"\0")
+    for folder, ending in (("images", "jpg"), ("annotations", "png")):
+        shutil.copy(
+            root / f"{folder}/training/training_0002.{ending}", root / f"{folder}/training/new.{ending}"
+        )
+        (root / f"{folder}/training/training_0003.{ending}").unlink()
+    assert verify(out, root) == 2
+    told = capsys.readouterr().err
+    assert "'training_0000': 1 label pixels differ from the source, the first at row 3, column 4" in told
+    assert "'training_0001': the image differs from the source" in told
+    assert "new.jpg: in the source, but neither in the shards" in told
+    assert "'training_0003': it is not in the source" in told
+    assert "4 differences" in told
+
+
+def test_a_damaged_shard_is_a_difference(make_root, tmp_path, capsys):
+    root, out = make_root(training=2), tmp_path / "out"
+    build(root, out)
+    shard = out / "training/training-00000.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    assert verify(out, root) == 2
+    assert "training-00000.tar, sample" in capsys.readouterr().err
+
+
+def test_re_encoded_images_are_encoded_again(make_root, tmp_path):
+    root = make_root(training=2)
+    Image.new("CMYK", (30, 24)).save(root / "images/training/training_0000.jpg")
+    build(root, tmp_path / "out", "--convert", "--max-short-side", "12")
+    assert verify(tmp_path / "out", root) == 0
+
+
+def test_where_there_are_no_shards(make_root, tmp_path, capsys):
+    root = make_root(training=1)
+    assert verify(tmp_path / "nowhere", root) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert verify(root, root) == 2
+    assert "python -m preprocess build" in capsys.readouterr().err
+
+
+def test_differences_in_words():
+    class_map = np.array([[1, 1], [2, 65535]], np.uint16)
+    record = Record("a", b"image", "jpg", 2, 2, encode_label_map(class_map), {})
+    assert compare(record, b"image", class_map) == ""
+    assert (
+        compare(record, b"other", class_map) == "the image differs from the source (5 bytes here, 5 expected)"
+    )
+    assert compare(record, b"image", class_map[:1]) == "it claims 2x2, the source has 2x1"
+    other = np.array([[1, 1], [3, 0]], np.uint16)
+    assert compare(record, b"image", other) == (
+        "2 label pixels differ from the source, the first at row 1, column 0: 2 here, 3 expected"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "options"),
+    [
+        ("ade20k", (9, 5), ["--dataset", "ade20k", "--allow-count-mismatch"]),
+        ("cocostuff", (13,), ["--dataset", "folder", "--reduce-zero-label"]),
+        ("camvid", (367, 101), ["--dataset", "folder", "--reduce-zero-label"]),
+    ],
+)
+def test_real_data_sets(real_data, tmp_path, capsys, name, counts, options):
+    root, out = real_data / name, tmp_path / "out"
+    if name != "ade20k":
+        names = {"camvid": 11, "cocostuff": 182}[name]
+        (tmp_path / "classes.txt").write_text("\n".join(f"class {number}" for number in range(names)))
+        options = [*options, "--classes", str(tmp_path / "classes.txt")]
+    assert main(["build", *options, "--root", str(root), "--out", str(out), "--workers", "2", "--quiet"]) == 0
+    assert verify(out, root, "--workers", "2") == 0
+    told = capsys.readouterr().out.splitlines()[-len(counts) :]
+    assert [f": {count} samples, " in line for count, line in zip(counts, told, strict=True)] == [True] * len(
+        counts
+    )
+    assert all(line.endswith("0 differences") for line in told)
