@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SAMPLED_BUDGET = 1 << 26  # sampled features held at one time, elements; beyond it images go one after another
+
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
 
@@ -31,7 +33,20 @@ def deformable_attention(value: Tensor, shapes: Shapes, locations: Tensor, weigh
     return _all_levels(value, shapes, locations, weights)
 
 
+def _image_groups(value: Tensor, locations: Tensor) -> list[slice]:
+    """Consecutive images whose sampled features of one level fit the budget; at least one image each."""
+    batch, queries, heads, _, points, _ = locations.shape
+    step = max(1, SAMPLED_BUDGET // max(1, queries * heads * points * value.shape[-1]))
+    return [slice(start, start + step) for start in range(0, batch, step)]
+
+
 def _all_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    groups = _image_groups(value, locations)
+    parts = [_sum_of_levels(value[g], shapes, locations[g], weights[g]) for g in groups]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(value.dtype)
+
+
+def _sum_of_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     levels = value.split([h * w for h, w in shapes], dim=1)
     out = sample_level(levels[0], shapes[0], locations[:, :, :, 0], weights[:, :, :, 0])
     for i in range(1, len(shapes)):
@@ -40,20 +55,18 @@ def _all_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tenso
 
 
 def sample_level(value: Tensor, shape: tuple[int, int], locations: Tensor, weights: Tensor) -> Tensor:
-    """One level's share: value (B, h * w, M, D), locations (B, Q, M, P, 2), weights (B, Q, M, P) -> (B, Q, M
-    * D).
+    """One level's share, (B, Q, M * D) of the coordinates' dtype.
+
+    value (B, h * w, M, D), locations (B, Q, M, P, 2), weights (B, Q, M, P).
     """
     batch, _, heads, width = value.shape
     maps = value.permute(0, 2, 3, 1).reshape(batch * heads, width, *shape)
-    grid = (
-        (2 * locations - 1).transpose(1, 2).flatten(0, 1)
-    )  # (B * M, Q, P, 2); grid_sample counts from -1 to 1
-    if grid.dtype != maps.dtype:  # grid_sample wants one type; coordinates decide it
-        maps = maps.to(grid.dtype)
+    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, P, 2), from -1 to 1
+    maps = maps.to(grid.dtype)  # grid_sample wants one type; the coordinates decide it
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     share = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1).to(sampled.dtype)  # (B * M, 1, Q, P)
     out = (sampled * share).sum(-1)  # (B * M, D, Q)
-    return out.view(batch, heads * width, -1).transpose(1, 2).to(value.dtype)
+    return out.view(batch, heads * width, -1).transpose(1, 2)
 
 
 class _Resampled(torch.autograd.Function):
@@ -72,15 +85,20 @@ class _Resampled(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
-        grads: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        for i, level in enumerate(value.split([h * w for h, w in ctx.shapes], dim=1)):
-            parts = (level, locations[:, :, :, i], weights[:, :, :, i])
-            leaves = [part.detach().requires_grad_() for part in parts]
-            with torch.enable_grad():
-                out = sample_level(leaves[0], ctx.shapes[i], leaves[1], leaves[2])
-            for kept, new in zip(grads, torch.autograd.grad(out, leaves, grad), strict=True):
-                kept.append(new)
-        return torch.cat(grads[0], 1), None, torch.stack(grads[1], 3), torch.stack(grads[2], 3)
+        grads = tuple(torch.empty_like(t) for t in ctx.saved_tensors)
+        starts = [0]
+        for h, w in ctx.shapes:
+            starts.append(starts[-1] + h * w)
+        for g in _image_groups(value, locations):
+            for i, shape in enumerate(ctx.shapes):
+                place = slice(starts[i], starts[i + 1])
+                views = (value[g, place], locations[g, :, :, i], weights[g, :, :, i])
+                leaves = [view.detach().requires_grad_() for view in views]
+                with torch.enable_grad():
+                    out = sample_level(leaves[0], shape, leaves[1], leaves[2])
+                new = torch.autograd.grad(out, leaves, grad[g].to(out.dtype))
+                grads[0][g, place], grads[1][g, :, :, i], grads[2][g, :, :, i] = new
+        return grads[0], None, grads[1], grads[2]
 
 
 class DeformableAttention(nn.Module):
@@ -111,9 +129,8 @@ class DeformableAttention(nn.Module):
         bias = directions[:, None, None] * steps[:, None]  # (M, 1, P, 2)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).flatten())
-        for layer in (self.attention_weights,):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
         for layer in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
