@@ -107,7 +107,7 @@ def tar_header(name: str, size: int) -> bytes:
         raise SampleError(f"member {name!r} of {size} bytes does not fit into a USTAR header")
     prefix, rest = parts
     start = rest.encode().ljust(100, b"\0") + FIXED + b"%011o\0" % size + b"%011o\0" % 0
-    end = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
+    end = b"0" + bytes(100) + b"ustar\x0000" + bytes(80)  # no user, group or device
     end += prefix.encode().ljust(155, b"\0") + bytes(12)
     checksum = sum(start) + 8 * ord(" ") + sum(end)
     return start + b"%06o\0 " % checksum + end
