@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shards.batch import VOID, RaggedBatch
+from shards.batch import RaggedBatch
 from shards.loader import evaluation_batches
 from shards.manifest import Manifest, Split
 from shards.order import World
-from shards.raster import image_of, label_map_of
+from shards.raster import IGNORED, image_of, label_map_of
 from train.inference import InferenceSettings, label_maps
 from train.metrics import EvalResult
 from train.model.segmenter import Segmenter
@@ -52,7 +52,7 @@ class Observation:
 
     key: str
     image: Tensor  # (H, W, 3) uint8 RGB
-    label: Tensor  # (H, W) int64 class ids, 255 where ignored
+    label: Tensor  # (H, W) int64 class ids, IGNORED where unlabelled
     prediction: Tensor  # (H, W) int64 class ids
     confusion: Tensor  # (K, K) int64 of this image alone
 
@@ -116,7 +116,7 @@ def evaluate(
         segmenter.num_classes,
         expected,
         device,
-        ignored=VOID,
+        ignored=IGNORED,
         boundary=settings.boundary,
         per_image=settings.per_image,
     )
