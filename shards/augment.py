@@ -21,8 +21,8 @@ from shards.draws import key_digest, uniforms
 from shards.errors import SampleError
 from shards.photometric import COLOUR_NUMBERS, PRESETS, ColourDraws, distort, draw_colour
 from shards.raster import image_of, paint, window_counts
-from shards.resize import fitted_size, normalise, resize_planes, short_side_size
-from shards.windows import WindowPlan, Windows, plan_windows, source_tables, upload
+from shards.resize import fitted_size, normalise_, resize_planes, short_side_size
+from shards.windows import SourceTable, WindowPlan, Windows, plan_windows, source_arrays, stretches, upload
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -123,7 +123,8 @@ def crop(batch: RaggedBatch, draws: CropDraws, settings: CropSettings) -> CropBa
     preset = PRESETS[settings.photometric]
     if preset is not None and draws.colour is not None:
         distort(images, colour, draws.colour, preset, inner)
-    images = normalise(images, settings.mean, settings.std)
+    for part in stretches(len(batch), device):
+        normalise_(images[part], settings.mean, settings.std)
     for i, (height, width) in enumerate(plan.inner):
         for beyond in (images[i, :, height:], images[i, :, :, width:]):
             if beyond.numel():
@@ -159,9 +160,8 @@ def _to_device(
 ) -> tuple[Windows, Tensor, Tensor, Tensor]:
     """(windows, labels (B, K) int32, inner sizes (B, 2) int32, colour (5, B) float32), in one copy."""
     areas = np.multiply(batch.heights, batch.widths)
-    stride = max(*batch.heights, *batch.widths) + 1
-    row_starts, row_sources = source_tables(batch.heights, [h for h, _ in plan.resized], stride)
-    column_starts, column_sources = source_tables(batch.widths, [w for _, w in plan.resized], stride)
+    rows = source_arrays(batch.heights, [h for h, _ in plan.resized])
+    columns = source_arrays(batch.widths, [w for _, w in plan.resized])
     labels = np.full((len(batch), max(1, *map(len, batch.labels), 1)), -1, np.int32)
     for i, own in enumerate(batch.labels):
         labels[i, : len(own)] = own
@@ -176,10 +176,9 @@ def _to_device(
     ).astype(np.int32)
     inner = np.array(plan.inner, np.int32)
     colour = np.zeros((5, len(batch)), np.float32) if draws.colour is None else draws.colour.table()
-    arrays = [small, inner, plan.tops, plan.lefts, row_starts, column_starts, row_sources, column_sources]
-    on_device = upload([*arrays, labels, colour], device)
+    on_device = upload([small, inner, plan.tops, plan.lefts, labels, colour, *rows, *columns], device)
     starts, widths, run_starts, run_counts, flips = on_device[0]
-    inner_sizes, tops, lefts, *tables, label_ids, colour_table = on_device[1:]
+    inner_sizes, tops, lefts, label_ids, colour_table, *tables = on_device[1:]
     windows = Windows(
         pixel_starts=starts,
         widths=widths,
@@ -190,11 +189,8 @@ def _to_device(
         flips=flips,
         tops=tops,
         lefts=lefts,
-        row_starts=tables[0],
-        column_starts=tables[1],
-        row_sources=tables[2],
-        column_sources=tables[3],
-        stride=stride,
+        rows=SourceTable(*tables[:4]),
+        columns=SourceTable(*tables[4:]),
     )
     return windows, label_ids, inner_sizes, colour_table
 
@@ -225,24 +221,25 @@ def _label_crops(batch: RaggedBatch, windows: Windows, rows: Tensor, columns: Te
     """(B, h, w) uint8: index into the image's labels, VOID where there is no class."""
     # Owner 0 wraps round to 255, which is VOID; owner k becomes the index k - 1.
     painted = paint(batch.run_ends, batch.run_owners - 1, batch.pixels.numel() // 3)
-    shift = windows.stride * torch.arange(len(batch), dtype=torch.int32, device=rows.device)[:, None]
-    y = windows.row_sources[windows.row_starts[:, None] + rows] - shift
-    x = windows.column_sources[windows.column_starts[:, None] + columns] - shift
+    y = windows.rows.sources[windows.rows.starts[:, None] + rows]
+    x = windows.columns.sources[windows.columns.starts[:, None] + columns]
     first = windows.pixel_starts[:, None] + y * windows.widths[:, None]
-    places = first[:, :, None] + x[:, None, :]
-    return painted.index_select(0, places.view(-1)).view(places.shape)
+    label_map = painted.new_empty(len(batch), rows.shape[1], columns.shape[1])
+    for part in stretches(len(batch), painted.device):
+        places = first[part, :, None] + x[part, None, :]
+        torch.index_select(painted, 0, places.view(-1), out=label_map[part].view(-1))
+    return label_map
 
 
 def _image_crops(batch: RaggedBatch, plan: WindowPlan, rows: Tensor, columns: Tensor) -> Tensor:
     """(B, 3, h, w) float32, whole grey levels: each image resized as a whole, then its window taken."""
-    crops = []
+    crops = torch.empty(len(batch), 3, rows.shape[1], columns.shape[1], device=rows.device)
     for i, (height, width) in enumerate(plan.resized):
-        planes = resize_planes(image_of(batch, i), height, width)
-        place = rows[i, :, None] * width + columns[i]
-        channel = torch.arange(3, dtype=torch.int32, device=place.device) * (height * width)
-        index = channel[:, None, None] + place
-        crops.append(planes.view(-1).index_select(0, index.view(-1)).view(index.shape))
-    return torch.stack(crops).float()
+        planes = resize_planes(image_of(batch, i), height, width).view(3, -1)
+        places = (rows[i, :, None] * width + columns[i]).view(-1)
+        for channel in range(3):
+            crops[i, channel] = planes[channel].index_select(0, places).view(crops.shape[2:])
+    return crops
 
 
 def class_masks(crops: CropBatch) -> list[dict[str, Tensor]]:

@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.windows import stretches
+
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 COLOUR_NUMBERS = 9  # uniforms that one sample's distortion takes
 
@@ -104,17 +106,8 @@ def distort(images: Tensor, table: Tensor, draws: ColourDraws, preset: Photometr
         (contrast, moved & ~early),
     ]
     for row, (step, active) in enumerate(steps):
-        for part in _stretches(active, images.device):
+        for part in stretches(len(active), images.device, active):
             step(images[part], table[row, part, None, None, None], inside[part])
-
-
-def _stretches(active: NDArray[np.bool_], device: torch.device) -> list[slice]:
-    """Which samples a step runs on. A CPU leaves out idle ones; elsewhere one launch for all is cheaper."""
-    if not active.any():
-        return []
-    if device.type == "cpu":
-        return [slice(i, i + 1) for i in np.flatnonzero(active).tolist()]
-    return [slice(0, len(active))]
 
 
 def _add(images: Tensor, amount: Tensor, inside: Tensor) -> None:
@@ -165,13 +158,11 @@ def _rotate_hue(images: Tensor, turns: Tensor, inside: Tensor) -> None:
     divisor = chroma.clamp_min(1)
     sextant = torch.where(
         value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+        (green - blue).div_(divisor),
+        torch.where(value == green, (blue - red).div_(divisor).add_(2), (red - green).div_(divisor).add_(4)),
     )
-    sextant.add_(turns[..., 0], alpha=6)
-    for channel, start in enumerate(
-        (5, 3, 1)
-    ):  # f(n) = V - C * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6
-        k = (sextant + start).remainder_(6)
-        ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
-        torch.sub(value, chroma * ramp, out=images[:, channel]).round_()
+    turned = sextant.div_(6).add_(turns[..., 0]).add_(1)  # turns, positive
+    for channel, start in enumerate((5, 3, 1)):
+        # f(n) = V - C * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6; min(k, 4 - k) = 2 - |k - 2|
+        ramp = (turned + start / 6).frac_().sub_(1 / 3).abs_().mul_(-6).add_(2).clamp_(0, 1)
+        torch.sub(value, ramp.mul_(chroma), out=images[:, channel]).round_()

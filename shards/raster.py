@@ -67,21 +67,18 @@ def window_counts(run_ends: Tensor, owners: Tensor, windows: Windows, num_owners
     place = run_ends - windows.pixel_starts[image]
     y = torch.div(place, windows.widths[image], rounding_mode="floor")
     x = place - y * windows.widths[image]
-    # How many resized rows show a source row before y, how many one up to y; how many columns one before x.
-    base = image.int() * windows.stride
-    above = torch.searchsorted(windows.row_sources, base + y, out_int32=True) - windows.row_starts[image]
-    reached = torch.searchsorted(windows.row_sources, base + y, right=True, out_int32=True)
-    reached -= windows.row_starts[image]
-    left_of = (
-        torch.searchsorted(windows.column_sources, base + x, out_int32=True) - windows.column_starts[image]
-    )
-    # The same inside each window, (C, R); together the pixels of the window before the end of each run.
-    zero, height, width = above.new_zeros(()), windows.inner_heights[image], windows.inner_widths[image]
-    tops, lefts = windows.tops.T[:, image], windows.lefts.T[:, image]
+    # How many resized rows show a source row above y, and how many y itself or one above; columns left of x.
+    slot = windows.rows.shown_starts[image] + y
+    above, reached = windows.rows.shown[slot, None], windows.rows.shown[slot + 1, None]
+    left_of = windows.columns.shown[windows.columns.shown_starts[image] + x, None]
+    # The same inside each window, (R, C); together the pixels of the window before the end of each run.
+    zero = above.new_zeros(())
+    height, width = windows.inner_heights[image, None], windows.inner_widths[image, None]
+    tops, lefts = windows.tops.index_select(0, image), windows.lefts.index_select(0, image)
     above, reached = (torch.clamp(rows - tops, zero, height) for rows in (above, reached))
-    before = above * width + (reached - above) * torch.clamp(left_of - lefts, zero, width)
-    start = before.roll(1, 1).index_fill_(1, windows.run_starts, 0)
-    slot = (image * num_owners + owners).expand(before.shape)
-    counts = before.new_zeros(before.shape[0], len(windows.widths) * num_owners)
-    counts.scatter_add_(1, slot, before - start)
-    return counts.view(-1, len(windows.widths), num_owners).transpose(0, 1)
+    before = torch.clamp(left_of - lefts, zero, width).mul_(reached.sub_(above)).add_(above.mul_(width))
+    start = before.roll(1, 0).index_fill_(0, windows.run_starts, 0)
+    shown = before.sub_(start).T.contiguous()
+    bins = shown.new_zeros(len(shown), len(windows.widths) * num_owners)
+    bins.scatter_add_(1, (image * num_owners + owners).expand(shown.shape), shown)
+    return bins.view(len(shown), -1, num_owners).transpose(0, 1)

@@ -64,6 +64,11 @@ def resize_planes(image: Tensor, out_h: int, out_w: int) -> Tensor:
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(image - mean) / std by channel for float (..., 3, H, W); `mean` and `std` on the 0..255 scale."""
+    return normalise_(image.clone(), mean, std)
+
+
+def normalise_(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`normalise` in place."""
     shape = (3, 1, 1)
     # Filled scalar by scalar on the device: a tensor made from a list would be copied over and wait for the
     # copy.
@@ -71,4 +76,4 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     for channel in range(3):
         centre[channel].fill_(mean[channel])
         spread[channel].fill_(std[channel])
-    return (image - centre) / spread
+    return image.sub_(centre).div_(spread)

@@ -33,6 +33,18 @@ class WindowPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceTable:
+    """Which source index Pillow's nearest resize shows at each resized one, along one axis of B images;
+    int32.
+    """
+
+    sources: Tensor  # images back to back: the source index of every resized one, ascending
+    starts: Tensor  # (B,) where each image begins in sources
+    shown: Tensor  # images back to back, size + 2 numbers each: how many resized indices show one below i
+    shown_starts: Tensor  # (B,) where each image begins in shown
+
+
+@dataclass(frozen=True, slots=True)
 class Windows:
     """What the device must know of a batch and its windows; int32 unless said otherwise."""
 
@@ -45,13 +57,8 @@ class Windows:
     flips: Tensor  # (B,) 0 or 1
     tops: Tensor  # (B, C)
     lefts: Tensor  # (B, C)
-    row_starts: Tensor  # (B,) where each image begins in row_sources
-    column_starts: Tensor  # (B,)
-    row_sources: (
-        Tensor  # for every resized row of every image b, ascending: b * stride + the source row it shows
-    )
-    column_sources: Tensor  # likewise for columns
-    stride: int  # above every height and width, so that no image's sources reach into the next one's
+    rows: SourceTable
+    columns: SourceTable
 
 
 def plan_windows(
@@ -60,9 +67,7 @@ def plan_windows(
     down: NDArray[np.float64],
     right: NDArray[np.float64],
 ) -> WindowPlan:
-    """Windows of `crop_px` (or less, where the image is smaller) at fractions `down`, `right` (B, C) in [0,
-    1).
-    """
+    """Windows of `crop_px`, or of the image where smaller, at fractions `down`, `right` (B, C) in [0, 1)."""
     sizes = np.array(resized, np.int64)
     inner = np.minimum(sizes, crop_px)
     rooms = sizes - inner + 1  # how many places a window can begin at
@@ -72,17 +77,23 @@ def plan_windows(
     return WindowPlan(tuple(resized), tuple((int(h), int(w)) for h, w in inner), tops, lefts)
 
 
-def source_tables(sizes: Sequence[int], resized: Sequence[int], stride: int) -> tuple[Ints, Ints]:
-    """(starts (B,), sources): Pillow's nearest source of every resized index; image b's plus b * stride."""
-    tables = [nearest_sources(*pair) + b * stride for b, pair in enumerate(zip(sizes, resized, strict=True))]
-    starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
-    return starts.astype(np.int32), np.concatenate(tables).astype(np.int32)
+def source_arrays(sizes: Sequence[int], resized: Sequence[int]) -> tuple[Ints, Ints, Ints, Ints]:
+    """The four fields of a SourceTable, in their order, for B source sizes and resized sizes."""
+    tables = [nearest_sources(*pair) for pair in zip(sizes, resized, strict=True)]
+    # Source index i is below i + 1; counting with one slot more than there are indices gives both ends.
+    shown = [
+        np.cumsum(np.bincount(table + 1, minlength=size + 2))
+        for table, size in zip(tables, sizes, strict=True)
+    ]
+    arrays = []
+    for parts in (tables, shown):
+        starts = np.cumsum([0, *map(len, parts[:-1])])
+        arrays += [np.concatenate(parts).astype(np.int32), starts.astype(np.int32)]
+    return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
 def upload(arrays: Sequence[NDArray[np.int32] | NDArray[np.float32]], device: torch.device) -> list[Tensor]:
-    """The arrays, 32 bits wide each, as tensors on `device`: one pinned buffer and one copy that nothing
-    waits for.
-    """
+    """The arrays, 32 bits wide each, as tensors on `device`: one pinned buffer, one copy, nothing waits."""
     flat = torch.from_numpy(np.concatenate([array.reshape(-1).view(np.int32) for array in arrays]))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
@@ -91,3 +102,15 @@ def upload(arrays: Sequence[NDArray[np.int32] | NDArray[np.float32]], device: to
         whole = array.dtype == np.int32
         tensors.append((part if whole else part.view(torch.float32)).view(array.shape))
     return tensors
+
+
+def stretches(size: int, device: torch.device, active: NDArray[np.bool_] | None = None) -> list[slice]:
+    """The samples of a batch in the portions that large elementwise work on `device` is best done in.
+
+    On the CPU one by one, which keeps each in the cache, and only those that are `active`; elsewhere all at
+    once, if any is active, because a launch costs more than the idle ones do.
+    """
+    needed = range(size) if active is None else np.flatnonzero(active).tolist()
+    if device.type == "cpu":
+        return [slice(i, i + 1) for i in needed]
+    return [slice(0, size)] if needed else []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shards.raster import IGNORED, image_of, label_map_of, paint, pixel_offsets, window_counts
 from shards.resize import nearest_sources
-from shards.windows import Windows, plan_windows, source_tables
+from shards.windows import SourceTable, Windows, plan_windows, source_arrays
 
 
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(0, 255)), min_size=1, max_size=60))
@@ -48,14 +48,14 @@ def windows_of(class_maps, resized, crop_px, down, right):
     """The device's view of `down`, `right` (B, C) windows, without going through crop()."""
     heights, widths = ([m.shape[axis] for m in class_maps] for axis in (0, 1))
     plan = plan_windows(resized, crop_px, down, right)
-    stride = max(*heights, *widths) + 1
-    row_starts, rows = source_tables(heights, [h for h, _ in resized], stride)
-    column_starts, columns = source_tables(widths, [w for _, w in resized], stride)
     areas = np.multiply(heights, widths)
-    inner = np.array(plan.inner, np.int32)
-    arrays = [np.cumsum(areas) - areas, widths, 0, 0, *inner.T, np.zeros(len(widths))]
-    arrays += [plan.tops, plan.lefts, row_starts, column_starts, rows, columns]
-    return plan, Windows(*(torch.from_numpy(np.asarray(array, np.int32).copy()) for array in arrays), stride)
+    arrays = [np.cumsum(areas) - areas, widths, 0, 0, *np.array(plan.inner).T, np.zeros(len(widths))]
+    arrays += [plan.tops, plan.lefts]
+    tables = []
+    for axis, sizes in enumerate((heights, widths)):
+        fields = source_arrays(sizes, [size[axis] for size in resized])
+        tables.append(SourceTable(*map(torch.from_numpy, fields)))
+    return plan, Windows(*(torch.from_numpy(np.asarray(array, np.int32).copy()) for array in arrays), *tables)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from shards.resize import nearest_sources
-from shards.windows import plan_windows, source_tables, upload
+from shards.windows import plan_windows, source_arrays, stretches, upload
 
 
 def test_windows_reach_both_ends_and_never_beyond():
@@ -24,12 +24,27 @@ def test_every_place_is_equally_likely():
     assert np.bincount(plan.tops[0]).tolist() == [100] * 19
 
 
-def test_source_tables_are_separable_by_image():
-    starts, sources = source_tables([10, 4], [5, 8], 11)
-    assert starts.tolist() == [0, 5]
-    np.testing.assert_array_equal(sources[:5], nearest_sources(10, 5))
-    np.testing.assert_array_equal(sources[5:], nearest_sources(4, 8) + 11)
-    assert (np.diff(sources) >= 0).all()
+def test_source_arrays():
+    sizes, resized = [10, 4, 7], [5, 8, 7]
+    sources, starts, shown, shown_starts = source_arrays(sizes, resized)
+    assert starts.tolist() == [0, 5, 13]
+    assert shown_starts.tolist() == [0, 12, 18]
+    for i, (size, target) in enumerate(zip(sizes, resized, strict=True)):
+        own = sources[starts[i] : starts[i] + target]
+        np.testing.assert_array_equal(own, nearest_sources(size, target))
+        counts = [(own < index).sum() for index in range(size + 2)]
+        assert shown[shown_starts[i] :][: size + 2].tolist() == counts
+
+
+def test_stretches():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert stretches(2, cpu) == [slice(0, 1), slice(1, 2)]
+    assert stretches(2, cuda) == [slice(0, 2)]
+    idle = np.zeros(3, bool)
+    assert stretches(3, cpu, idle) == stretches(3, cuda, idle) == []
+    idle[1] = True
+    assert stretches(3, cpu, idle) == [slice(1, 2)]
+    assert stretches(3, cuda, idle) == [slice(0, 3)]
 
 
 def test_upload_returns_what_was_given():
