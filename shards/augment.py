@@ -234,11 +234,11 @@ def _label_crops(batch: RaggedBatch, windows: Windows, rows: Tensor, columns: Te
 def _image_crops(batch: RaggedBatch, plan: WindowPlan, rows: Tensor, columns: Tensor) -> Tensor:
     """(B, 3, h, w) float32, whole grey levels: each image resized as a whole, then its window taken."""
     crops = torch.empty(len(batch), 3, rows.shape[1], columns.shape[1], device=rows.device)
+    y, x = rows.long(), columns.long()
     for i, (height, width) in enumerate(plan.resized):
         planes = resize_planes(image_of(batch, i), height, width).view(3, -1)
-        places = (rows[i, :, None] * width + columns[i]).view(-1)
-        for channel in range(3):
-            crops[i, channel] = planes[channel].index_select(0, places).view(crops.shape[2:])
+        places = (y[i, :, None] * width + x[i]).view(-1)
+        crops[i].view(3, -1).copy_(planes.gather(1, places.expand(3, -1)))
     return crops
 
 

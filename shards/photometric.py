@@ -138,12 +138,21 @@ def _saturate_grey(images: Tensor, factor: Tensor, inside: Tensor) -> None:
     images.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255).round_()
 
 
+def _value_and_chroma(channels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The largest channel, and by how much it exceeds the smallest; pairwise, twice as quick as a reduction."""
+    red, green, blue = channels
+    value = torch.maximum(red, green)
+    torch.maximum(value, blue, out=value)
+    smallest = torch.minimum(red, green)
+    torch.minimum(smallest, blue, out=smallest)
+    return value, torch.sub(value, smallest, out=smallest)
+
+
 def _saturate_hsv(images: Tensor, factor: Tensor, inside: Tensor) -> None:
     """Multiply S = (max - min) / max, at most 1, with hue and value kept: each channel moves along its way to
     max.
     """
-    value = images.amax(1, keepdim=True)
-    chroma = value - images.amin(1, keepdim=True)
+    value, chroma = _value_and_chroma(images.split(1, dim=1))
     # max / (max - min) is the factor that brings S to 1; for greys it is infinite or 0 / 0, and 0 stays 0
     # anyway.
     factor = torch.minimum(factor, value / chroma.clamp_min(1))
@@ -153,8 +162,7 @@ def _saturate_hsv(images: Tensor, factor: Tensor, inside: Tensor) -> None:
 def _rotate_hue(images: Tensor, turns: Tensor, inside: Tensor) -> None:
     """Rotate the hue of HSV by `turns`; value and saturation keep."""
     red, green, blue = images.unbind(1)
-    value = images.amax(1)
-    chroma = value - images.amin(1)
+    value, chroma = _value_and_chroma((red, green, blue))
     divisor = chroma.clamp_min(1)
     sextant = torch.where(
         value == red,
