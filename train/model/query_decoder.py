@@ -129,10 +129,9 @@ class QueryDecoder(nn.Module):
         """mask_features (B, C, H/4, W/4); maps (B, C, ., .) at strides 32, 16, 8."""
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         memories = [to_tokens(m) + self.level_embed.weight[i] for i, m in enumerate(maps)]
-        positions = [
-            sine_position(shape, m.shape[-1], m.device) for shape, m in zip(shapes, memories, strict=True)
-        ]
-        positions = [p.to(m.dtype) for p, m in zip(positions, memories, strict=True)]
+        exact = torch.promote_types(memories[0].dtype, torch.float32)
+        width, device = mask_features.shape[1], mask_features.device
+        positions = [sine_position(shape, width, device, exact).to(memories[0].dtype) for shape in shapes]
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         query_position = self.query_embed.weight

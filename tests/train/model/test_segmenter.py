@@ -1,0 +1,235 @@
+"""The whole model: what is trained, what is not, sizes it takes, scores it gives."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.model.architectures import ModelError
+from train.model.prediction import Prediction
+from train.model.segmenter import (
+    Segmenter,
+    build_segmenter,
+    semantic_scores,
+    size_multiple,
+    with_synced_batch_norm,
+)
+from train.model.weights import load_backbone
+
+
+@dataclass
+class Head:
+    type: str = "m2f"
+    backbone_out_layers: str = "FOUR_EVEN_INTERVALS"
+    num_classes: int = 5
+    hidden_dim: int = 32
+    dropout: float = 0.1
+
+
+def tiny(name: str = "dinov3_tiny16", **settings: object) -> Segmenter:
+    return build_segmenter(load_backbone(name, "random"), Head(**settings))  # type: ignore[arg-type]
+
+
+def total(predictions: list[Prediction]) -> Tensor:
+    return sum(p.class_logits.square().mean() + p.mask_logits.square().mean() for p in predictions)  # type: ignore
+
+
+def test_trainable_keys_and_counts_of_the_published_sizes() -> None:
+    backbone = load_backbone("dinov3_vitl16", "random", device="meta")
+    for width, parameters in ((2048, 691_824_087), (256, 56_608_471)):
+        with torch.device("meta"):
+            segmenter = build_segmenter(backbone, Head(hidden_dim=width, num_classes=150))
+        keys = list(segmenter.decoder.state_dict())
+        prefixes = (
+            "segmentation_model.0.",
+            "segmentation_model.1.pixel_decoder.",
+            "segmentation_model.1.predictor.",
+        )
+        assert [sum(key.startswith(prefix) for key in keys) for prefix in prefixes] == [187, 117, 175]
+        assert len(keys) == 479
+        assert sum(p.numel() for p in segmenter.decoder.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("dinov3_vits16", 669_926_935),
+        ("dinov3_vitb16", 673_072_663),
+        ("dinov3_vith16plus", 677_266_967),
+        ("dinov3_vit7b16", 700_335_639),
+    ],
+)
+def test_head_counts_of_the_other_backbones(name: str, parameters: int) -> None:
+    backbone = load_backbone(name, "random", device="meta")
+    with torch.device("meta"):
+        segmenter = build_segmenter(backbone, Head(hidden_dim=2048, num_classes=150))
+    assert sum(p.numel() for p in segmenter.decoder.segmentation_model[1].parameters()) == parameters
+
+
+def test_a_step_reaches_every_trainable_parameter_and_no_frozen_one() -> None:
+    segmenter = tiny()
+    segmenter.train()
+    frozen = {name: t.clone() for name, t in segmenter.backbone.state_dict().items()}
+    statistics = {name: t.clone() for name, t in segmenter.decoder.named_buffers()}
+    images = torch.randn(2, 3, 64, 96)
+    drops = segmenter.decoder.draw_drops([0, 1], seed=0)
+    predictions = segmenter.decoder(images, segmenter.features(images), drops)
+    assert [tuple(p.mask_logits.shape) for p in predictions] == [(2, 100, 16, 24)] * 10
+    assert [tuple(p.class_logits.shape) for p in predictions] == [(2, 100, 6)] * 10
+    optimizer = torch.optim.SGD(segmenter.decoder.parameters(), lr=0.1)
+    total(predictions).backward()
+    without = [
+        n for n, p in segmenter.decoder.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert without == []
+    optimizer.step()
+    assert all(torch.equal(t, frozen[name]) for name, t in segmenter.backbone.state_dict().items())
+    unmoved = [n for n, t in segmenter.decoder.named_buffers() if torch.equal(t, statistics[n])]
+    assert unmoved == []
+
+
+def test_drops_are_drawn_in_training_only_and_change_the_answer() -> None:
+    segmenter = tiny()
+    images = torch.randn(2, 3, 32, 32)
+    features = segmenter.features(images)
+    segmenter.decoder.eval()
+    assert segmenter.decoder.draw_drops([3, 4], 0) is None
+    segmenter.decoder.train()
+    drops = segmenter.decoder.draw_drops([3, 4], 0)
+    assert drops is not None
+    assert drops.shape == (2, 6)
+    segmenter.decoder.eval()
+    plain = segmenter.decoder(images, features)[-1].mask_logits
+    dropped = segmenter.decoder(images, features, torch.zeros(2, 6))[-1].mask_logits
+    assert not torch.allclose(plain, dropped)
+
+
+def test_the_same_seed_gives_the_same_head_whatever_ran_before() -> None:
+    backbone = load_backbone("dinov3_tiny16", "random")
+    first = build_segmenter(backbone, Head(), seed=1).decoder.state_dict()
+    before = torch.random.get_rng_state()
+    torch.randn(7)
+    second = build_segmenter(backbone, Head(), seed=1).decoder.state_dict()
+    other = build_segmenter(backbone, Head(), seed=2).decoder.state_dict()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not torch.equal(
+        first["segmentation_model.0.level_embed"], other["segmentation_model.0.level_embed"]
+    )
+    torch.random.set_rng_state(before)
+    expected = torch.randn(7)
+    torch.random.set_rng_state(before)
+    build_segmenter(backbone, Head())
+    assert torch.equal(torch.randn(7), expected)  # building draws nothing from the process generator
+
+
+def test_scores_are_probabilities_weighted_by_masks() -> None:
+    torch.manual_seed(0)
+    prediction = Prediction(torch.randn(2, 7, 4), torch.randn(2, 7, 3, 2))
+    found = semantic_scores(prediction, (6, 5))
+    masks = F.interpolate(prediction.mask_logits, (6, 5), mode="bilinear", align_corners=False).sigmoid()
+    shares = prediction.class_logits.exp() / prediction.class_logits.exp().sum(-1, keepdim=True)
+    expected = torch.zeros(2, 3, 6, 5)
+    for query in range(7):
+        for category in range(3):  # the fourth column means "no object"
+            expected[:, category] += shares[:, query, category, None, None] * masks[:, query]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "layers"),
+    [
+        ("dinov3_tiny16", "m2f", "FOUR_EVEN_INTERVALS"),
+        ("dinov2_tiny14", "m2f", "FOUR_LAST"),
+        ("dinov3_tiny16", "linear", "LAST"),
+        ("dinov2_tiny14", "linear", "FOUR_LAST"),
+    ],
+)
+def test_scores_of_any_size_equal_those_of_the_padded_image(name: str, kind: str, layers: str) -> None:
+    segmenter = tiny(name, type=kind, backbone_out_layers=layers)
+    segmenter.train()
+    images = torch.randn(1, 3, 50, 33)
+    scores = segmenter.scores(images)
+    assert scores.shape == (1, 5, 50, 33)
+    assert segmenter.decoder.training  # as it was before
+    multiple = segmenter.size_multiple
+    padded = F.pad(images, (0, -33 % multiple, 0, -50 % multiple))
+    torch.testing.assert_close(scores, segmenter.scores(padded)[..., :50, :33])
+
+
+def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:
+    segmenter = tiny()
+    images = torch.randn(3, 3, 32, 64)
+    together = segmenter.scores(images)
+    torch.testing.assert_close(together[1:2], segmenter.scores(images[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_linear_head_has_the_published_keys_and_scores_at_patch_resolution() -> None:
+    segmenter = tiny(type="linear", backbone_out_layers="LAST")
+    assert all(key.startswith("segmentation_model.1.") for key in segmenter.decoder.state_dict())
+    images = torch.randn(2, 3, 48, 32)
+    segmenter.decoder.train()
+    drops = segmenter.decoder.draw_drops([0, 1], 0)
+    assert drops is not None
+    assert drops.shape == (2, 64)
+    out = segmenter.decoder(images, segmenter.features(images), drops)
+    assert out.shape == (2, 5, 3, 2)
+
+
+def test_a_size_that_the_model_cannot_take_is_an_error() -> None:
+    with pytest.raises(ModelError, match=r"80x64.*multiples of 32"):
+        tiny().features(torch.randn(1, 3, 80, 64))
+    assert size_multiple(14, "m2f") == 224
+    assert size_multiple(14, "linear") == 14
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"backbone_out_layers": "LAST"}, "FOUR_EVEN_INTERVALS"),
+        ({"hidden_dim": 100}, "multiple of 32"),
+        ({"type": "upernet"}, "'m2f' or 'linear'"),
+    ],
+)
+def test_settings_that_cannot_work_are_errors(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        tiny(**settings)
+
+
+def test_batch_norms_are_synced_on_several_cuda_ranks_only_and_keep_their_keys() -> None:
+    decoder = tiny().decoder
+    keys = list(decoder.state_dict())
+    for device, ranks in (("cpu", 4), ("cuda", 1)):
+        same = with_synced_batch_norm(decoder, torch.device(device), ranks)
+        assert not any(isinstance(m, nn.SyncBatchNorm) for m in same.modules())
+    synced = with_synced_batch_norm(decoder, torch.device("cuda"), 2)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in synced.modules()) == 10
+    assert list(synced.state_dict()) == keys
+
+
+def test_the_head_trains_under_bfloat16_autocast_with_finite_gradients() -> None:
+    segmenter = tiny()
+    images = torch.randn(2, 3, 32, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predictions = segmenter.decoder(images, segmenter.features(images))
+    total([Prediction(p.class_logits.float(), p.mask_logits.float()) for p in predictions]).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in segmenter.decoder.parameters())
+
+
+@pytest.mark.gpu
+def test_the_forward_and_backward_pass_never_wait_for_the_device() -> None:
+    device = torch.device("cuda")
+    backbone = load_backbone("dinov3_tiny16", "random", device=device)
+    segmenter = build_segmenter(backbone, Head()).to(device)
+    images = torch.randn(2, 3, 64, 64, device=device)
+    drops = segmenter.decoder.draw_drops([0, 1], 0)
+    for mode in ("default", "error"):  # the first pass may compile kernels
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                predictions = segmenter.decoder(images, segmenter.features(images), drops)
+            total(predictions).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(p.grad.isfinite().all() for p in segmenter.decoder.parameters())
