@@ -13,7 +13,6 @@ from preprocess.labels import LabelRule, decode_label_file
 from preprocess.sources.source import RawSample, Source, SourceItem
 from shards.errors import ShardError
 from shards.record import Record
-from shards.rle import encode_label_map
 
 
 def read_record(source: Source, item: SourceItem, policy: ImagePolicy) -> Record:
@@ -31,7 +30,7 @@ def to_record(item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImagePo
     says otherwise.
     """
     image = encode_image(raw.image, policy)
-    class_map = class_map_of(raw.label, rule, image)
+    values = label_values(raw.label, image)
     facts = {
         "image": item.image_path,
         "label": item.label_path,
@@ -42,32 +41,27 @@ def to_record(item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImagePo
     if image.note:
         facts["note"] = image.note
     try:
-        runs = encode_label_map(class_map)
+        runs = rule.encode(values)
         return Record(item.key, image.data, image.image_format, image.height, image.width, runs, facts)
     except ShardError as error:
         raise RejectedInput(str(error)) from error
 
 
-def class_map_of(label: bytes, rule: LabelRule, image: Encoded) -> np.ndarray:
-    """(H, W) uint16 class ids in the size of the stored image, void as IGNORE; scaled by nearest where the
-    image was.
-    """
+def label_values(label: bytes, image: Encoded) -> np.ndarray:
+    """(H, W) values of a label file in the size of the stored image, by nearest where that was scaled."""
     if not label:
         raise RejectedInput("the label map is empty (0 bytes)")
     values = decode_label_file(label)
-    size = image.source_height, image.source_width
-    if values.shape != size:
-        turned = (
-            "; it matches the image before its EXIF rotation"
-            if values.shape == size[::-1] and image.note
-            else ""
-        )
+    height, width = image.source_height, image.source_width
+    if values.shape != (height, width):
+        turned = values.shape == (width, height) and image.note
+        hint = "; it matches the image before its EXIF rotation" if turned else ""
         raise RejectedInput(
-            f"label map is {values.shape[1]}x{values.shape[0]}, image is {size[1]}x{size[0]} (width x "
-            f"height){turned};"
+            f"label map is {values.shape[1]}x{values.shape[0]}, image is {width}x{height} (width x "
+            f"height){hint};"
             " both must show the same pixels"
         )
-    if (image.height, image.width) != size:
+    if (image.height, image.width) != (height, width):
         scaled = Image.fromarray(values).resize((image.width, image.height), Image.Resampling.NEAREST)
         values = np.asarray(scaled).astype(values.dtype)
-    return rule.apply(values)
+    return values

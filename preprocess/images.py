@@ -129,13 +129,29 @@ def _check_upright(data: bytes) -> None:
 
 def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 where there is none; the parse is only paid for by files that carry EXIF."""
-    if b"Exif\x00\x00" not in data and b"eXIf" not in data:
+    if not (_has_exif_segment(data) if data[:2] == b"\xff\xd8" else b"eXIf" in data):
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
             return int(image.getexif().get(ORIENTATION, 1))
     except DECODER_FAULTS as error:
         raise RejectedInput(f"its EXIF data cannot be read ({error}); {WAY_OUT}") from error
+
+
+def _has_exif_segment(data: bytes) -> bool:
+    """Whether an APP1 segment with EXIF stands before the scan of a JPEG (ITU-T T.81, B.1.1.4)."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        if marker in (0xDA, 0xD9):  # start of scan, end of image
+            return False
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\x00\x00":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True  # not the order that we know: let the parser look
 
 
 def _load(data: bytes, formats: tuple[str, ...]) -> Image.Image:

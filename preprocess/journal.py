@@ -8,13 +8,15 @@ shard is made again.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from preprocess.destination import BUILD_FOLDER, Destination
 from preprocess.errors import Reject
 from shards.index import SampleEntry, ShardInfo
 
 PLAN_FILE = f"{BUILD_FOLDER}/plan.json"
+COLUMNS = tuple(field.name for field in fields(SampleEntry))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Journal:
             "plan": self.plan,
             "sources": self.sources,
             "shard": asdict(self.shard),
-            "entries": [entry.to_json() for entry in self.entries],
+            "entries": [[getattr(entry, name) for name in COLUMNS] for entry in self.entries],
             "rejects": [asdict(reject) for reject in self.rejects],
         }
         return json.dumps(facts).encode()
@@ -46,9 +48,14 @@ class Journal:
             facts["plan"],
             facts["sources"],
             ShardInfo(**facts["shard"]),
-            tuple(SampleEntry.from_json(entry) for entry in facts["entries"]),
+            tuple(_entry(values) for values in facts["entries"]),
             tuple(Reject(**reject) for reject in facts["rejects"]),
         )
+
+
+def _entry(values: list[Any]) -> SampleEntry:
+    known = dict(zip(COLUMNS, values, strict=True))
+    return SampleEntry(**{**known, "class_ids": tuple(known["class_ids"]), "areas": tuple(known["areas"])})
 
 
 def journal_name(shard_name: str) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from preprocess import png
 from preprocess.errors import RejectedInput, SourceError
-from shards.rle import IGNORE, MAX_PIXELS
+from shards.rle import IGNORE, MAX_PIXELS, MOST_BYTE_LABELS, LabelledRuns, encode_label_map
 
 UNKNOWN = -1  # in a rule's table: a value that no label map may hold
 DECODER_FAULTS = (
@@ -107,6 +107,24 @@ class LabelRule:
                 f"label values out of range: {shown} ({pixels} pixels); expected {self.describe()}"
             )
         return found
+
+    def encode(self, values: np.ndarray) -> LabelledRuns:
+        """The runs of `apply(values)`, with the same errors.
+
+        Where a rule keeps distinct values distinct and in order, runs are found on the values and only the
+        few labels are renamed, which saves a gather over all pixels. A rule that merges values needs it.
+        """
+        if values.dtype == np.uint8:
+            found = encode_label_map(values.astype(np.uint16))
+            table, unknown = _lookup(self)
+            ids = table[found.labels]
+            kept = ids[ids != IGNORE]
+            if len(kept) >= len(ids) - 1 and (kept[1:] > kept[:-1]).all() and unknown not in kept:
+                owner_type = np.uint8 if len(kept) <= MOST_BYTE_LABELS else np.uint16
+                owners = np.zeros(len(ids) + 1, owner_type)
+                owners[1:][ids != IGNORE] = np.arange(1, len(kept) + 1)
+                return LabelledRuns(kept, found.lengths, owners[found.owners])
+        return encode_label_map(self.apply(values))
 
     def describe(self) -> str:
         """The values that are known, in words."""

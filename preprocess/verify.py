@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.convert import class_map_of
+from preprocess.convert import label_values
 from preprocess.errors import BuildError, RejectedInput
 from preprocess.images import encode_image
 from preprocess.labels import LabelRule
@@ -118,7 +118,7 @@ def check_shard(task: CheckTask) -> ShardCheck:
             item = task.source.item(split.manifest.split, name)
             raw = task.source.read(item)
             image = encode_image(raw.image, policy)
-            expected = class_map_of(raw.label, task.source.label_rule, image)
+            expected = task.source.label_rule.apply(label_values(raw.label, image))
             fault = compare(record, image.data, expected)
             pixels += expected.size
         except (RejectedInput, ShardError) as error:

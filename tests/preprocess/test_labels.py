@@ -9,7 +9,7 @@ from PIL import Image
 
 from preprocess.errors import RejectedInput, SourceError
 from preprocess.labels import LabelRule, decode_label_file, read_mapping
-from shards.rle import IGNORE
+from shards.rle import IGNORE, encode_label_map
 
 
 def encode(array_or_image):
@@ -58,6 +58,32 @@ def test_a_rule_agrees_with_its_table_for_every_value_and_survives_json():
         table = rule.table()
         known = np.flatnonzero(table >= 0).astype(np.uint16)
         assert rule.apply(known[None]).tolist() == [table[known].tolist()]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        LabelRule(5, 255, True),
+        LabelRule(256, None),
+        LabelRule(6, None),
+        LabelRule(255, 255),
+        LabelRule(3, mapping=((0, None), (1, 2), (2, 1), (3, 1), (4, 0), (5, None))),
+        LabelRule(3, mapping=((0, 0), (1, 1), (2, 2), (3, None), (4, None), (5, None))),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_runs_found_on_values_are_those_of_the_class_map(rule, kind):
+    rng = np.random.default_rng(2)
+    for top in (1, 2, 6, 256):
+        values = rng.integers(0, min(top, 256 if rule.num_classes > 6 else 6), (9, 40)).astype(kind)
+        values[3:5] = values[3, 0]
+        assert rule.encode(values) == encode_label_map(rule.apply(values))
+    assert rule.encode(np.zeros((300, 300), kind)) == encode_label_map(rule.apply(np.zeros((300, 300), kind)))
+
+
+def test_unknown_values_are_found_on_the_way_to_runs():
+    with pytest.raises(RejectedInput, match=r"out of range: 7 \(2 pixels\)"):
+        LabelRule(3).encode(np.array([[0, 7, 2], [7, 1, 1]], np.uint8))
 
 
 def test_mapping_file(tmp_path):
