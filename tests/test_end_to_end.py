@@ -1,0 +1,116 @@
+"""The whole chain through the real commands, each in its own process, on made images."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.__main__ import main as train
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "config=configs/demo.yaml",
+    "scheduler.total_iter=4",
+    "eval.eval_interval=4",
+    "log.interval=1",
+    "bs=4",
+    "m2f_train.num_points=128",
+    "transforms.train.img_size=64",
+    "transforms.train.crop_size=[64,64]",
+    "transforms.eval.img_size=64",
+    "eval.crop_size=64",
+    "eval.stride=43",
+    "eval.before_training=false",
+]
+
+
+def _run(*words, expect=0):
+    """`python -m WORDS` as a user would run it; its output, after its exit status was checked."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Scenes in the ADE20K folder layout and their shards, verified."""
+    place = tmp_path_factory.mktemp("data")
+    scenes, out = place / "scenes", place / "shards"
+    _run("preprocess", "scenes", "--out", scenes, "--training", 12, "--validation", 5)
+    _run(
+        *(
+            "preprocess",
+            "build",
+            "--dataset",
+            "folder",
+            "--root",
+            scenes,
+            "--classes",
+            scenes / "classes.txt",
+        ),
+        *("--reduce-zero-label", "--samples-per-shard", 4, "--workers", 1, "--quiet", "--out", out),
+    )
+    _run("preprocess", "verify", out, "--against", scenes, "--workers", 1)
+    return out
+
+
+def _score_by_hand(labels, annotations, num_classes):
+    """mIoU in percent of predicted label PNGs against source label maps, class by class."""
+    right, union = np.zeros(num_classes), np.zeros(num_classes)
+    paths = sorted(annotations.glob("*.png"))
+    for path in paths:
+        truth = np.array(Image.open(path)).astype(int) - 1  # 0 means unlabelled
+        found = np.array(Image.open(labels / path.name)).astype(int)
+        assert found.shape == truth.shape
+        for k in range(num_classes):
+            a, b = (truth == k), (found == k) & (truth >= 0)
+            right[k] += (a & b).sum()
+            union[k] += (a | b).sum()
+    assert len(paths) == 5
+    return 100 * (right[union > 0] / union[union > 0]).mean()
+
+
+def test_from_source_images_to_prediction_pictures(shards, tmp_path):
+    run, places = tmp_path / "run", [f"datasets.root={shards}"]
+    trained = _run("train", *SMALL, *places, f"output_dir={run}")
+    assert "mIoU" in trained.stdout
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+    results = json.loads((run / "results-semantic-segmentation.json").read_text())
+    assert results["num_images"] == 5
+
+    again = tmp_path / "again"
+    _run("train", *SMALL, *places, f"output_dir={again}", f"load_from={run / 'model_final.pth'}")
+    assert json.loads((again / "results-semantic-segmentation.json").read_text()) == results
+
+    pictures = tmp_path / "pictures"
+    inputs = shards.parent / "scenes" / "images" / "validation"
+    _run(
+        *("train.predict", f"checkpoint={run / 'model_final.pth'}", f"inputs={inputs}"),
+        f"output_dir={pictures}",
+    )
+    assert len(list((pictures / "overlays").glob("*.jpg"))) == 5
+    annotations = shards.parent / "scenes" / "annotations" / "validation"
+    assert results["mIoU"] == pytest.approx(_score_by_hand(pictures / "labels", annotations, 12), abs=0.01)
+
+
+def test_source_images_where_shards_are_expected(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run, scenes = tmp_path / "run", shards.parent / "scenes"
+    assert train([*SMALL, f"datasets.root={scenes}", f"output_dir={run}"]) == 2
+    assert "python -m preprocess build" in capsys.readouterr().err
+    assert not list(run.rglob("*.pth"))
