@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,11 @@ COARSEST_STRIDE = 32
 class DecoderSettings(Protocol):
     """The fields of `decoder_head` in the configuration that shape the head."""
 
-    type: str
+    type: str  # m2f | linear
+    backbone_out_layers: Any  # a word (or an enum of that name) that layer_indices knows
     num_classes: int
-    hidden_dim: int
-    dropout: float
-
-    @property
-    def backbone_out_layers(self) -> str: ...
+    hidden_dim: int  # m2f only
+    dropout: float  # linear only
 
 
 class MaskHead(nn.Module):

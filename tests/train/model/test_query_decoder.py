@@ -67,7 +67,7 @@ def test_attention_equals_torch(masked: bool) -> None:
 def by_torch_modules(
     decoder: QueryDecoder, mask_features: Tensor, maps: list[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
-    """The published algorithm with sequence-first torch.nn.MultiheadAttention and its mask of blocked places."""
+    """The published algorithm with torch.nn.MultiheadAttention and its mask of blocked places."""
     w = decoder.state_dict()
 
     def attend(name: str, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:

@@ -33,7 +33,7 @@ def tuned() -> dict[str, torch.nn.Module]:
 
 
 def meta_state(vit: torch.nn.Module, name: str) -> dict[str, Tensor]:
-    """The model's weights under the names and in the layout of Meta's files, written from the published map."""
+    """The model's weights as Meta's files would hold them, written from the published map."""
     w, out = dict(vit.state_dict()), {}
     v3 = name.startswith("dinov3")
     block, embed = (
