@@ -48,6 +48,19 @@ FLAT = ("pixels", "run_ends", "run_owners")
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """B images as their files hold them, to be decoded on the device; always on the host."""
+
+    encoded: Tensor  # flat (E,) uint8: the image files back to back
+    encoded_offsets: tuple[int, ...]  # B + 1 places in encoded
+    image_formats: tuple[str, ...]  # B, "jpg" or "png"
+    rest: RaggedBatch  # everything else; its pixels are empty
+
+    def __len__(self) -> int:
+        return len(self.rest)
+
+
+@dataclass(frozen=True, slots=True)
 class CropBatch:
     """B crops of one size, ready for the model; all tensors on one device."""
 

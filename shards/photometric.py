@@ -139,7 +139,7 @@ def _saturate_grey(images: Tensor, factor: Tensor, inside: Tensor) -> None:
 
 
 def _value_and_chroma(channels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The largest channel, and by how much it exceeds the smallest; pairwise, twice as quick as a reduction."""
+    """The largest channel, and by how much it exceeds the smallest; pairwise, quicker than a reduction."""
     red, green, blue = channels
     value = torch.maximum(red, green)
     torch.maximum(value, blue, out=value)
