@@ -1,0 +1,309 @@
+"""The batched loss against transformers' own terms, called layer by layer with the same points."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.mask2former import modeling_mask2former as reference
+
+from shards.batch import VOID, CropBatch
+from train.loss import LossSettings, LossTerms, MaskClassificationLoss, MatchedLoss, linear_loss
+from train.model.prediction import Prediction
+from train.nonfinite import NonFiniteError
+from train.points import MATCH, ROWS, point_keys, random_words, row_offsets, to_unit
+
+CLASSES, QUERIES, SIZE = 7, 6, 32
+SETTINGS = LossSettings(num_points=50)
+
+
+def crops_of(label_map: torch.Tensor, labels: torch.Tensor, first: int = 40) -> CropBatch:
+    batch, height, width = label_map.shape
+    keys = tuple(f"scene_{i}" for i in range(batch))
+    positions = tuple(range(first, first + batch))
+    return CropBatch(torch.zeros(batch, 3, height, width), label_map, labels, keys, positions)
+
+
+def make_crops(present: list[list[int]], void: bool = True, first: int = 40) -> CropBatch:
+    """Images with the given label indices, in blocks of random pixels, and void between them."""
+    generator = torch.Generator().manual_seed(1)
+    maps = []
+    for indices in present:
+        choice = torch.tensor([*indices, VOID] if void or not indices else indices)
+        blocks = choice[torch.randint(len(choice), (8, 8), generator=generator)]
+        for place, index in enumerate(indices):
+            blocks[place] = index
+        maps.append(blocks.repeat_interleave(4, 0).repeat_interleave(4, 1).to(torch.uint8))
+    labels = torch.tensor([0, 2, 3, 6, -1]).repeat(len(present), 1)
+    return crops_of(torch.stack(maps), labels, first)
+
+
+def make_predictions(
+    layers: int, batch: int, queries: int = QUERIES, requires_grad: bool = True
+) -> list[Prediction]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        Prediction(
+            torch.randn(batch, queries, CLASSES + 1, generator=generator).requires_grad_(requires_grad),
+            (3 * torch.randn(batch, queries, 8, 8, generator=generator)).requires_grad_(requires_grad),
+        )
+        for _ in range(layers)
+    ]
+
+
+def dense_targets(crops: CropBatch) -> list[dict[str, torch.Tensor]]:
+    targets = []
+    for label_map, labels in zip(crops.label_map, crops.labels, strict=True):
+        present = [k for k in range(len(labels)) if bool((label_map == k).any())]
+        masks = (
+            torch.stack([label_map == k for k in present])
+            if present
+            else torch.zeros(0, SIZE, SIZE, dtype=torch.bool)
+        )
+        targets.append({"masks": masks, "labels": labels[present].to(torch.uint8)})
+    return targets
+
+
+class Spy:
+    """Remembers the matches that a MatchedLoss made."""
+
+    def __init__(self, loss: MatchedLoss) -> None:
+        self._solve, loss._assign = loss._assign, self
+        self.rows = np.zeros((4, 0), dtype=np.int64)
+
+    def __call__(self, costs: np.ndarray, present: np.ndarray) -> np.ndarray:
+        self.rows = self._solve(costs, present)
+        return self.rows
+
+
+def points_in_reference_order(
+    rows: np.ndarray, crops: CropBatch, settings: LossSettings, layer: int, seed: int
+) -> Iterator[torch.Tensor]:
+    """What `torch.rand` must return during the reference's call for one layer."""
+    candidates, _, fresh = settings.point_counts
+    num_layers = layer + 1
+    match = torch.from_numpy(point_keys(seed, crops.positions, num_layers, MATCH))[layer]
+    for key in match:
+        yield to_unit(random_words(key, settings.num_points))[None]
+    here = torch.from_numpy(rows[:, rows[0] == layer])
+    keys = torch.from_numpy(point_keys(seed, crops.positions, num_layers, ROWS))[layer, here[1]]
+    drawn = (
+        random_words(keys, candidates + fresh) + row_offsets(keys, crops.labels[here[1], here[3]])[:, None]
+    )
+    yield to_unit(drawn[:, :candidates])
+    if fresh:
+        yield to_unit(drawn[:, candidates:])
+
+
+def reference_terms(
+    monkeypatch: pytest.MonkeyPatch,
+    predictions: list[Prediction],
+    crops: CropBatch,
+    rows: np.ndarray,
+    settings: LossSettings,
+    seed: int,
+) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+    s = settings
+    loss = MaskClassificationLoss(
+        s.num_points, s.oversample_ratio, s.importance_sample_ratio, s.mask_coefficient, s.dice_coefficient,
+        s.class_coefficient, CLASSES, s.no_object_coefficient,
+    )  # fmt: skip
+    layers = []
+    for layer, prediction in enumerate(predictions):
+        queue = points_in_reference_order(rows, crops, settings, layer, seed)
+
+        def given(*shape: int, queue: Iterator[torch.Tensor] = queue, **_: object) -> torch.Tensor:
+            points = next(queue)
+            assert tuple(points.shape) == tuple(shape)
+            return points
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reference.torch, "rand", given)
+            layers.append(loss(prediction.mask_logits, dense_targets(crops), prediction.class_logits))
+        assert next(queue, None) is None
+    named = {f"{name}_{i}": value for i, terms in enumerate(layers) for name, value in terms.items()}
+    return layers, loss.loss_total(named, lambda *args, **kwargs: None)
+
+
+def gradients(total: torch.Tensor, predictions: list[Prediction]) -> list[torch.Tensor]:
+    leaves = [leaf for p in predictions for leaf in (p.class_logits, p.mask_logits)]
+    return list(torch.autograd.grad(total, leaves))
+
+
+CASES = {
+    "usual": ([[0, 1, 3], [2, 3]], SETTINGS, QUERIES),
+    "an empty image": ([[0, 1], [], [2]], SETTINGS, QUERIES),
+    "all images empty": ([[], []], SETTINGS, QUERIES),
+    "more masks than queries": ([[0, 1, 2, 3], [1]], SETTINGS, 2),
+    "no fresh points": ([[0, 1]], replace(SETTINGS, importance_sample_ratio=1.0), QUERIES),
+    "only fresh points": ([[0, 1]], replace(SETTINGS, importance_sample_ratio=0.0), QUERIES),
+    "other weights": (
+        [[0, 1], [3]],
+        replace(
+            SETTINGS,
+            mask_coefficient=3.0,
+            dice_coefficient=1.0,
+            class_coefficient=4.0,
+            no_object_coefficient=0.3,
+        ),
+        QUERIES,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_reference_layer_by_layer(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    present, settings, queries = CASES[case]
+    crops, predictions = make_crops(present), make_predictions(3, len(present), queries)
+    loss = MatchedLoss(settings, CLASSES)
+    spy = Spy(loss)
+    terms = loss(predictions, crops, seed=5, world_reduce=None)
+    layers, total = reference_terms(monkeypatch, predictions, crops, spy.rows, settings, seed=5)
+    for name, ours in (
+        ("loss_mask", terms.mask),
+        ("loss_dice", terms.dice),
+        ("loss_cross_entropy", terms.classify),
+    ):
+        assert torch.allclose(ours, torch.stack([layer[name] for layer in layers]), rtol=1e-5, atol=1e-6), (
+            name
+        )
+    assert torch.allclose(terms.total, total, rtol=1e-5)
+    assert terms.num_segments == sum(min(queries, len(labels)) for labels in present)
+    for ours, theirs in zip(gradients(terms.total, predictions), gradients(total, predictions), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_predictions_are_compared_in_float32() -> None:
+    crops = make_crops([[0, 1, 3], [2, 3]])
+    low = [Prediction(p.class_logits.bfloat16(), p.mask_logits.bfloat16()) for p in make_predictions(2, 2)]
+    high = [Prediction(p.class_logits.float(), p.mask_logits.float()) for p in low]
+    loss = MatchedLoss(SETTINGS, CLASSES)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = loss(low, crops, seed=0, world_reduce=None)
+    assert ours.total.dtype == torch.float32
+    assert torch.equal(ours.total, loss(high, crops, seed=0, world_reduce=None).total)
+
+
+def one_by_one(
+    predictions: list[Prediction], crops: CropBatch, rows: slice
+) -> tuple[list[Prediction], CropBatch]:
+    some = replace(
+        crops, images=crops.images[rows], label_map=crops.label_map[rows], labels=crops.labels[rows],
+        keys=crops.keys[rows], positions=crops.positions[rows],
+    )  # fmt: skip
+    return [Prediction(p.class_logits[rows], p.mask_logits[rows]) for p in predictions], some
+
+
+def test_two_ranks_average_to_one_process() -> None:
+    """Sums over ranks are played by the numbers that each rank would have sent."""
+    crops, predictions = make_crops([[0, 1, 3], [2, 3], [1], [0, 1, 2]]), make_predictions(2, 4)
+    loss = MatchedLoss(SETTINGS, CLASSES)
+    whole = loss(predictions, crops, seed=3, world_reduce=None)
+    halves = [one_by_one(predictions, crops, rows) for rows in (slice(0, 2), slice(2, 4))]
+    sent: list[torch.Tensor] = []
+    for half in halves:
+        loss(*half, seed=3, world_reduce=lambda numbers: sent.append(numbers.clone()) or numbers)
+    terms = [loss(*half, seed=3, world_reduce=lambda numbers: torch.stack(sent).sum(0)) for half in halves]
+    assert [float(numbers[0]) for numbers in sent] == [5, 4]
+    mean = sum(term.total for term in terms) / 2
+    assert torch.allclose(mean, whole.total, rtol=1e-6)
+    for ours, theirs in zip(gradients(mean, predictions), gradients(whole.total, predictions), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_an_image_draws_the_same_points_in_any_batch() -> None:
+    crops, predictions = make_crops([[0, 1, 3], [2, 3], [1]]), make_predictions(2, 3)
+    loss = MatchedLoss(SETTINGS, CLASSES)
+    alone = [
+        loss(*one_by_one(predictions, crops, slice(i, i + 1)), seed=3, world_reduce=None) for i in range(3)
+    ]
+    whole = loss(predictions, crops, seed=3, world_reduce=None)
+    weighted = sum(term.mask * term.num_segments for term in alone) / whole.num_segments
+    assert torch.allclose(weighted, whole.mask, rtol=1e-5)
+    other = loss(predictions, crops, seed=4, world_reduce=None)
+    assert not torch.allclose(other.mask, whole.mask, rtol=1e-5)
+
+
+def test_ignored_pixels_count_nowhere_when_asked() -> None:
+    """Void strips in which a query is badly wrong change the loss, unless void is left out."""
+    crops = make_crops([[0]])
+    clean = replace(crops, label_map=torch.zeros_like(crops.label_map))
+    clean.label_map[:, :, SIZE // 2 :] = VOID
+    right = torch.where(torch.arange(8) < 4, 9.0, -9.0).expand(1, 1, 8, 8)
+    wrong = torch.full((1, 1, 8, 8), 9.0)
+    settings = replace(SETTINGS, num_points=4000, importance_sample_ratio=0.0)
+
+    def mask_loss(logits: torch.Tensor, ignore_void: bool) -> LossTerms:
+        prediction = Prediction(torch.zeros(1, 1, CLASSES + 1), logits)
+        return MatchedLoss(replace(settings, ignore_void=ignore_void), CLASSES)(
+            [prediction], clean, seed=0, world_reduce=None
+        )
+
+    assert float(mask_loss(wrong, False).mask) > 4
+    assert float(mask_loss(wrong, True).mask) < 0.3  # zeros beyond the border of maps blur it a little
+    assert float(mask_loss(wrong, True).dice) < 0.05 < 0.3 < float(mask_loss(wrong, False).dice)
+    assert float(mask_loss(right, True).mask) < 0.4  # the blurred edge of the coarse mask lies half on void
+
+
+def test_ignoring_void_changes_nothing_where_there_is_none() -> None:
+    crops, predictions = make_crops([[0, 1, 3], [2, 3]], void=False), make_predictions(2, 2)
+    plain = MatchedLoss(SETTINGS, CLASSES)(predictions, crops, seed=1, world_reduce=None)
+    aware = MatchedLoss(replace(SETTINGS, ignore_void=True), CLASSES)(
+        predictions, crops, seed=1, world_reduce=None
+    )
+    assert torch.allclose(plain.mask, aware.mask, rtol=1e-5)
+    assert torch.allclose(plain.dice, aware.dice, rtol=1e-5)
+
+
+def test_non_finite_predictions_are_named_and_dumped(tmp_path: Path) -> None:
+    crops, predictions = make_crops([[0, 1], [2, 3]]), make_predictions(3, 2, requires_grad=False)
+    predictions[1].mask_logits[1, 4] = float("nan")
+    with pytest.raises(
+        NonFiniteError, match=r"layer 1, image 'scene_1' \(position 41\), 1 of 6 queries.*1 of 6 layer"
+    ):
+        MatchedLoss(SETTINGS, CLASSES, dump_dir=tmp_path / "dump")(
+            predictions, crops, seed=0, world_reduce=None
+        )
+    assert [path.name for path in (tmp_path / "dump").iterdir()] == [
+        "nonfinite-position41-layer1.safetensors"
+    ]
+
+
+def test_carried_values_come_back_on_the_host() -> None:
+    crops, predictions = make_crops([[0, 1]]), make_predictions(1, 1)
+    terms = MatchedLoss(SETTINGS, CLASSES)(
+        predictions, crops, seed=0, world_reduce=None, carry=torch.tensor([1.0, 0.5])
+    )
+    assert terms.carried is not None
+    assert terms.carried.tolist() == [1.0, 0.5]
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for change in ({"num_points": 0}, {"oversample_ratio": 0.5}, {"importance_sample_ratio": 1.5}):
+        with pytest.raises(ValueError, match="loss settings"):
+            replace(SETTINGS, **change)  # type: ignore[arg-type]
+
+
+def test_linear_loss_is_the_mean_over_labelled_pixels() -> None:
+    crops = make_crops([[0, 1, 3], [2]])
+    logits = torch.randn(2, CLASSES, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    full = F.interpolate(logits, (SIZE, SIZE), mode="bilinear", align_corners=False).log_softmax(1)
+    losses = []
+    for image, y, x in itertools.product(range(2), range(SIZE), range(SIZE)):
+        index = int(crops.label_map[image, y, x])
+        if index != VOID:
+            losses.append(-full[image, crops.labels[image, index], y, x])
+    assert torch.allclose(linear_loss(logits, crops), torch.stack(losses).mean(), rtol=1e-5)
+
+
+def test_linear_loss_of_ignored_crops_is_zero_with_a_graph() -> None:
+    logits = torch.randn(1, CLASSES, 8, 8, requires_grad=True)
+    loss = linear_loss(logits, make_crops([[]]))
+    loss.backward()
+    assert loss.detach().item() == 0
+    assert logits.grad is not None
+    assert float(logits.grad.abs().sum()) == 0

@@ -1,0 +1,126 @@
+"""Which query answers for which mask: costs of all layers on the device, one copy, assignment in host
+threads.
+
+The costs are Mask2Former's (Cheng et al. 2022, arXiv 2112.01527, section 3.3): class probability, mean
+binary cross entropy and dice at random points shared by the queries and masks of an image. With
+softplus(-p) = softplus(p) - p the cross entropy of all pairs is one matrix product, sum softplus(p) -
+p.t, where transformers needs two.
+
+Letters: L layer, B image, Q query, K label index of an image, P point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from train.label_points import targets_of_images
+from train.model.prediction import Prediction
+from train.points import sample_maps, to_unit
+
+
+@dataclass(frozen=True, slots=True)
+class CostWeights:
+    """What each term of the matching cost counts."""
+
+    mask: float
+    dice: float
+    classify: float
+
+
+def matching_costs(
+    predictions: Sequence[Prediction],
+    label_map: Tensor,
+    labels: Tensor,
+    words: Tensor,
+    weights: CostWeights,
+    ignore_void: bool,
+) -> Tensor:
+    """(L, B, Q, K) float32 on the device; columns of labels that an image lacks hold numbers without
+    meaning.
+
+    label_map (B, H, W) uint8, labels (B, K) int64, words (L, B, P, 2): integer points of each layer and
+    image.
+    """
+    with torch.no_grad():
+        return torch.stack(
+            [
+                _layer_costs(p, label_map, labels, to_unit(w), weights, ignore_void)
+                for p, w in zip(predictions, words, strict=True)
+            ]
+        )
+
+
+def _layer_costs(
+    prediction: Prediction,
+    label_map: Tensor,
+    labels: Tensor,
+    points: Tensor,
+    weights: CostWeights,
+    ignore_void: bool,
+) -> Tensor:
+    probability = prediction.class_logits.float().softmax(-1)
+    index = labels.clamp(min=0)[:, None].expand(-1, probability.shape[1], -1)
+    cost = -weights.classify * probability.gather(2, index)
+    target, valid = targets_of_images(label_map, labels.shape[1], points)  # (B, K, P), (B, P)
+    logit = sample_maps(prediction.mask_logits.float(), points)  # (B, Q, P)
+    total = float(points.shape[1])
+    entropy, share = F.softplus(logit), logit.sigmoid()
+    if ignore_void:
+        entropy, share = entropy * valid[:, None], share * valid[:, None]
+        cost_mask = _pair_sums(entropy, logit, target) / valid.sum(-1).clamp(min=1.0)[:, None, None]
+    else:
+        cost_mask = _pair_sums(entropy, logit, target) / total
+    overlap = 2 * share @ target.transpose(1, 2)
+    area = share.sum(-1)[..., None] + target.sum(-1)[:, None]
+    return cost + weights.mask * cost_mask + weights.dice * (1 - (overlap + 1) / (area + 1))
+
+
+def _pair_sums(entropy: Tensor, logit: Tensor, target: Tensor) -> Tensor:
+    """(B, Q, K): binary cross entropy of every query with every mask, summed over points."""
+    return entropy.sum(-1)[..., None] - logit @ target.transpose(1, 2)
+
+
+class Assigner:
+    """Solves the L * B small assignment problems of a step; SciPy's solver lets other threads run
+    meanwhile.
+    """
+
+    def __init__(self, threads: int = 4) -> None:
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __call__(self, costs: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """(4, R) int64, columns (layer, image, query, label index) in that order of sorting.
+
+        costs (L, B, Q, K) float32, finite; present (B, K) bool: the labels to match. Each layer and
+        image gives min(Q, number present) columns: with more masks than queries the cheapest set of
+        masks is matched.
+        """
+        num_layers, num_images = costs.shape[:2]
+        wanted = [np.flatnonzero(row) for row in present]
+        problems = [
+            (layer, image) for layer in range(num_layers) for image in range(num_images) if len(wanted[image])
+        ]
+        if not problems:
+            return np.zeros((4, 0), dtype=np.int64)
+
+        def solve(some: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+            found = []
+            for layer, image in some:
+                query, column = linear_sum_assignment(costs[layer, image][:, wanted[image]])
+                place = np.full((2, len(query)), [[layer], [image]], dtype=np.int64)
+                found.append(np.concatenate((place, [query, wanted[image][column]])))
+            return found
+
+        shares = np.array_split(np.asarray(problems), min(self._threads, len(problems)))
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="assign")
+        return np.concatenate([part for done in self._pool.map(solve, shares) for part in done], axis=1)

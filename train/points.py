@@ -1,0 +1,100 @@
+"""Where the loss looks: random points as a pure function of (seed, position, layer, purpose, class).
+
+Each number is a hash of its key and its index (the counter-based idea of Salmon et al. 2011, "Parallel
+random numbers: as easy as 1, 2, 3"), so it can be computed anywhere, in any order, on any device, with
+the same bits. A point set therefore depends neither on the number of ranks nor on what else is in the
+batch.
+
+All rows (matched masks) of one image and layer share one drawn set, each shifted by an offset of its
+own and wrapped round (Cranley and Patterson 1976): within a row the points are as independent and
+uniform as fresh ones, and a step hashes ten times fewer numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Words = TypeVar("Words", Tensor, np.ndarray)
+
+LOW_32 = 0xFFFFFFFF
+UNIT_BITS = 24  # a float32 holds every multiple of 2**-24 in [0, 1) exactly
+MATCH, ROWS = 1, 2  # purposes: points of the matching costs, points of the mask losses
+
+
+def mix(words: Words) -> Words:
+    """A bijection of 32-bit words held in int64, good enough that neighbouring inputs look unrelated.
+
+    Multiply-xorshift with two constants found by Christopher Wellons' hash search
+    (github.com/skeeto/hash-prospector). Both are below 2**31, so no product leaves int64.
+    """
+    words = words ^ (words >> 16)
+    words = (words * 0x21F0AAAD) & LOW_32
+    words = words ^ (words >> 15)
+    words = (words * 0x735A2D97) & LOW_32
+    return words ^ (words >> 15)
+
+
+def absorb(state: Words, word: Words) -> Words:
+    """A new 32-bit state that depends on all of `state` and the 32-bit `word`."""
+    return mix((mix(state) + word) & LOW_32)
+
+
+def point_keys(seed: int, positions: Sequence[int], num_layers: int, purpose: int) -> np.ndarray:
+    """(L, B, 2) int64: two 32-bit key words for each layer and each sample's position in the global
+    order.
+    """
+    shape = (num_layers, len(positions))
+    place = np.broadcast_to(np.asarray(positions, dtype=np.int64), shape)
+    layer = np.broadcast_to(np.arange(num_layers)[:, None], shape)
+    fixed = [np.full(shape, word, dtype=np.int64) for word in (seed & LOW_32, (seed >> 32) & LOW_32, purpose)]
+    halves = []
+    for start in (0x9E3779B9, 0x243F6A88):  # two unrelated chains make one 64-bit key
+        state = np.full(shape, start, dtype=np.int64)
+        for word in (*fixed, place & LOW_32, place >> 32, layer):
+            state = absorb(state, word)
+        halves.append(state)
+    return np.stack(halves, axis=-1)
+
+
+def random_words(keys: Tensor, count: int) -> Tensor:
+    """(..., count, 2) int32 in [0, 2**24): `count` points of integer coordinates for each key (..., 2)."""
+    index = torch.arange(2 * count, device=keys.device)
+    words = mix((mix(index ^ keys[..., :1]) + keys[..., 1:]) & LOW_32)
+    return (words >> (32 - UNIT_BITS)).to(torch.int32).unflatten(-1, (count, 2))
+
+
+def row_offsets(keys: Tensor, class_ids: Tensor) -> Tensor:
+    """(R, 2) int32 in [0, 2**24): the shift of each row, from its image's and layer's key (R, 2) and
+    its class (R,).
+    """
+    words = torch.stack((absorb(keys[:, 0], class_ids), absorb(keys[:, 1], class_ids)), -1)
+    return (words >> (32 - UNIT_BITS)).to(torch.int32)
+
+
+def to_unit(words: Tensor) -> Tensor:
+    """float32 in [0, 1), exact, from integer coordinates; bits above the 24th are wrapped away."""
+    return (words & (2**UNIT_BITS - 1)).to(torch.float32) * 2.0**-UNIT_BITS
+
+
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples (N, C, P) of maps (N, C, h, w) at points (N, P, 2), (x, y) in 0..1; zero outside
+    the map.
+    """
+    grid = (2.0 * points - 1.0).unsqueeze(1)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(2)
+
+
+def nearest_zero(logits: Tensor, words: Tensor, count: int) -> Tensor:
+    """(N, count, 2): of candidates `words` (N, P, 2), the ones where |logits| (N, P) is smallest, in no
+    set order.
+
+    That is where a mask is least certain (PointRend, Kirillov et al. 2020, arXiv 1912.08193).
+    """
+    chosen = torch.topk(logits.abs(), count, dim=1, largest=False, sorted=False).indices
+    return words.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
