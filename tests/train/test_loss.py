@@ -1,6 +1,10 @@
 """The batched loss against transformers' own terms, called layer by layer with the same points."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +217,66 @@ def test_two_ranks_average_to_one_process() -> None:
     assert torch.allclose(mean, whole.total, rtol=1e-6)
     for ours, theirs in zip(gradients(mean, predictions), gradients(whole.total, predictions), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+MEMBER = """
+import json, sys
+import torch
+import torch.distributed as dist
+from shards.batch import CropBatch
+from train.loss import LossSettings, MatchedLoss
+from train.mask_classification import MaskClassificationLoss
+from train.model.prediction import Prediction
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+given = torch.load(f"{folder}/inputs.pt", weights_only=True)
+mine = slice(2 * rank, 2 * rank + 2)
+maps, labels, position = given["label_map"][mine], given["labels"][mine], given["first"] + 2 * rank
+crops = CropBatch(torch.zeros(2, 3, 8, 8), maps, labels, ("a", "b"), (position, position + 1))
+scale = torch.tensor(given["scale"], requires_grad=True)
+predictions = [Prediction(scale * c[mine], scale * m[mine]) for c, m in given["logits"]]
+
+def total(numbers):
+    dist.all_reduce(numbers)
+    return numbers
+
+loss = MatchedLoss(LossSettings(num_points=50), given["classes"])
+terms = loss(predictions, crops, seed=3, world_reduce=total)
+(gradient,) = torch.autograd.grad(terms.total, scale)
+answer = [float(total(terms.total.detach())) / 2, float(total(gradient)) / 2]
+count = MaskClassificationLoss._mean_matches(terms.num_segments, torch.device("cpu"))
+print(json.dumps([*answer, float(count)]))
+dist.destroy_process_group()
+"""
+
+
+def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
+    """Loss, gradient of a shared parameter, and the reference's normaliser."""
+    crops = make_crops([[0, 1, 3], [2, 3], [1], [0, 1, 2]])
+    logits = [(p.class_logits, p.mask_logits) for p in make_predictions(2, 4, requires_grad=False)]
+    inputs = {
+        "label_map": crops.label_map, "labels": crops.labels, "first": crops.positions[0], "scale": 0.7,
+        "logits": logits, "classes": CLASSES,
+    }  # fmt: skip
+    torch.save(inputs, tmp_path / "inputs.pt")
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, str(rank), str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    scale = torch.tensor(0.7, requires_grad=True)
+    predictions = [Prediction(scale * c, scale * m) for c, m in logits]
+    whole = MatchedLoss(SETTINGS, CLASSES)(predictions, crops, seed=3, world_reduce=None).total
+    (gradient,) = torch.autograd.grad(whole, scale)
+    outputs = [member.communicate(timeout=120) for member in members]
+    assert [member.returncode for member in members] == [0, 0], outputs
+    expected = [whole.item(), gradient.item(), 4.5]
+    for out, _ in outputs:
+        assert json.loads(out) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_image_draws_the_same_points_in_any_batch() -> None:
