@@ -22,6 +22,9 @@ def parser() -> argparse.ArgumentParser:
     _add_build(
         commands.add_parser("build", help="build shards; run it again after an interruption and it goes on")
     )
+    finish = commands.add_parser("finish", help="publish what the parts of an array job built")
+    finish.add_argument("out", help="the --out of the parts")
+    _add_allow_rejects(finish)
     verify = commands.add_parser("verify", help="compare every byte and pixel of shards with their source")
     verify.add_argument("out", help="the folder that was built, or one split of it")
     verify.add_argument("--against", type=Path, required=True, metavar="ROOT", help="the source data set")
@@ -77,12 +80,19 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     shards.add_argument("--out", required=True, help="where the splits' folders go")
     shards.add_argument("--samples-per-shard", type=int, default=256)
     shards.add_argument("--seed", type=int, default=0, help="of the permutation that deals samples to shards")
-    shards.add_argument(
-        "--allow-rejects", type=int, default=0, metavar="K", help="publish without up to K refused inputs"
-    )
+    _add_allow_rejects(shards)
     work = build.add_argument_group("work")
+    work.add_argument(
+        "--part", default="", metavar="I/N", help="only every N-th shard, from I (from 0); then finish"
+    )
     _add_workers(work)
     work.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_allow_rejects(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--allow-rejects", type=int, default=0, metavar="K", help="publish without up to K refused inputs"
+    )
 
 
 def _add_workers(group: argparse._ActionsContainer) -> None:

@@ -46,10 +46,17 @@ class Job:
     plan: SplitPlan
     destination: Destination
 
+    def num_samples(self, part: Part) -> int:
+        """Samples in the shards of this part."""
+        return sum(len(self.plan.names_of(number)) for number in self._numbers(part))
+
+    def _numbers(self, part: Part) -> range:
+        return range(part.index, self.plan.facts.num_shards, part.count)
+
     def tasks(self, source: Source, settings: BuildSettings, part: Part) -> Iterator[ShardTask]:
         """The shards of this part."""
         facts = self.plan.facts
-        for number in range(part.index, facts.num_shards, part.count):
+        for number in self._numbers(part):
             name, names = facts.shard_name(number), self.plan.names_of(number)
             yield ShardTask(source, self.destination, facts.split, settings.policy, facts.digest, name, names)
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocess.arguments import build_settings, source_request
-from preprocess.build import execute, plan_jobs
-from preprocess.destination import LocalDestination
+from preprocess.arguments import build_settings, part_of, source_request
+from preprocess.build import WHOLE, Job, Part, execute, plan_jobs
 from preprocess.errors import BuildError
-from preprocess.lock import build_lock
+from preprocess.place import Place
+from preprocess.plan import BuildSettings
 from preprocess.pool import run_tasks
 from preprocess.publish import Published, publish_splits
 from preprocess.scenes import write_scenes
+from preprocess.shard_task import ShardOutcome
 from preprocess.sources.opening import open_source
+from preprocess.sources.source import Source
 from preprocess.verify import verify_split
 from shards.manifest import open_splits
 
@@ -24,20 +25,59 @@ SHOWN_FAULTS = 20
 
 
 def run_build(words: argparse.Namespace) -> str:
-    """Build and publish; BuildError, ShardError or OSError where that cannot be done."""
-    out, settings = Path(words.out), build_settings(words)
+    """Build and publish, or build one part; BuildError, ShardError or OSError where that cannot be done."""
+    place, settings = Place(words.out), build_settings(words)
+    place.check_workers(words.workers)
+    part = part_of(words.part) if words.part else WHOLE
     source = open_source(source_request(words))
     splits = tuple(words.splits) or source.splits()
-    with build_lock(out):
-        jobs = plan_jobs(source, splits, settings, lambda split: LocalDestination(out / split))
-        total = sum(job.plan.facts.num_samples for job in jobs)
-        with tqdm(total=total, unit="image", desc="build", disable=words.quiet, smoothing=0.05) as bar:
-            executor = partial(run_tasks, workers=words.workers)
-            execute(jobs, source, settings, executor, lambda outcome: bar.update(outcome.planned))
+    with place.lock((part.index, part.count) if words.part else None):
+        jobs = plan_jobs(source, splits, settings, place.split)
+        outcomes = _execute(jobs, source, settings, words, part)
+        if words.part:
+            return _part_summary(words.out, part, outcomes)
         done = publish_splits([job.destination for job in jobs], words.allow_rejects)
     fresh = {entry.manifest.split for entry in done}
-    lines = [f"{out / split}: published already, nothing to do" for split in splits if split not in fresh]
+    lines = [f"{place.split(name)}: published already, nothing to do" for name in splits if name not in fresh]
     return "\n".join([*(_summary(entry) for entry in done), *lines])
+
+
+def _execute(
+    jobs: list[Job], source: Source, settings: BuildSettings, words: argparse.Namespace, part: Part
+) -> list[ShardOutcome]:
+    outcomes: list[ShardOutcome] = []
+    total = sum(job.num_samples(part) for job in jobs)
+    with tqdm(total=total, unit="image", desc="build", disable=words.quiet, smoothing=0.05) as bar:
+
+        def progress(outcome: ShardOutcome) -> None:
+            outcomes.append(outcome)
+            bar.update(outcome.planned)
+
+        execute(jobs, source, settings, partial(run_tasks, workers=words.workers), progress, part)
+    return outcomes
+
+
+def _part_summary(out: str, part: Part, outcomes: list[ShardOutcome]) -> str:
+    rejects = sum(outcome.rejects for outcome in outcomes)
+    refused = f", {rejects} inputs refused (finish lists them)" if rejects else ""
+    return (
+        f"{out}: part {part.index} of {part.count} is done, {len(outcomes)} shards{refused};"
+        f" when all parts are: python -m preprocess finish {out}"
+    )
+
+
+def run_finish(words: argparse.Namespace) -> str:
+    """Publish what the parts of an array job built; BuildError names the shards that are missing."""
+    place = Place(words.out)
+    with place.lock():
+        destinations = place.unfinished()
+        if not destinations:
+            raise BuildError(
+                f"{words.out}: nothing to finish there; build its parts: python -m preprocess build --part "
+                "I/N"
+            )
+        done = publish_splits(destinations, words.allow_rejects)
+    return "\n".join(_summary(entry) for entry in done)
 
 
 def _summary(done: Published) -> str:
@@ -75,4 +115,4 @@ def run_scenes(words: argparse.Namespace) -> str:
     return f"{words.out}: {words.training} training and {words.validation} validation scenes"
 
 
-COMMANDS = {"build": run_build, "verify": run_verify, "scenes": run_scenes}
+COMMANDS = {"build": run_build, "finish": run_finish, "verify": run_verify, "scenes": run_scenes}

@@ -120,10 +120,11 @@ class LabelRule:
             ids = table[found.labels]
             kept = ids[ids != IGNORE]
             if len(kept) >= len(ids) - 1 and (kept[1:] > kept[:-1]).all() and unknown not in kept:
-                owner_type = np.uint8 if len(kept) <= MOST_BYTE_LABELS else np.uint16
-                owners = np.zeros(len(ids) + 1, owner_type)
-                owners[1:][ids != IGNORE] = np.arange(1, len(kept) + 1)
-                return LabelledRuns(kept, found.lengths, owners[found.owners])
+                renamed = np.zeros(len(ids) + 1, np.uint16)
+                renamed[1:][ids != IGNORE] = np.arange(1, len(kept) + 1)
+                fits = len(kept) <= MOST_BYTE_LABELS
+                owners = renamed.astype(np.uint8)[found.owners] if fits else renamed[found.owners]
+                return LabelledRuns(kept, found.lengths, owners)
         return encode_label_map(self.apply(values))
 
     def describe(self) -> str:

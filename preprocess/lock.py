@@ -29,7 +29,10 @@ def build_lock(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]
         if fresh:
             stack.callback(_remove_if_empty, out)
         stack.enter_context(_hold(out / ".lock", shared=part is not None))
-        if part is not None:
+        if part is None:
+            for left in out.glob(".lock-*"):  # of parts that were killed: the lock was free, so none is alive
+                left.unlink(missing_ok=True)
+        else:
             stack.enter_context(_hold(out / f".lock-{part[0]}-of-{part[1]}", shared=False))
         yield
 

@@ -383,3 +383,31 @@ def test_parts_of_different_plans_do_not_mix(make_root, tmp_path):
     prepare(jobs[0].destination, jobs[0].plan.facts, Part(0, 2))
     with pytest.raises(BuildError, match="the parts would not fit together"):
         prepare(jobs[0].destination, other[0].plan.facts, Part(1, 2))
+
+
+def test_parts_on_several_machines_and_finish_give_the_same_bytes(built, tmp_path, capsys):
+    root, _, expected = built
+    out = tmp_path / "parts"
+    for part in ("2/3", "0/3"):
+        assert main(words(root, out, "--part", part)) == 0
+        assert main(["finish", str(out)]) == 2
+    assert "shards are not there yet" in capsys.readouterr().err
+    assert main(words(root, out, "--part", "1/3")) == 0
+    assert f"python -m preprocess finish {out}" in capsys.readouterr().out
+    (out / ".lock-9-of-16").touch()
+    assert main(["finish", str(out)]) == 0
+    assert contents(out) == expected
+    assert main(["finish", str(out)]) == 2
+    assert "nothing to finish" in capsys.readouterr().err
+
+
+def test_refused_inputs_of_parts_are_told_by_finish(make_root, tmp_path, capsys):
+    root, out = make_root(training=3), tmp_path / "out"
+    (root / "images/training/training_0001.jpg").write_bytes(b"")
+    for part in ("0/2", "1/2"):
+        assert main(words(root, out, "--part", part)) == 0
+    assert "1 inputs refused (finish lists them)" in capsys.readouterr().out
+    assert main(["finish", str(out)]) == 2
+    assert "training_0001.jpg: the image file is empty" in capsys.readouterr().err
+    assert main(["finish", str(out), "--allow-rejects", "1"]) == 0
+    assert open_split(out / "training").manifest.num_samples == 2
