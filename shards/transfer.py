@@ -9,32 +9,44 @@ are what makes the copies overlap; without pinning they are correct but the host
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from shards.batch import FLAT, RaggedBatch
+from shards.batch import FLAT, EncodedBatch, RaggedBatch
+
+Decoder = Callable[[EncodedBatch], RaggedBatch]  # shards.gpu_decode.GpuDecoder
 
 
 class DevicePrefetcher:
     """Iterates over `batches` with each one on `device`; up to `in_flight` are copied or being copied.
 
-    An error of the source is raised in its turn, after the batches before it. The source is asked for up to
-    `in_flight` batches more than were handed out: a training state must count finished steps, not batches
-    read.
+    `decoder` makes pixels of encoded batches there. An error of the source is raised in its turn, after the
+    batches before it. The source is asked for up to `in_flight` batches more than were handed out: a training
+    state must count finished steps, not batches read.
     """
 
     def __init__(
-        self, batches: Iterable[RaggedBatch], device: torch.device | str, in_flight: int = 2
+        self,
+        batches: Iterable[RaggedBatch | EncodedBatch],
+        device: torch.device | str,
+        in_flight: int = 2,
+        decoder: Decoder | None = None,
     ) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight is {in_flight}; expected at least 1")
         self.batches, self.device, self.in_flight = batches, torch.device(device), in_flight
+        self.decoder = decoder
 
     def __iter__(self) -> Iterator[RaggedBatch]:
-        if self.device.type != "cuda":
-            return (batch.to(self.device) for batch in self.batches)
-        return self._ahead()
+        return self._ahead() if self.device.type == "cuda" else map(self._moved, self.batches)
+
+    def _moved(self, batch: RaggedBatch | EncodedBatch) -> RaggedBatch:
+        if isinstance(batch, EncodedBatch):
+            if self.decoder is None:
+                raise ValueError("the batches hold encoded images; give DevicePrefetcher a decoder for them")
+            return self.decoder(batch)
+        return batch.to(self.device, non_blocking=True)
 
     def _ahead(self) -> Iterator[RaggedBatch]:
         stream = torch.cuda.Stream(self.device)
@@ -58,10 +70,14 @@ class DevicePrefetcher:
                 return
             yield self._finish(*moving.popleft())
 
-    def _start(self, batch: RaggedBatch, stream: torch.cuda.Stream) -> tuple[RaggedBatch, torch.cuda.Event]:
-        """Queue the copies. The host allocator keeps pinned memory from reuse until they have read it."""
+    def _start(
+        self, batch: RaggedBatch | EncodedBatch, stream: torch.cuda.Stream
+    ) -> tuple[RaggedBatch, torch.cuda.Event]:
+        """Queue the copies, or the decoding. The host allocator keeps pinned memory from reuse until they
+        have read it.
+        """
         with torch.cuda.stream(stream):
-            moved = batch.to(self.device, non_blocking=True)
+            moved = self._moved(batch)
             copied = torch.cuda.Event()
             copied.record(stream)
         return moved, copied

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shards import transfer
-from shards.batch import FLAT
+from shards.batch import FLAT, EncodedBatch
 from shards.errors import SampleError
 from shards.transfer import DevicePrefetcher
 
@@ -118,6 +118,16 @@ def test_an_error_comes_after_the_batches_before_it(cuda, good):
 def test_in_flight_must_be_positive():
     with pytest.raises(ValueError, match="in_flight is 0"):
         DevicePrefetcher([], "cpu", in_flight=0)
+
+
+def test_encoded_batches_go_through_the_decoder(batches):
+    encoded = EncodedBatch(torch.zeros(3, dtype=torch.uint8), (0, 1, 3), ("jpg", "png"), batches[0])
+    mixed = [encoded, batches[1]]
+    got = list(DevicePrefetcher(mixed, "cpu", decoder=lambda batch: batch.rest))
+    assert same(got[0], batches[0])
+    assert same(got[1], batches[1])
+    with pytest.raises(ValueError, match="give DevicePrefetcher a decoder"):
+        list(DevicePrefetcher(mixed, "cpu"))
 
 
 @pytest.mark.gpu
