@@ -160,10 +160,6 @@ def check_evaluation(config: TrainConfig) -> None:
         raise ConfigError("datasets.val is not set; name the split, for example datasets.val=validation")
     if settings.mode not in MODES:
         raise ConfigError(f"eval.mode is {settings.mode!r}, expected one of {', '.join(MODES)}")
-    if settings.compute_metric_per_image:
-        raise ConfigError(
-            "eval.compute_metric_per_image=True does not exist: scores are computed over the whole split"
-        )
     if transform.img_size is None or transform.img_size < 1:
         raise ConfigError(
             f"transforms.eval.img_size is {transform.img_size}, expected the short side in pixels"

@@ -140,7 +140,8 @@ class TransformConfig:
 
 @dataclass
 class EvalConfig:
-    compute_metric_per_image: bool = False
+    compute_metric_per_image: bool = False  # also a line of scores for every image
+    boundary_iou: bool = False  # also overlap near outlines
     reduce_zero_label: bool | None = None  # True or False is checked against the rule in the manifest
     mode: str = "slide"  # slide | whole
     crop_size: int | None = 512

@@ -35,7 +35,6 @@ def test_good_settings_pass() -> None:
         ("eval.crop_size=72", r"eval\.crop_size is 72, expected a multiple of 32 .* nearest is 64"),
         ("eval.stride=65", "stride 65, crop 64"),
         ("eval.mode=tiles", "expected one of slide, whole"),
-        ("eval.compute_metric_per_image=True", "does not exist"),
         ("decoder_head.type=upernet", "expected one of m2f, linear"),
         ("decoder_head.backbone_out_layers=LAST", "needs four"),
         ("decoder_head.hidden_dim=100", "multiple of 32"),

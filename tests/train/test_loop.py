@@ -1,0 +1,162 @@
+import json
+import math
+import os
+import signal
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.order import World
+from train import loop
+from train.assembly import build_parts, open_loader
+from train.checkpoint import BEST, LAST, checkpoints_of, read_checkpoint
+from train.config import load_config
+from train.distributed import Ranks
+from train.log import Meter, MetricsFile, read_metrics
+from train.loop import checkpoint_due, evaluation_due, is_due
+from train.routes import run_training
+from train.schema import TrainConfig
+from train.stop import Stopped, StopSignals
+
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "total", "due"),
+    [
+        (0, 5, 10, False),
+        (4, 5, 10, False),
+        (5, 5, 10, True),
+        (10, 5, 10, True),
+        (7, 5, 7, True),
+        (7, 50, 8, False),
+    ],
+)
+def test_is_due_every_so_often_and_at_the_end(step: int, every: int, total: int, due: bool) -> None:
+    assert is_due(step, every, total) is due
+
+
+def test_cadence_over_a_whole_run() -> None:
+    config = TrainConfig()
+    config.scheduler.total_iter, config.eval.eval_interval, config.checkpoint.interval = 10, 4, 3
+    assert [step for step in range(11) if evaluation_due(config, step)] == [4, 8, 10]
+    assert [step for step in range(11) if checkpoint_due(config, step)] == [3, 4, 6, 8, 9, 10]
+    config.eval.before_training = True
+    assert evaluation_due(config, 0)
+
+
+def train(arguments: list[str]) -> None:
+    with StopSignals() as stop:
+        run_training(load_config(arguments), ALONE, stop)
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / "model_final.pth").weights
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_leaves_its_files_and_nothing_half_written(tiny_run: list[str], tmp_path: Path) -> None:
+    train([*tiny_run, "eval.before_training=True"])
+    run = tmp_path / "run"
+    assert [path.name for path in checkpoints_of(run, LAST)] == ["step-00000004", "step-00000008"]
+    assert len(checkpoints_of(run, BEST)) == 1
+    assert {"config.yaml", "metrics.jsonl", "model_final.pth", "model_final.json"} <= set(os.listdir(run))
+    assert [path for path in run.rglob("*") if path.name.startswith(".")] == []
+    records = read_metrics(run / "metrics.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "eval"] == [0, 4, 8]
+    assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 4, 6, 8]
+    assert all(record["num_images"] == 4 for record in records if record["kind"] == "eval")
+    state = json.loads((run / "model_final.json").read_text())
+    assert (state["step"], state["position"]) == (8, 16)
+    assert state["class_names"] == ["ground", "box", "disc"]
+
+
+def test_the_loss_falls(tiny_run: list[str], tmp_path: Path) -> None:
+    train([*tiny_run, "scheduler.total_iter=16", "eval.max_val_samples=1", "eval.eval_interval=16"])
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert sum(losses[-2:]) / 2 < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("head", ["m2f", "linear"])
+def test_stopped_and_continued_equals_undisturbed_bit_for_bit(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    arguments = [*tiny_run, f"decoder_head.type={head}"]
+    train(arguments)
+    whole = final_weights(tmp_path / "run")
+    again = [*arguments, f"output_dir={tmp_path / 'cut'}", "resume_from=auto"]
+    real = loop.one_step
+    taken = [0]
+
+    def interrupted(*given: object) -> None:
+        real(*given)  # type: ignore[arg-type]
+        taken[0] += 1
+        if taken[0] in (2, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "one_step", interrupted)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            train(again)
+    train(again)
+    assert taken[0] == 8
+    assert same(final_weights(tmp_path / "cut"), whole)
+    cut, straight = (
+        [record for record in read_metrics(tmp_path / name / "metrics.jsonl") if record["kind"] == "eval"]
+        for name in ("cut", "run")
+    )
+    assert [(r["step"], r["mIoU"]) for r in cut] == [(r["step"], r["mIoU"]) for r in straight]
+
+
+def test_killed_without_warning_repeats_the_lost_steps(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*tiny_run, "decoder_head.type=linear"]
+    train(arguments)
+    whole = final_weights(tmp_path / "run")
+    again = [*arguments, f"output_dir={tmp_path / 'cut'}", "resume_from=auto", "checkpoint.interval=3"]
+    real = loop.one_step
+
+    def dies(training: loop.Training, *given: object) -> None:
+        if training.metrics.has("train", 4) and not training.metrics.has("eval", 8):
+            raise MemoryError("killed")
+        real(training, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "one_step", dies)
+    with pytest.raises(MemoryError):
+        train(again)
+    monkeypatch.setattr(loop, "one_step", real)
+    train(again)
+    assert same(final_weights(tmp_path / "cut"), whole)
+
+
+def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config([*tiny_run, "bs=1", "global_batch=3", "optimizer.gradient_clip=inf"])
+    parts = build_parts(config, ALONE)
+    with open_loader(config, ALONE, parts.train_split, 0) as loader:
+        batches = list(islice(loader, 3))
+    wanted = [torch.zeros_like(value) for value in parts.decoder.parameters()]
+    for batch in batches:
+        total = parts.objective(batch).total
+        gradients = torch.autograd.grad(total, list(parts.decoder.parameters()))
+        wanted = [kept + gradient / 3 for kept, gradient in zip(wanted, gradients, strict=True)]
+    metrics = MetricsFile(tmp_path, ALONE, 0)
+    with StopSignals() as stop:
+        training = loop.Training(config, ALONE, parts, tmp_path, metrics, stop, None)
+        loop.one_step(training, iter(batches), Meter(math.inf))
+    for value, gradient in zip(parts.decoder.parameters(), wanted, strict=True):
+        assert value.grad is not None
+        torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tiny_run: list[str], tmp_path: Path) -> None:
+    train([*tiny_run, "decoder_head.type=linear"])
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    train([*tiny_run, "decoder_head.type=linear", "resume_from=auto"])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before

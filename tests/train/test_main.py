@@ -1,0 +1,93 @@
+"""The command line, as a process: exit status, one block of error, what is left behind, one rank and two."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.__main__ import main
+from train.checkpoint import read_checkpoint
+from train.log import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(arguments: list[str], ranks: int = 1, rank: int = 0, port: int = 0) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if ranks > 1:
+        environment |= {
+            "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *arguments], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run_ranks(arguments: list[str], ranks: int) -> list[tuple[int, str, str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    members = [start(arguments, ranks, rank, port) for rank in range(ranks)]
+    outputs = [member.communicate(timeout=240) for member in members]
+    return [(member.returncode, out, err) for member, (out, err) in zip(members, outputs, strict=True)]
+
+
+def test_user_faults_are_one_block_without_traceback(
+    tiny_run: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*tiny_run, "optimiser.lr=1"]) == 2
+    assert main([*tiny_run, f"datasets.root={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'optimizer.lr'" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_without_arguments_it_says_how_to_use_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "config=RECIPE.yaml" in capsys.readouterr().err
+
+
+def test_two_ranks_train_together_and_only_the_first_writes(tiny_run: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny_run, "bs=1", "n_gpus=2", "scheduler.total_iter=4", "log.interval=1"]
+    results = run_ranks(arguments, 2)
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert results[0][1].startswith("mIoU ")
+    assert results[1][1] == ""
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
+    assert records[-1]["num_images"] == 4
+
+
+def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    arguments = [*tiny_run, "scheduler.total_iter=400", "eval.eval_interval=400", "log.interval=1"]
+    member = start(arguments)
+    assert member.stderr is not None
+    for line in member.stderr:
+        if "step 2/" in line:
+            break
+    member.send_signal(signal.SIGTERM)
+    _, err = member.communicate(timeout=60)
+    assert member.returncode == 128 + signal.SIGTERM
+    assert "resume_from=auto continues" in err
+    run = tmp_path / "run"
+    assert [path for path in run.rglob("*") if path.name.startswith(".")] == []
+    (saved,) = (run / "checkpoints").iterdir()
+    found = read_checkpoint(saved)
+    assert found.state is not None
+    assert all(torch.isfinite(value).all() for value in found.weights.values())
+    stop = found.state.step + 1
+    assert (
+        main([*tiny_run, "eval.eval_interval=400", f"scheduler.total_iter={stop}", "resume_from=auto"]) == 0
+    )
+    assert read_metrics(run / "metrics.jsonl")[-1]["step"] == stop

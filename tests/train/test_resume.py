@@ -1,0 +1,143 @@
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.order import World
+from train.assembly import Parts, build_parts
+from train.checkpoint import CheckpointError, read_checkpoint, save_best, save_final, save_last
+from train.config import load_config
+from train.distributed import Ranks
+from train.optimizer import optimizer_tensors
+from train.resume import Start, begin, best_score, check_trained_on, newest_whole, state_of, weights_of
+from train.schema import ConfigError, TrainConfig
+
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+@pytest.fixture
+def parts(tiny_run: list[str]) -> Parts:
+    return build_parts(load_config([*tiny_run, "decoder_head.type=linear"]), ALONE)
+
+
+@pytest.fixture
+def arguments(tiny_run: list[str]) -> list[str]:
+    return [*tiny_run, "decoder_head.type=linear"]
+
+
+def save_at(run: Path, config: TrainConfig, parts: Parts, step: int) -> Path:
+    for value in parts.decoder.parameters():
+        value.grad = torch.full_like(value, 0.1)
+    parts.optimizer.step()
+    moments = optimizer_tensors(parts.decoder, parts.optimizer)
+    return save_last(run, state_of(config, parts, step, None), weights_of(parts), moments)
+
+
+def test_without_a_word_a_run_is_fresh(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    assert begin(load_config(arguments), ALONE, parts, tmp_path) == Start(0, None)
+
+
+def test_without_a_word_an_old_run_is_not_overwritten(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config(arguments)
+    save_at(tmp_path, config, parts, 4)
+    with pytest.raises(ConfigError, match="already holds a run; say resume_from=auto"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["auto", "the run", "the checkpoint"])
+def test_weights_moments_step_and_best_come_back(
+    arguments: list[str], parts: Parts, tmp_path: Path, word: str
+) -> None:
+    config = load_config(arguments)
+    path = save_at(tmp_path, config, parts, 4)
+    save_best(tmp_path, state_of(config, parts, 4, 33.0), weights_of(parts))
+    place = {"auto": "auto", "the run": tmp_path, "the checkpoint": path}[word]
+    fresh = build_parts(config, ALONE)
+    assert begin(load_config([*arguments, f"resume_from={place}"]), ALONE, fresh, tmp_path) == Start(4, 33.0)
+    for own, saved in zip(fresh.decoder.parameters(), parts.decoder.parameters(), strict=True):
+        assert torch.equal(own, saved)
+    moments = optimizer_tensors(fresh.decoder, fresh.optimizer)
+    for name, value in optimizer_tensors(parts.decoder, parts.optimizer).items():
+        assert torch.equal(moments[name], value)
+
+
+def test_auto_in_an_empty_folder_starts_fresh_or_from_init(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config(arguments)
+    final = save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts))
+    other = build_parts(load_config([*arguments, "seed=9"]), ALONE)
+    start = begin(
+        load_config([*arguments, "resume_from=auto", f"init_from={final}"]), ALONE, other, tmp_path / "new"
+    )
+    assert start == Start(0, None)
+    assert torch.equal(next(other.decoder.parameters()), next(parts.decoder.parameters()))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_loudly(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(arguments)
+    good, bad = (save_at(tmp_path, config, parts, step) for step in (4, 8))
+    (bad / "optimizer.safetensors").write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        assert newest_whole(tmp_path) == good
+    assert str(bad) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "what"),
+    [("seed=4", "seed was 3 and is 4"), ("global_batch=4", "global batch was 2 and is 4")],
+)
+def test_what_would_change_the_run_is_refused(
+    arguments: list[str], parts: Parts, tmp_path: Path, argument: str, what: str
+) -> None:
+    save_at(tmp_path, load_config(arguments), parts, 4)
+    with pytest.raises(ConfigError, match=what):
+        begin(load_config([*arguments, argument, "resume_from=auto"]), ALONE, parts, tmp_path)
+
+
+def test_other_training_data_is_refused(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    state = replace(state_of(config, parts, 4, None), fingerprint="other")
+    save_last(tmp_path, state, weights_of(parts), {})
+    with pytest.raises(ConfigError, match="fingerprint was other"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_changed_setting_is_reported(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_at(tmp_path, load_config(arguments), parts, 4)
+    config = load_config([*arguments, "resume_from=auto", "optimizer.lr=0.5"])
+    with caplog.at_level(logging.WARNING):
+        begin(config, ALONE, parts, tmp_path)
+    assert "optimizer.lr was 0.001" in caplog.text
+    assert caplog.text.count(" was saved and is ") == 1
+
+
+def test_weights_alone_cannot_be_continued(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    config = load_config(arguments)
+    final = save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts))
+    with pytest.raises(CheckpointError, match="init_from takes weights"):
+        begin(load_config([*arguments, f"resume_from={final}"]), ALONE, parts, tmp_path)
+
+
+def test_a_best_of_the_future_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
+    assert best_score(tmp_path, 4) is None
+    assert best_score(tmp_path, 8) == 50.0
+
+
+def test_scores_come_from_the_backbone_that_was_trained_on(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config(arguments)
+    checkpoint = read_checkpoint(save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts)))
+    check_trained_on(checkpoint, config, parts.segmenter.backbone.digest)
+    with pytest.raises(ConfigError, match="was trained on dinov3_tiny16"):
+        check_trained_on(checkpoint, config, "another")

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.order import World
+from train.checkpoint import CheckpointError, read_checkpoint
+from train.config import load_config
+from train.distributed import Ranks
+from train.log import read_metrics
+from train.routes import run
+from train.schema import ConfigError
+from train.stop import StopSignals
+
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+@pytest.fixture
+def arguments(tiny_run: list[str]) -> list[str]:
+    return [*tiny_run, "scheduler.total_iter=2", "eval.eval_interval=2", "decoder_head.type=linear"]
+
+
+def go(arguments: list[str]) -> str:
+    with StopSignals() as stop:
+        return run(load_config(arguments), ALONE, stop)
+
+
+def test_load_from_evaluates_what_training_left(arguments: list[str], tmp_path: Path) -> None:
+    line = go(arguments)
+    trained = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert line.startswith(f"mIoU {trained['mIoU']:.2f} over 4 images")
+    assert str(tmp_path / "run" / "model_final.pth") in line
+    again = go(
+        [*arguments, f"load_from={tmp_path / 'run' / 'model_final.pth'}", f"output_dir={tmp_path / 'e'}"]
+    )
+    assert again.startswith(f"mIoU {trained['mIoU']:.2f} over 4 images")
+    assert not (tmp_path / "e" / "checkpoints").exists()
+    assert (tmp_path / "e" / "results-semantic-segmentation.csv").is_file()
+
+
+def test_max_val_samples_limits_the_evaluation(arguments: list[str], tmp_path: Path) -> None:
+    assert "over 3 images" in go([*arguments, "eval.max_val_samples=3"])
+
+
+def test_init_from_starts_at_the_weights_with_a_new_schedule(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    first = tmp_path / "run" / "model_final.pth"
+    go([*arguments, f"init_from={first}", f"output_dir={tmp_path / 'next'}", "optimizer.lr=1e-30"])
+    conv = "segmentation_model.1.conv.weight"
+    assert torch.allclose(
+        read_checkpoint(tmp_path / "next" / "model_final.pth").weights[conv],
+        read_checkpoint(first).weights[conv],
+    )
+
+
+def test_a_checkpoint_of_another_model_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    weights = f"load_from={tmp_path / 'run' / 'model_final.pth'}"
+    with pytest.raises(CheckpointError, match=r"is of another model: .*missing"):
+        go([*arguments, weights, "decoder_head.type=m2f"])
+
+
+def test_another_backbone_than_the_checkpoints_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    weights = f"load_from={tmp_path / 'run' / 'model_final.pth'}"
+    with pytest.raises(ConfigError, match="trained on dinov3_tiny16"):
+        go([*arguments, weights, "model.dino_hub=dinov2_tiny14", "eval.crop_size=56", "eval.stride=28"])
+
+
+def test_an_output_folder_that_is_a_file(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        go(arguments)

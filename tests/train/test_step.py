@@ -1,0 +1,79 @@
+import hashlib
+from itertools import islice
+
+import pytest
+import torch
+
+from shards.order import World
+from train.assembly import Parts, build_parts, open_loader
+from train.config import load_config
+from train.distributed import Ranks
+from train.step import Losses
+
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+def losses_of(arguments: list[str]) -> tuple[Parts, Losses]:
+    config = load_config(arguments)
+    parts = build_parts(config, ALONE)
+    with open_loader(config, ALONE, parts.train_split, 0) as loader:
+        batch = next(islice(loader, 1))
+    return parts, parts.objective(batch)
+
+
+def digest(module: torch.nn.Module) -> str:
+    sha = hashlib.sha256()
+    for value in module.state_dict().values():
+        sha.update(value.numpy().tobytes())
+    return sha.hexdigest()
+
+
+@pytest.mark.parametrize("head", ["m2f", "linear"])
+def test_every_trainable_gets_a_gradient_and_the_backbone_none(tiny_run: list[str], head: str) -> None:
+    parts, losses = losses_of([*tiny_run, f"decoder_head.type={head}"])
+    before = digest(parts.segmenter.backbone.vit)
+    losses.total.backward()
+    assert [name for name, value in parts.decoder.named_parameters() if value.grad is None] == []
+    assert all(value.grad is None for value in parts.segmenter.backbone.parameters())
+    parts.optimizer.step()
+    assert digest(parts.segmenter.backbone.vit) == before
+
+
+def test_batch_statistics_move(tiny_run: list[str]) -> None:
+    parts, _ = losses_of(tiny_run)
+    norms = [m for m in parts.decoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 10
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_mean.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("head", "names"), [("m2f", {"mask", "dice", "class"}), ("linear", {"cross_entropy"})]
+)
+def test_a_step_depends_on_its_samples_and_weights_only(
+    tiny_run: list[str], head: str, names: set[str]
+) -> None:
+    arguments = [*tiny_run, f"decoder_head.type={head}"]
+    first = losses_of(arguments)[1]
+    torch.manual_seed(99)
+    torch.rand(7)
+    again = losses_of(arguments)[1]
+    assert torch.equal(first.total, again.total)
+    assert first.parts.keys() == names
+    assert not any(value.requires_grad for value in first.parts.values())
+
+
+def test_total_is_the_weighted_sum_of_all_ten_layers(tiny_run: list[str]) -> None:
+    _, losses = losses_of(tiny_run)
+    mean = {name: float(value) for name, value in losses.parts.items()}
+    total = 10 * (5 * mean["mask"] + 5 * mean["dice"] + 2 * mean["class"])
+    assert losses.total.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_the_loss_weight_of_the_linear_head_scales_it(tiny_run: list[str]) -> None:
+    plain, doubled = (
+        losses_of([*tiny_run, "decoder_head.type=linear", f"train.celoss_weight={weight}"])[1].total.item()
+        for weight in (1, 2)
+    )
+    assert doubled == pytest.approx(2 * plain)

@@ -1,0 +1,48 @@
+"""`python -m train config=RECIPE.yaml output_dir=... datasets.root=... key=value ...`, alone or under
+torchrun or srun.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+from train.config import load_config
+from train.distributed import joined
+from train.routes import run
+from train.stop import Stopped, StopSignals
+
+USAGE = """usage: python -m train config=RECIPE.yaml output_dir=FOLDER datasets.root=SHARDS
+model.dino_hub=NAME [key=value ...] recipes: configs/*.yaml; load_from=CHECKPOINT evaluates,
+init_from=CHECKPOINT and resume_from=auto train"""
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 done, 2 a fault of the user's (one block on stderr), 128 + n stopped by signal n after
+    saving.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stderr)
+        return 0 if argv else 2
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        config = load_config(argv)
+        with joined() as ranks, StopSignals() as stop:
+            logging.getLogger("train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
+            line = run(config, ranks, stop)
+            if ranks.is_first:
+                print(line)
+    except Stopped as stopped:
+        print(f"{stopped}; resume_from=auto continues", file=sys.stderr)
+        return 128 + stopped.number
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

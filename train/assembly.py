@@ -1,0 +1,192 @@
+"""From a checked config to the parts of a run: data, model, objective, optimiser. Nothing is trained here."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shards.augment import CropSettings
+from shards.loader import Loader
+from shards.manifest import Split, open_split
+from shards.order import num_micro_steps
+from train.config_checks import split_url
+from train.distributed import Ranks, spread
+from train.loss import LossSettings, MatchedLoss
+from train.model.segmenter import (
+    LinearDecoder,
+    MaskDecoder,
+    Segmenter,
+    build_segmenter,
+    with_synced_batch_norm,
+)
+from train.model.weights import load_backbone
+from train.optimizer import build_optimizer
+from train.schedule import Schedule, build_schedule
+from train.schema import ConfigError, TrainConfig
+from train.step import Forward, MaskObjective, Objective, PixelObjective
+
+
+@dataclass
+class Parts:
+    """All that the loop works with. `decoder` is the segmenter's, wrapped where gradients are averaged over
+    ranks.
+    """
+
+    segmenter: Segmenter
+    decoder: nn.Module
+    objective: Objective
+    optimizer: torch.optim.AdamW
+    schedule: Schedule
+    train_split: Split
+    val_split: Split
+    micro_steps: int  # batches of this rank for one optimiser step
+
+    def gradients_averaged(self, last: bool) -> AbstractContextManager[None]:
+        """The context of one micro-step: gradients cross the ranks in the last one of a step only."""
+        if isinstance(self.decoder, DistributedDataParallel) and not last:
+            return self.decoder.no_sync()
+        return nullcontext()
+
+
+def open_training_split(config: TrainConfig) -> Split:
+    """The training split; ConfigError if its classes are not as many as the head has."""
+    split = open_split(split_url(config.datasets.root, config.datasets.train))
+    check_classes(config, split)
+    return split
+
+
+def open_validation_split(config: TrainConfig) -> Split:
+    """The validation split, under the same check."""
+    split = open_split(split_url(config.datasets.root, config.datasets.val))
+    check_classes(config, split)
+    return split
+
+
+def check_classes(config: TrainConfig, split: Split) -> None:
+    manifest, wanted = split.manifest, config.decoder_head.num_classes
+    if len(manifest.classes) != wanted:
+        raise ConfigError(
+            f"decoder_head.num_classes is {wanted}, but the manifest of {manifest.dataset!r} "
+            f"({manifest.split}) lists {len(manifest.classes)} classes; set decoder_head.num_classes={len(manifest.classes)}"
+        )
+
+
+def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """The type of autocast on this device; None on a CPU and for float32."""
+    dtype = config.model_dtype.autocast_dtype
+    return dtype if device.type == "cuda" and dtype is not torch.float32 else None
+
+
+def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
+    """The frozen backbone with a fresh head, drawn from `seed`, on `device`."""
+    model = config.model
+    backbone = load_backbone(
+        model.dino_hub or "",
+        model.weights or model.pretrained_weights,
+        model.revision,
+        dtype=autocast_dtype(config, device),
+        device=device,
+    )
+    return build_segmenter(backbone, config.decoder_head, seed=config.seed).to(device)
+
+
+def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
+    """Everything for training, with a fresh head; the cheap checks first, the model last."""
+    micro_steps = count_micro_steps(config, ranks)
+    schedule = build_schedule(config.scheduler)
+    train_split, val_split = open_training_split(config), open_validation_split(config)
+    if train_split.manifest.classes != val_split.manifest.classes:
+        raise ConfigError(
+            "datasets.train and datasets.val list different classes; build both from one source"
+        )
+    segmenter = build_model(config, ranks.device)
+    synced = with_synced_batch_norm(segmenter.decoder, ranks.device, ranks.world.num_ranks)
+    segmenter.decoder = cast(MaskDecoder | LinearDecoder, synced)
+    segmenter.decoder.train()
+    decoder = spread(segmenter.decoder, ranks)
+    return Parts(
+        segmenter=segmenter,
+        decoder=decoder,
+        objective=build_objective(config, ranks, segmenter, decoder),
+        optimizer=build_optimizer(segmenter.decoder, config.optimizer),
+        schedule=schedule,
+        train_split=train_split,
+        val_split=val_split,
+        micro_steps=micro_steps,
+    )
+
+
+def count_micro_steps(config: TrainConfig, ranks: Ranks) -> int:
+    """Micro-steps of one optimiser step; ConfigError in the words of the config, listing what fits."""
+    try:
+        return num_micro_steps(config.images_per_step, config.bs, ranks.world.num_ranks)
+    except ValueError as error:
+        raise ConfigError(
+            f"bs={config.bs}, n_gpus={config.n_gpus}, global_batch={config.global_batch}: {error}"
+        ) from error
+
+
+def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, decoder: nn.Module) -> Objective:
+    forward = Forward(
+        segmenter,
+        decoder,
+        crop_settings(config),
+        config.seed,
+        ranks.device,
+        autocast_dtype(config, ranks.device),
+    )
+    if config.decoder_head.type == "linear":
+        return PixelObjective(forward, config.train.celoss_weight)
+    wanted = config.m2f_train
+    settings = LossSettings(
+        num_points=wanted.num_points,
+        oversample_ratio=wanted.oversample_ratio,
+        importance_sample_ratio=wanted.importance_sample_ratio,
+        mask_coefficient=wanted.mask_coefficient,
+        dice_coefficient=wanted.dice_coefficient,
+        class_coefficient=wanted.class_coefficient,
+        no_object_coefficient=wanted.no_object_coefficient,
+        ignore_void=wanted.ignore_void,
+    )
+    reduce = ranks.sum if ranks.world.num_ranks > 1 else None
+    return MaskObjective(forward, MatchedLoss(settings, config.decoder_head.num_classes), reduce)
+
+
+def crop_settings(config: TrainConfig) -> CropSettings:
+    train = config.transforms.train
+    if train.crop_size is None or train.img_size is None:
+        raise ConfigError("training needs transforms.train.img_size and transforms.train.crop_size")
+    ratio = train.random_img_size_ratio_range
+    return CropSettings(
+        crop_px=(train.crop_size[0], train.crop_size[1]),
+        image_px=train.img_size,
+        ratio=None if ratio is None else (ratio[0], ratio[1]),
+        flip_prob=train.flip_prob,
+        photometric=train.photometric,
+        mean=triple(config.transforms.mean),
+        std=triple(config.transforms.std),
+    )
+
+
+def triple(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def open_loader(config: TrainConfig, ranks: Ranks, split: Split, step: int) -> Loader:
+    """The endless stream of this rank's micro-batches, from the first sample after `step` optimiser steps."""
+    return Loader(
+        split,
+        batch_per_rank=config.bs,
+        global_batch=config.images_per_step,
+        world=ranks.world,
+        seed=config.seed,
+        position=step * config.images_per_step,
+        threads=config.num_workers,
+        pin=ranks.device.type == "cuda",
+    )

@@ -1,0 +1,193 @@
+"""Where a run starts: fresh, from other weights, or at the sample after its last finished step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from train.assembly import Parts
+from train.checkpoint import (
+    BEST,
+    LAST,
+    OPTIMIZER,
+    STATE,
+    Checkpoint,
+    CheckpointError,
+    TrainState,
+    check_digest,
+    checkpoints_of,
+    load_weights,
+    read_checkpoint,
+    read_part,
+    read_state,
+)
+from train.config import ConfigError, flatten, to_plain
+from train.distributed import Ranks
+from train.optimizer import load_optimizer_tensors
+from train.schema import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+FREE_TO_CHANGE = (
+    "output_dir",
+    "init_from",
+    "resume_from",
+    "load_from",
+    "num_workers",
+    "bs",
+    "n_gpus",
+    "global_batch",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Optimiser steps already taken, and the best score so far (None: no evaluation counted yet)."""
+
+    step: int
+    best_score: float | None
+
+
+def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
+    """Bring weights and optimiser to where the run starts, and say where that is.
+
+    Raises CheckpointError for checkpoints that are damaged or of another model, ConfigError where continuing
+    would change what the run is.
+    """
+    chosen = choose_checkpoint(config, ranks, run)
+    if chosen is not None:
+        return continue_from(chosen, config, parts, run)
+    if config.init_from is not None:
+        checkpoint = read_checkpoint(config.init_from)
+        load_weights(parts.segmenter.decoder, checkpoint)
+        logger.info("weights from %s; the schedule starts anew", checkpoint.path)
+    return Start(0, None)
+
+
+def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | None:
+    """The checkpoint to continue from, decided by the first rank for all; None for a fresh start."""
+    if config.resume_from is None:
+        if ranks.is_first and checkpoints_of(run, LAST):
+            raise ConfigError(
+                f"output_dir {run} already holds a run; say resume_from=auto to continue it, "
+                "or name another folder"
+            )
+        return None
+    if config.resume_from != "auto":
+        return Path(config.resume_from)
+    said = ranks.first_says(str(newest_whole(run) or "") if ranks.is_first else "")
+    return Path(said) if said else None
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The newest checkpoint whose files are what its state says; damaged newer ones are reported and passed
+    over.
+    """
+    for folder in reversed(checkpoints_of(run, LAST)):
+        try:
+            state = read_state(folder / STATE)
+            for part, digest in state.digests.items():
+                check_digest(folder / part, digest)
+        except CheckpointError as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+            continue
+        return folder
+    return None
+
+
+def continue_from(path: Path, config: TrainConfig, parts: Parts, run: Path) -> Start:
+    folder = checkpoints_of(path, LAST)[-1] if checkpoints_of(path, LAST) else path
+    checkpoint = read_checkpoint(folder)
+    state = checkpoint.state
+    if state is None or folder.is_file():
+        raise CheckpointError(
+            f"{folder} holds weights only; resume_from needs a {LAST}* folder (init_from takes weights)"
+        )
+    check_same_run(state, config, parts, folder)
+    load_weights(parts.segmenter.decoder, checkpoint)
+    load_optimizer_tensors(parts.segmenter.decoder, parts.optimizer, read_part(folder, OPTIMIZER, state))
+    for key, (before, now) in changed_settings(state, config).items():
+        logger.warning("%s was %s when %s was saved and is %s now", key, before, folder.name, now)
+    logger.info("continuing after step %d from %s", state.step, folder)
+    return Start(state.step, best_score(run, state.step))
+
+
+def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder: Path) -> None:
+    """Continuing must mean the same samples through the same model; ConfigError names the first thing that
+    differs.
+    """
+    backbone = parts.segmenter.backbone
+    pairs = {
+        "the training data's fingerprint": (state.fingerprint, parts.train_split.manifest.fingerprint),
+        "seed": (state.seed, config.seed),
+        "the global batch": (state.global_batch, config.images_per_step),
+        "model.dino_hub": (state.backbone, config.model.dino_hub),
+        "the backbone's weights digest": (state.backbone_digest, backbone.digest),
+    }
+    for name, (saved, now) in pairs.items():
+        if saved != now:
+            raise ConfigError(
+                f"{folder} cannot be continued: {name} was {saved} and is {now} now; "
+                "give the run's own settings, or start a new run with init_from"
+            )
+
+
+def changed_settings(state: TrainState, config: TrainConfig) -> dict[str, tuple[object, object]]:
+    """Settings that differ from the saved ones and shape the result: (saved, now) by dotted key."""
+    saved, now = dict(leaves(state.config)), dict(leaves(to_plain(config)))
+    keys = [key for key in now if key in saved and saved[key] != now[key] and key not in FREE_TO_CHANGE]
+    return {key: (saved[key], now[key]) for key in keys}
+
+
+def leaves(content: dict[str, object]) -> list[tuple[str, object]]:
+    def value_at(key: str) -> object:
+        place: object = content
+        for part in key.split("."):
+            place = place[part] if isinstance(place, dict) else None
+        return place
+
+    return [(key, value_at(key)) for key in flatten(content)]
+
+
+def best_score(run: Path, step: int) -> float | None:
+    """The score of the best checkpoint written at or before `step`."""
+    for folder in reversed(checkpoints_of(run, BEST)):
+        state = read_state(folder / STATE)
+        if state.step <= step:
+            return state.score
+    return None
+
+
+def state_of(config: TrainConfig, parts: Parts, step: int, score: float | None) -> TrainState:
+    """The facts of this run after `step` steps, as a checkpoint holds them."""
+    manifest, backbone = parts.train_split.manifest, parts.segmenter.backbone
+    return TrainState(
+        step=step,
+        position=step * config.images_per_step,
+        fingerprint=manifest.fingerprint,
+        global_batch=config.images_per_step,
+        seed=config.seed,
+        backbone=config.model.dino_hub or "",
+        backbone_digest=backbone.digest,
+        class_names=list(manifest.classes),
+        config=to_plain(config),
+        score=score,
+    )
+
+
+def weights_of(parts: Parts) -> dict[str, torch.Tensor]:
+    """Trainables and their buffers under the reference's key names; never the backbone."""
+    return dict(parts.segmenter.decoder.state_dict())
+
+
+def check_trained_on(checkpoint: Checkpoint, config: TrainConfig, digest: str) -> None:
+    """ConfigError if `checkpoint` says that it was trained on another backbone than the one now loaded."""
+    state = checkpoint.state
+    if state is not None and (state.backbone, state.backbone_digest) != (config.model.dino_hub, digest):
+        raise ConfigError(
+            f"{checkpoint.path} was trained on {state.backbone} with weights {state.backbone_digest[:16]}, "
+            f"but model.dino_hub={config.model.dino_hub} has weights {digest[:16]}; name the backbone of that run"
+        )

@@ -1,0 +1,89 @@
+"""Which job a config describes: evaluation (`load_from`), or training of the head that `decoder_head.type`
+names.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from train.assembly import autocast_dtype, build_model, build_parts, open_validation_split
+from train.checkpoint import FINAL, load_weights, read_checkpoint
+from train.config import write_config
+from train.distributed import Ranks
+from train.evaluate import evaluate, evaluation_settings
+from train.log import MetricsFile
+from train.loop import Training, train
+from train.metrics import EvalResult
+from train.results import write_results
+from train.resume import begin, check_trained_on
+from train.schema import ConfigError, TrainConfig
+from train.stop import StopSignals
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    """Do the job and return one closing line for people."""
+    return run_evaluation(config, ranks, stop) if config.load_from else run_training(config, ranks, stop)
+
+
+def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    folder = output_folder(config, ranks)
+    parts = build_parts(config, ranks)
+    start = begin(config, ranks, parts, folder)
+    if ranks.is_first:
+        write_config(config, folder / "config.yaml")
+    training = Training(
+        config=config,
+        ranks=ranks,
+        parts=parts,
+        run=folder,
+        metrics=MetricsFile(folder, ranks, start.step),
+        stop=stop,
+        best_score=start.best_score,
+    )
+    stop.check()
+    result = train(training, start)
+    return closing_line(config, result, folder / FINAL)
+
+
+def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    checkpoint = read_checkpoint(config.load_from or "")
+    split = open_validation_split(config)
+    segmenter = build_model(config, ranks.device)
+    check_trained_on(checkpoint, config, segmenter.backbone.digest)
+    load_weights(segmenter.decoder, checkpoint)
+    result = evaluate(
+        segmenter,
+        split,
+        evaluation_settings(config),
+        world=ranks.world,
+        device=ranks.device,
+        autocast_dtype=autocast_dtype(config, ranks.device),
+        reduce=ranks.sum,
+        progress=lambda _: stop.check(),
+    )
+    folder = output_folder(config, ranks)
+    if ranks.is_first:
+        write_config(config, folder / "config.yaml")
+        write_results(result, folder)
+    return closing_line(config, result, checkpoint.path)
+
+
+def output_folder(config: TrainConfig, ranks: Ranks) -> Path:
+    """The run's folder, made by the first rank; ConfigError if something else stands in its place."""
+    folder = Path(config.output_dir or "")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; name a folder")
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+    ranks.wait("the output folder")
+    return folder
+
+
+def closing_line(config: TrainConfig, result: EvalResult | None, weights: Path) -> str:
+    if result is None:
+        return f"nothing was left to do; the weights are in {weights}"
+    score = result.metric(config.metric_to_save)
+    return f"{config.metric_to_save} {score:.2f} over {result.num_images} images; weights: {weights}"

@@ -1,0 +1,82 @@
+"""From a batch of whole images to a loss: crop -> frozen features -> head -> loss. One class a kind of head.
+
+Everything random is drawn from (seed, position or key, purpose) before it is applied, so a step depends on
+its samples and the weights only, never on what ran before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from shards.augment import CropSettings, crop, draw_crops
+from shards.batch import CropBatch, RaggedBatch
+from train.loss import MatchedLoss, linear_loss
+from train.model.segmenter import Segmenter
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """One micro-step's loss: `total` carries the graph, `parts` are detached scalars by name, for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """What the loop asks of a kind of head."""
+
+    def __call__(self, batch: RaggedBatch) -> Losses: ...
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The part that both heads share. `decoder` is the segmenter's, wrapped for gradient averaging where
+    needed.
+    """
+
+    segmenter: Segmenter
+    decoder: nn.Module
+    crops: CropSettings
+    seed: int
+    device: torch.device
+    autocast_dtype: torch.dtype | None  # None: compute as the weights are
+
+    def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, object]:
+        """The crops of a batch, and the decoder's answer to them."""
+        crops = crop(batch.to(self.device), draw_crops(batch, self.seed, self.crops), self.crops)
+        drops = self.segmenter.decoder.draw_drops(batch.positions, self.seed)
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            return crops, self.decoder(crops.images, self.segmenter.features(crops.images), drops)
+
+
+@dataclass(frozen=True)
+class MaskObjective:
+    """Ten supervised predictions, matched and compared with the crop's masks."""
+
+    forward: Forward
+    loss: MatchedLoss
+    reduce: Callable[[Tensor], Tensor] | None  # sums over ranks; None in a single process
+
+    def __call__(self, batch: RaggedBatch) -> Losses:
+        crops, predictions = self.forward(batch)
+        terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
+        parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
+        return Losses(terms.total, {name: value.detach().mean() for name, value in parts.items()})
+
+
+@dataclass(frozen=True)
+class PixelObjective:
+    """Cross entropy of every labelled pixel, for the linear head."""
+
+    forward: Forward
+    weight: float
+
+    def __call__(self, batch: RaggedBatch) -> Losses:
+        crops, logits = self.forward(batch)
+        loss = linear_loss(logits, crops)
+        return Losses(self.weight * loss, {"cross_entropy": loss.detach()})
