@@ -25,7 +25,7 @@ STRIDES = (8, 16, 32)  # levels that take part in the attention; stride 4 joins 
 
 def _conv_norm(channels_in: int, channels_out: int, stride: int) -> list[nn.Module]:
     conv = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
-    return [conv, nn.BatchNorm2d(channels_out), nn.ReLU()]
+    return [conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
 
 
 class ConvPyramid(nn.Module):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards.draws import uniforms
+
 
 def draw_keep_factors(
     positions: Sequence[int], seed: int, purpose: str, num_factors: int, rate: float
@@ -23,12 +25,6 @@ def draw_keep_factors(
 
     Row i depends on (seed, positions[i], purpose) alone. `rate` in [0, 1).
     """
-    word = zlib.crc32(purpose.encode())
-    rows = [
-        np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, position, word]))).random(
-            num_factors
-        )
-        for position in positions
-    ]
-    keep = np.stack(rows) >= rate if rows else np.zeros((0, num_factors), bool)
-    return torch.from_numpy(keep.astype(np.float32) / np.float32(1 - rate))
+    word = zlib.crc32(purpose.encode())  # far above the small numbers that name the operations of a crop
+    numbers = uniforms(seed, [0] * len(positions), list(positions), [word] * len(positions), num_factors)
+    return torch.from_numpy((numbers >= rate).astype(np.float32) / np.float32(1 - rate))

@@ -38,7 +38,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
         tokens = self.norm1(tokens + self.self_attn(tokens + position, points, tokens, shapes))
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
+        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens), inplace=True)))
 
 
 class EncoderStack(nn.Module):
@@ -143,4 +143,4 @@ class PixelDecoder(nn.Module):
         maps = self.encoder(coarse)
         lateral = self.lateral_convs[0](pyramid[0])
         above = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return self.mask_feature(F.relu(self.output_convs[0](lateral + above))), maps
+        return self.mask_feature(F.relu(self.output_convs[0](lateral + above), inplace=True)), maps

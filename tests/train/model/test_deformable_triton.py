@@ -1,0 +1,119 @@
+"""The fused kernels in Triton's CPU interpreter against a plain float64 version, and on CUDA where
+there is one.
+
+The interpreter must be chosen before Triton is imported, so the cases run in one process of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+
+CASES = {  # head width, heads, levels, points, queries, dtype of the values
+    "three levels": (16, 2, ((4, 5), (3, 2), (1, 1)), 4, 19, "float32"),
+    "width 24": (24, 1, ((5, 3),), 2, 7, "float32"),
+    "width 48": (48, 2, ((3, 4), (2, 2)), 1, 5, "float32"),
+    "many levels": (8, 1, ((2, 3), (3, 2), (1, 4), (2, 2), (1, 1)), 3, 6, "float32"),
+    "bfloat16 values": (16, 2, ((4, 4), (2, 2)), 4, 9, "bfloat16"),
+    "one query": (3, 1, ((2, 2),), 1, 1, "float32"),
+}
+
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def make_inputs(name: str) -> Inputs:
+    """Values, locations from far outside to far outside with exact borders among them, weights, output
+    gradient.
+    """
+    width, heads, shapes, points, queries, dtype = CASES[name]
+    generator = torch.Generator().manual_seed(len(name))
+    places = sum(h * w for h, w in shapes)
+    value = torch.randn(2, places, heads, width, generator=generator).to(getattr(torch, dtype))
+    locations = 2 * torch.rand(2, queries, heads, len(shapes), points, 2, generator=generator) - 0.5
+    edges = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.4], [-30.0, 0.5], [0.3, 1e9]])
+    flat = locations.view(-1, 2)
+    flat[: min(5, len(flat) // 2)] = edges[: min(5, len(flat) // 2)]
+    weights = torch.randn(2, queries, heads, len(shapes), points, generator=generator)
+    grad = torch.randn(2, queries, heads * width, generator=generator).to(value.dtype)
+    return value, locations, weights, grad
+
+
+def plain(
+    value: torch.Tensor, shapes: tuple[tuple[int, int], ...], locations: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """One grid_sample for each image, head and level, in float64."""
+    images = []
+    for b in range(value.shape[0]):
+        heads = []
+        for m in range(value.shape[2]):
+            total, start = torch.zeros(locations.shape[1], value.shape[3], dtype=torch.float64), 0
+            for level, (h, w) in enumerate(shapes):
+                maps = value[b, start : start + h * w, m].T.reshape(1, -1, h, w)
+                grid = 2 * locations[b, :, m, level][None] - 1
+                sampled = F.grid_sample(maps, grid, align_corners=False)[0]  # (D, Q, P)
+                total = total + (sampled * weights[b, :, m, level]).sum(-1).T
+                start += h * w
+            heads.append(total)
+        images.append(torch.cat(heads, -1))
+    return torch.stack(images)
+
+
+def with_gradients(
+    function, inputs: Inputs, dtype: torch.dtype | None, device: str = "cpu"
+) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
+    leaves = [t.to(device, dtype or t.dtype).requires_grad_() for t in inputs[:3]]
+    out = function(*leaves)
+    return [out.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(out, leaves, inputs[3].to(out)))]
+
+
+def errors(name: str, device: str = "cpu") -> dict[str, float]:
+    """Largest difference of the output and the gradients, as a share of the largest entry."""
+    from train.model.deformable_kernels import deformable_attention_kernel
+
+    shapes, inputs = CASES[name][2], make_inputs(name)
+    fused = with_gradients(lambda v, x, a: deformable_attention_kernel(v, shapes, x, a), inputs, None, device)
+    exact = with_gradients(lambda v, x, a: plain(v, shapes, x, a), inputs, torch.float64)
+    names = ("out", "value", "locations", "weights")
+    return {
+        name: float((ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9))
+        for name, ours, theirs in zip(names, fused, exact, strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, float]]:
+    here = Path(__file__)
+    code = (
+        "import importlib.util, json, sys;"
+        f"spec = importlib.util.spec_from_file_location('cases', {str(here)!r});"
+        "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases);"
+        "print(json.dumps({name: cases.errors(name) for name in cases.CASES}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=here.parents[3], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interpreted_kernels_equal_float64(name: str, interpreted: dict[str, dict[str, float]]) -> None:
+    limit = 1e-2 if "bfloat16" in name else 1e-5
+    for part, error in interpreted[name].items():
+        assert error < (limit if part in ("out", "value") else 1e-5), part
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_cuda_kernels_equal_float64(name: str) -> None:
+    limit = 1e-2 if "bfloat16" in name else 1e-5
+    for part, error in errors(name, "cuda").items():
+        assert error < (limit if part in ("out", "value") else 1e-4), part

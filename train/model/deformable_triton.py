@@ -1,0 +1,191 @@
+"""Deformable attention as two fused Triton kernels: nothing that is sampled ever reaches memory.
+
+One program handles a block of queries of one head and image; it walks over levels and points, reads the
+four neighbours of each point straight from the values and sums in registers. Values may be float32,
+bfloat16 or float16; coordinates, weights and sums are float32. The value gradient is gathered with
+float32 atomics, so its last bits depend on the order in which programs finish.
+
+Letters: B image, Q query, M head, L level, P point, D width of a head, S places of all levels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
+
+FLOATS_PER_PROGRAM = (
+    2048  # of one (queries, head width) tile: a few registers a thread for each of the four neighbours
+)
+MAX_BLOCK_QUERIES = 64
+
+
+class FusedDeformableAttention(torch.autograd.Function):
+    """(B, Q, M * D) from value (B, S, M, D), shapes, locations (B, Q, M, L, P, 2) and weights (B, Q, M,
+    L, P).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+        value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+        batch, _, heads, width = value.shape
+        out = value.new_empty((batch, locations.shape[1], heads * width))
+        _launch(_forward, value, shapes, locations, weights, out)
+        ctx.shapes = shapes
+        ctx.save_for_backward(value, locations, weights)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+        value, locations, weights = ctx.saved_tensors
+        grad_value = torch.zeros_like(value, dtype=torch.float32)
+        grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+        _launch(
+            _backward,
+            value,
+            ctx.shapes,
+            locations,
+            weights,
+            grad.contiguous(),
+            grad_value,
+            grad_locations,
+            grad_weights,
+        )
+        return grad_value.to(value.dtype), None, grad_locations, grad_weights
+
+
+def _launch(
+    kernel: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, *rest: Tensor
+) -> None:
+    batch, places, heads, width = value.shape
+    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    block_width = triton.next_power_of_2(width)
+    block_queries = max(1, min(MAX_BLOCK_QUERIES, FLOATS_PER_PROGRAM // block_width))
+    grid = (triton.cdiv(queries, block_queries), batch * heads)
+    if grid[0] * grid[1] == 0:
+        return
+    kernel[grid](
+        value, _level_table(shapes, value.device), locations, weights, *rest, queries, places,
+        M=heads, D=width, L=levels, P=points, BLOCK_Q=block_queries, BLOCK_D=block_width, num_warps=4,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _level_table(shapes: Shapes, device: torch.device) -> Tensor:
+    """(L, 3) int32 on the device: height, width and first place of each level; made once, by fills,
+    without a copy.
+    """
+    numbers, start = [], 0
+    for height, width in shapes:
+        numbers += [height, width, start]
+        start += height * width
+    with torch.inference_mode(False):
+        return torch.cat([torch.full((1,), n, dtype=torch.int32, device=device) for n in numbers]).view(-1, 3)
+
+
+@triton.jit
+def _neighbour(values, x, y, width, height, place_stride, channel, in_channel, in_query):  # type: ignore[no-untyped-def]
+    """The pixel (x, y) of each query: its address, whether it exists, and its channels as float32 (0
+    where not).
+    """
+    exists = in_query & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    place = tl.where(exists, y, 0.0).to(tl.int32) * width + tl.where(exists, x, 0.0).to(tl.int32)
+    offset = place.to(tl.int64)[:, None] * place_stride + channel[None, :]
+    mask = exists[:, None] & in_channel[None, :]
+    return offset, mask, tl.load(values + offset, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _forward(  # type: ignore[no-untyped-def]
+    value, table, locations, weights, out, num_queries, num_places,
+    M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out (B, Q, M, D): weighted bilinear samples."""
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    image = (tl.program_id(1) // M).to(tl.int64)
+    head = tl.program_id(1) % M
+    channel = tl.arange(0, BLOCK_D)
+    in_query, in_channel = query < num_queries, channel < D
+    row = (image * num_queries + query) * M + head
+    total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
+    for level in range(L):
+        height, width = tl.load(table + 3 * level), tl.load(table + 3 * level + 1)
+        values = value + ((image * num_places + tl.load(table + 3 * level + 2)) * M + head) * D
+        for point in range(P):
+            index = (row * L + level) * P + point
+            x = tl.load(locations + 2 * index, mask=in_query, other=0.0).to(tl.float32) * width - 0.5
+            y = tl.load(locations + 2 * index + 1, mask=in_query, other=0.0).to(tl.float32) * height - 0.5
+            weight = tl.load(weights + index, mask=in_query, other=0.0).to(tl.float32)
+            left, top = tl.floor(x), tl.floor(y)
+            right, low = x - left, y - top  # shares of the right and of the lower neighbours
+            _, _, v00 = _neighbour(values, left, top, width, height, M * D, channel, in_channel, in_query)
+            _, _, v01 = _neighbour(values, left + 1, top, width, height, M * D, channel, in_channel, in_query)
+            _, _, v10 = _neighbour(values, left, top + 1, width, height, M * D, channel, in_channel, in_query)
+            _, _, v11 = _neighbour(
+                values, left + 1, top + 1, width, height, M * D, channel, in_channel, in_query
+            )
+            total += (weight * (1 - right) * (1 - low))[:, None] * v00 + (weight * right * (1 - low))[
+                :, None
+            ] * v01
+            total += (weight * (1 - right) * low)[:, None] * v10 + (weight * right * low)[:, None] * v11
+    place = row[:, None] * D + channel[None, :]
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=in_query[:, None] & in_channel[None, :])
+
+
+@triton.jit
+def _backward(  # type: ignore[no-untyped-def]
+    value, table, locations, weights, grad_out, grad_value, grad_locations, grad_weights, num_queries, num_places,
+    M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """All three gradients; grad_value (B, S, M, D) float32 is added to."""
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    image = (tl.program_id(1) // M).to(tl.int64)
+    head = tl.program_id(1) % M
+    channel = tl.arange(0, BLOCK_D)
+    in_query, in_channel = query < num_queries, channel < D
+    row = (image * num_queries + query) * M + head
+    mask = in_query[:, None] & in_channel[None, :]
+    grad = tl.load(grad_out + row[:, None] * D + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    for level in range(L):
+        height, width = tl.load(table + 3 * level), tl.load(table + 3 * level + 1)
+        first = ((image * num_places + tl.load(table + 3 * level + 2)) * M + head) * D
+        values, grads = value + first, grad_value + first
+        for point in range(P):
+            index = (row * L + level) * P + point
+            x = tl.load(locations + 2 * index, mask=in_query, other=0.0).to(tl.float32) * width - 0.5
+            y = tl.load(locations + 2 * index + 1, mask=in_query, other=0.0).to(tl.float32) * height - 0.5
+            weight = tl.load(weights + index, mask=in_query, other=0.0).to(tl.float32)
+            left, top = tl.floor(x), tl.floor(y)
+            right, low = x - left, y - top
+            o00, m00, v00 = _neighbour(values, left, top, width, height, M * D, channel, in_channel, in_query)
+            o01, m01, v01 = _neighbour(
+                values, left + 1, top, width, height, M * D, channel, in_channel, in_query
+            )
+            o10, m10, v10 = _neighbour(
+                values, left, top + 1, width, height, M * D, channel, in_channel, in_query
+            )
+            o11, m11, v11 = _neighbour(
+                values, left + 1, top + 1, width, height, M * D, channel, in_channel, in_query
+            )
+            tl.atomic_add(grads + o00, (weight * (1 - right) * (1 - low))[:, None] * grad, mask=m00)
+            tl.atomic_add(grads + o01, (weight * right * (1 - low))[:, None] * grad, mask=m01)
+            tl.atomic_add(grads + o10, (weight * (1 - right) * low)[:, None] * grad, mask=m10)
+            tl.atomic_add(grads + o11, (weight * right * low)[:, None] * grad, mask=m11)
+            d00, d01 = tl.sum(grad * v00, axis=1), tl.sum(grad * v01, axis=1)
+            d10, d11 = tl.sum(grad * v10, axis=1), tl.sum(grad * v11, axis=1)
+            upper, lower = d00 * (1 - right) + d01 * right, d10 * (1 - right) + d11 * right
+            grad_x = weight * width * ((d01 - d00) * (1 - low) + (d11 - d10) * low)
+            grad_y = weight * height * (lower - upper)
+            grad_weight = upper * (1 - low) + lower * low
+            tl.store(grad_locations + 2 * index, grad_x.to(grad_locations.dtype.element_ty), mask=in_query)
+            tl.store(
+                grad_locations + 2 * index + 1, grad_y.to(grad_locations.dtype.element_ty), mask=in_query
+            )
+            tl.store(grad_weights + index, grad_weight.to(grad_weights.dtype.element_ty), mask=in_query)
