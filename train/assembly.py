@@ -72,7 +72,8 @@ def check_classes(config: TrainConfig, split: Split) -> None:
     if len(manifest.classes) != wanted:
         raise ConfigError(
             f"decoder_head.num_classes is {wanted}, but the manifest of {manifest.dataset!r} "
-            f"({manifest.split}) lists {len(manifest.classes)} classes; set decoder_head.num_classes={len(manifest.classes)}"
+            f"({manifest.split}) lists {len(manifest.classes)} classes; "
+            f"set decoder_head.num_classes={len(manifest.classes)}"
         )
 
 

@@ -189,5 +189,6 @@ def check_trained_on(checkpoint: Checkpoint, config: TrainConfig, digest: str) -
     if state is not None and (state.backbone, state.backbone_digest) != (config.model.dino_hub, digest):
         raise ConfigError(
             f"{checkpoint.path} was trained on {state.backbone} with weights {state.backbone_digest[:16]}, "
-            f"but model.dino_hub={config.model.dino_hub} has weights {digest[:16]}; name the backbone of that run"
+            f"but model.dino_hub={config.model.dino_hub} has weights {digest[:16]}; "
+            "name the backbone of that run"
         )

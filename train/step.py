@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,8 @@ class Forward:
     device: torch.device
     autocast_dtype: torch.dtype | None  # None: compute as the weights are
 
-    def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, object]:
-        """The crops of a batch, and the decoder's answer to them."""
+    def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, Any]:
+        """The crops of a batch, and the decoder's answer: predictions (m2f) or class score maps (linear)."""
         crops = crop(batch.to(self.device), draw_crops(batch, self.seed, self.crops), self.crops)
         drops = self.segmenter.decoder.draw_drops(batch.positions, self.seed)
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
