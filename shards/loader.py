@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import webdataset as wds
-from torch.utils.data import get_worker_info
 
 from shards.batch import RaggedBatch
+from shards.cache import CacheSettings, cached
 from shards.manifest import Split, open_split
-from shards.order import ORDER_VERSION, Order, World, micro_batch_positions, num_micro_steps
+from shards.order import ORDER_VERSION, Order, World, num_micro_steps
+from shards.plans import BatchPlan, TrainingPlans, evaluation_plans
 from shards.prefetch import InOrder, in_order
-from shards.reading import BatchPlan, BatchReader
+from shards.reading import BatchReader
 from shards.selection import Selection, whole
 
 STATE_VERSION = 1
@@ -33,58 +33,17 @@ ALONE = World()
 Stage = Callable[[Iterator[RaggedBatch]], Iterator[RaggedBatch]]
 
 
-class Plans:
-    """First stage: the plans of one rank's batches from a position on, without end.
-
-    In a worker process w of W it gives batches w, w + W, ...: DataLoader deals them back in that order.
-    """
-
-    def __init__(
-        self,
-        selection: Selection,
-        seed: int,
-        *,
-        world: World,
-        batch_per_rank: int,
-        global_batch: int,
-        position: int,
-    ) -> None:
-        self.selection, self.seed, self.world = selection, seed, world
-        self.batch_per_rank, self.global_batch, self.position = batch_per_rank, global_batch, position
-        self.micro_steps = num_micro_steps(global_batch, batch_per_rank, world.num_ranks)
-
-    def __call__(self) -> Iterator[BatchPlan]:
-        order = Order(self.selection.shard_samples, self.seed, self.global_batch)
-        first_step = self.position // self.global_batch
-        worker = get_worker_info()
-        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for number in count(first, stride):
-            positions = micro_batch_positions(
-                first_step + number // self.micro_steps,
-                number % self.micro_steps,
-                self.world,
-                self.batch_per_rank,
-                self.global_batch,
-            )
-            parts, places = order.samples(positions)
-            yield BatchPlan(
-                positions=tuple(positions.tolist()),
-                epochs=tuple(order.epochs(positions).tolist()),
-                parts=tuple(parts.tolist()),
-                places=tuple(places.tolist()),
-                valid=(True,) * len(positions),
-            )
-
-
 class Loader:
-    """One rank's stream of training batches, one per micro-step, without end.
+    """One rank's stream of training batches, one per micro-step.
 
     `split`: an open Split, its URL or folder, or a Selection. `global_batch` is batch_per_rank * num_ranks
-    unless given. `position`: where to start, a multiple of global_batch. `threads` read; at most
-    `prefetch_batches` batches (at least one a thread) wait in memory, in pinned memory with `pin`. `policy`:
-    "raise" a damaged sample as SampleError, or "replace" it by a substitute drawn from (seed, position),
-    counted in `num_replaced`. `stages`: webdataset stages, generators from batches to batches, run in the
-    consumer's thread. They must hand over one batch for each they take.
+    unless given. `position` is where to start and `end` where to stop, if anywhere; both are multiples of
+    global_batch. `threads` read; at most `prefetch_batches` batches (at least one a thread) wait in memory,
+    in pinned memory with `pin`. `policy`: "raise" a damaged sample as SampleError, or "replace" it by a
+    substitute drawn from (seed, position), counted in `num_replaced`. `cache`: where whole shards of a remote
+    split are kept; without one its samples are fetched by ranges. `stages`: webdataset stages, generators
+    from batches to batches, run in the consumer's thread; they must hand over one batch for each that they
+    take.
     """
 
     def __init__(
@@ -96,14 +55,17 @@ class Loader:
         world: World = ALONE,
         seed: int = 0,
         position: int = 0,
+        end: int | None = None,
         threads: int = 2,
         processes: int = 0,
         prefetch_batches: int = 4,
         pin: bool = False,
         policy: str = "raise",
+        cache: CacheSettings | None = None,
         stages: tuple[Stage, ...] = (),
     ) -> None:
-        self.selection = select(split)
+        self.selection = select(split, cache)
+        self._owns_stores = cache is not None or isinstance(split, (str, Path))
         self.global_batch = global_batch or batch_per_rank * world.num_ranks
         self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
         self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, stages
@@ -120,6 +82,9 @@ class Loader:
         self._running: Iterator[RaggedBatch] | None = None
         self._in_order: InOrder[BatchPlan, RaggedBatch] | None = None
         self._position = 0
+        if end is not None and end % self.global_batch:
+            raise ValueError(f"end {end} is not a multiple of global_batch {self.global_batch}")
+        self.end = end
         self._go_to(position)
 
     @property
@@ -156,13 +121,14 @@ class Loader:
 
     def pipeline(self) -> wds.DataPipeline:
         """The webdataset pipeline behind the iterator, from the current position on."""
-        plans = Plans(
+        plans = TrainingPlans(
             self.selection,
             self.seed,
             world=self.world,
             batch_per_rank=self.batch_per_rank,
             global_batch=self.global_batch,
             position=self._position,
+            end=self.end,
         )
         num_threads = 0 if self.processes else self.threads
         reading = InOrder(self._reader.read, num_threads, max(self.prefetch_batches, num_threads))
@@ -187,6 +153,9 @@ class Loader:
             self._in_order = None
         if running is not None:
             running.close()  # type: ignore[attr-defined]
+            if self._owns_stores:
+                for split in self.selection.splits:
+                    split.store.close()
 
     def state_dict(self, position: int | None = None) -> dict[str, int | str]:
         """JSON fields from which `load_state_dict` continues, on any world size.
@@ -230,11 +199,15 @@ class Loader:
         self._position = position
 
 
-def select(split: Selection | Split | str | Path) -> Selection:
-    """A selection as it is; a split, or the split at a URL or in a folder, as a whole."""
-    if isinstance(split, Selection):
+def select(split: Selection | Split | str | Path, cache: CacheSettings | None = None) -> Selection:
+    """A selection as it is; a split, or the one at a URL or in a folder, as a whole. Read through a cache if
+    given.
+    """
+    if not isinstance(split, Selection):
+        split = whole(split if isinstance(split, Split) else open_split(str(split)))
+    if cache is None:
         return split
-    return whole(split if isinstance(split, Split) else open_split(str(split)))
+    return replace(split, splits=tuple(cached(part, cache) for part in split.splits))
 
 
 def evaluation_batches(
@@ -256,33 +229,3 @@ def evaluation_batches(
     plans = evaluation_plans(selection.shard_samples, batch_per_rank, world, max_samples)
     reader = BatchReader(selection, seed=0, pin=pin)
     return in_order(plans, reader.read, threads, max(prefetch_batches, threads))
-
-
-def evaluation_plans(
-    shard_samples: np.ndarray, batch_per_rank: int, world: World, max_samples: int | None
-) -> list[BatchPlan]:
-    """One rank's plans: a contiguous share of the samples, padded with repetitions of the last one."""
-    num_samples = int(shard_samples.sum())
-    if max_samples is not None:
-        num_samples = min(num_samples, max_samples)
-    if num_samples < 1 or batch_per_rank < 1:
-        raise ValueError(f"cannot evaluate {num_samples} samples in batches of {batch_per_rank}")
-    share = -(-num_samples // world.num_ranks)
-    starts = np.concatenate([[0], np.cumsum(shard_samples)])
-    plans = []
-    for first in range(0, share, batch_per_rank):
-        within = first + np.arange(batch_per_rank)
-        numbers = world.rank * share + within
-        valid = (within < share) & (numbers < num_samples)
-        numbers = np.where(valid, numbers, num_samples - 1)
-        parts = np.searchsorted(starts, numbers, side="right") - 1
-        plans.append(
-            BatchPlan(
-                positions=tuple(numbers.tolist()),
-                epochs=(0,) * batch_per_rank,
-                parts=tuple(parts.tolist()),
-                places=tuple((numbers - starts[parts]).tolist()),
-                valid=tuple(valid.tolist()),
-            )
-        )
-    return plans

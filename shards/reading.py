@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from shards.errors import RunsError, SampleError, StoreError
 from shards.index import SampleEntry, ShardIndex
 from shards.manifest import ShardInfo
 from shards.order import random_words
+from shards.plans import BatchPlan
 from shards.record import Members
 from shards.rle import MOST_BYTE_LABELS, LabelledRuns, unpack_runs
 from shards.selection import Selection
@@ -40,18 +41,7 @@ MAX_BATCH_PIXELS = (1 << 31) - 1  # run ends are int32
 KEPT_INDEXES = 256  # shards whose index stays in memory; a rank needs about one for each slot of its batch
 
 
-@dataclass(frozen=True, slots=True)
-class BatchPlan:
-    """Which samples a batch is made of; B entries each."""
-
-    positions: tuple[int, ...]
-    epochs: tuple[int, ...]
-    parts: tuple[int, ...]  # numbers of parts of the selection
-    places: tuple[int, ...]  # inside those parts
-    valid: tuple[bool, ...]
-
-
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """One sample and where its bytes are."""
 
     split: int
@@ -59,8 +49,8 @@ class _Row(NamedTuple):
     entry: SampleEntry
 
 
-class _Decoded(NamedTuple):
-    row: _Row
+class Decoded(NamedTuple):
+    row: Row
     pixels: NDArray[np.uint8]  # (H, W, 3), a view of the batch's buffer or, for a substitute, its own memory
     runs: LabelledRuns
 
@@ -91,7 +81,7 @@ class BatchReader:
 
     def read(self, plan: BatchPlan) -> RaggedBatch:
         """The batch of a plan; SampleError, StoreError or ManifestError where it cannot be had."""
-        rows = [self._row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
+        rows = [self.row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
         starts = [0, *accumulate(row.entry.height * row.entry.width * 3 for row in rows)]
         if starts[-1] // 3 > MAX_BATCH_PIXELS:
             raise ValueError(
@@ -101,14 +91,20 @@ class BatchReader:
         buffer = self._empty(starts[-1], torch.uint8)
         flat = buffer.numpy()
         samples = []
-        for row, position, start, end in zip(rows, plan.positions, starts, starts[1:], strict=False):
-            out = flat[start:end].reshape(row.entry.height, row.entry.width, 3)
-            samples.append(self._sample_or_substitute(row, position, out))
+        for row, load, position, start in zip(rows, self._loads(rows), plan.positions, starts, strict=False):
+            height, width = row.entry.height, row.entry.width
+            out = flat[start : start + 3 * height * width].reshape(height, width, 3)
+            try:
+                samples.append(self.sample(row, out, load))
+            except SampleError as error:
+                if self.policy == "raise":
+                    raise
+                samples.append(self._substitute(error, position))
         if any(sample.row is not row for sample, row in zip(samples, rows, strict=True)):
             buffer = self._packed([sample.pixels.reshape(-1) for sample in samples], torch.uint8)
-        return self._batch(plan, samples, buffer)
+        return self.pack(plan, samples, buffer)
 
-    def _batch(self, plan: BatchPlan, samples: list[_Decoded], pixels: torch.Tensor) -> RaggedBatch:
+    def pack(self, plan: BatchPlan, samples: list[Decoded], pixels: torch.Tensor) -> RaggedBatch:
         areas = [sample.row.entry.height * sample.row.entry.width for sample in samples]
         bases = [0, *accumulate(areas)]
         ends = [
@@ -138,23 +134,24 @@ class BatchReader:
     def _empty(self, num_items: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(num_items, dtype=dtype, pin_memory=self.pin)
 
-    def _sample_or_substitute(self, row: _Row, position: int, out: NDArray[np.uint8]) -> _Decoded:
-        try:
-            return self._sample(row, out)
-        except SampleError as error:
-            if self.policy == "raise":
-                raise
-            return self._substitute(error, position)
+    def _loads(self, rows: list[Row]) -> list[Callable[[], Members]]:
+        """A function for each row that gives its members; where reads wait for a network, all run at once."""
+        num_connections = max(self.selection.splits[row.split].store.num_connections for row in rows)
+        if num_connections == 1:
+            return [partial(self.members, row) for row in rows]
+        with ThreadPoolExecutor(num_connections, thread_name_prefix="maskshards-read") as pool:
+            return [pool.submit(self.members, row).result for row in rows]
 
-    def _substitute(self, fault: SampleError, position: int) -> _Decoded:
+    def _substitute(self, fault: SampleError, position: int) -> Decoded:
         """Another sample drawn from (seed, position, attempt) alone, so the same one in every world."""
         for attempt in range(MAX_SUBSTITUTES):
             word = int(random_words(1, SUBSTITUTE, self.seed, position, attempt)[0])
             number = word % int(self._part_starts[-1])
             part = int(np.searchsorted(self._part_starts, number, side="right")) - 1
-            row = self._row(part, number - int(self._part_starts[part]))
+            row = self.row(part, number - int(self._part_starts[part]))
             try:
-                sample = self._sample(row, np.empty((row.entry.height, row.entry.width, 3), np.uint8))
+                out = np.empty((row.entry.height, row.entry.width, 3), np.uint8)
+                sample = self.sample(row, out)
             except SampleError as error:
                 log.warning("position %d: substitute %d failed too: %s", position, attempt + 1, error)
                 continue
@@ -166,11 +163,12 @@ class BatchReader:
             f"{fault.what}; {MAX_SUBSTITUTES} substitutes failed as well", shard=fault.shard, key=fault.key
         ) from fault
 
-    def _sample(self, row: _Row, out: NDArray[np.uint8]) -> _Decoded:
-        """Read, check and decode one sample into `out`."""
+    def sample(self, row: Row, out: NDArray[np.uint8], load: Callable[[], Members] | None = None) -> Decoded:
+        """Read, check and decode one sample into `out`; `load` gives its members where they were read before.
+        """
         shard, entry = row.shard.name, row.entry
         try:
-            (_, image), _, (_, packed) = self._members(row)
+            (_, image), _, (_, packed) = load() if load else self.members(row)
             decode_image(image, entry.image_format, out)
             runs = unpack_runs(packed, entry.height, entry.width, self._decompressor())
         except RunsError as error:
@@ -182,13 +180,18 @@ class BatchReader:
         if len(runs.labels) > MOST_BYTE_LABELS:
             what = f"{len(runs.labels)} classes in one image, a batch carries at most {MOST_BYTE_LABELS}"
             raise SampleError(what, shard=shard, key=entry.key)
-        return _Decoded(row, out, runs)
+        return Decoded(row, out, runs)
 
-    def _members(self, row: _Row) -> Members:
-        """The bytes of image, JSON and runs, each equal to its checksum."""
+    def members(self, row: Row) -> Members:
+        """The bytes of image, JSON and runs, each equal to its checksum; read twice where that may help."""
         store, shard = self.selection.splits[row.split].store, row.shard
+        read = partial(store.read, shard.name)
         try:
-            return read_members(partial(store.read, shard.name), row.entry, shard=shard.name)
+            return read_members(read, row.entry, shard=shard.name)
+        except SampleError:
+            if not store.again(shard.name):
+                raise
+            return read_members(read, row.entry, shard=shard.name)
         except StoreError as error:
             # A shard of another length is a fault of the data, not of the way to it.
             num_bytes = store.size(shard.name)
@@ -205,9 +208,9 @@ class BatchReader:
             self._thread.decompressor = zstandard.ZstdDecompressor()
         return self._thread.decompressor
 
-    def _row(self, part: int, place: int) -> _Row:
+    def row(self, part: int, place: int) -> Row:
         split, shard, row = self.selection.locate(part, place)
-        return _Row(
+        return Row(
             split, self.selection.splits[split].manifest.shards[shard], self._index(split, shard).entry(row)
         )
 

@@ -21,6 +21,7 @@ from shards.errors import StoreError
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+WHOLE_FILE_BYTES = 16 << 20
 OPEN_FILES = 256  # a rank needs about one shard for each slot of its batch
 
 
@@ -28,6 +29,7 @@ class Store(ABC):
     """One split's files. All methods may be called from several threads."""
 
     base: str
+    num_connections = 1  # reads that should be under way at once; more than 1 where each waits for a network
 
     @abstractmethod
     def read(self, name: str, offset: int, size: int) -> bytes:
@@ -37,17 +39,27 @@ class Store(ABC):
     def size(self, name: str) -> int:
         """Bytes in file `name`; StoreError where it is missing."""
 
+    def again(self, name: str) -> bool:
+        """What was read of `name` proved wrong: whether reading it once more may help. Drops kept copies."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Let go of open files and connections; the store may be used again afterwards."""
 
 
 def open_store(base: str | Path) -> Store:
-    """The store of a local folder."""
+    """The store of a folder or of a file://, http(s)://, s3://, gs:// or hf:// URL; no connection is made."""
     scheme = SCHEME.match(str(base))
-    if scheme is not None and scheme[1].lower() != "file":
-        raise StoreError(f"{base}: no store reads {scheme[1]}://; expected a local folder")
-    return LocalStore(str(base).removeprefix("file://"))
+    if scheme is None or scheme[1] == "file":
+        return LocalStore(str(base).removeprefix("file://"))
+    if scheme[1] in ("http", "https"):
+        from shards.http_store import HttpStore
+
+        return HttpStore(str(base))
+    from shards.cloud_store import CloudStore
+
+    return CloudStore(str(base))
 
 
 def checked_name(name: str) -> str:
@@ -103,6 +115,11 @@ class LocalStore(Store):
     def size(self, name: str) -> int:
         return self._open(name).num_bytes
 
+    def forget(self, name: str) -> None:
+        """Open the file anew at the next read."""
+        with self._lock:
+            self._files.pop(name, None)
+
     def close(self) -> None:
         with self._lock:
             self._files.clear()
@@ -131,6 +148,9 @@ class StoreFile(io.RawIOBase):
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name, self._place = store, name, 0
         self._num_bytes = store.size(name)
+        # A network answers one question for a whole small file sooner than many for its parts.
+        at_once = store.num_connections > 1 and self._num_bytes <= WHOLE_FILE_BYTES
+        self._data = store.read(name, 0, self._num_bytes) if at_once else None
 
     def readable(self) -> bool:
         return True
@@ -149,6 +169,9 @@ class StoreFile(io.RawIOBase):
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         wanted = max(0, min(len(view), self._num_bytes - self._place))
-        view[:wanted] = self._store.read(self._name, self._place, wanted) if wanted else b""
+        if self._data is not None:
+            view[:wanted] = self._data[self._place : self._place + wanted]
+        elif wanted:
+            view[:wanted] = self._store.read(self._name, self._place, wanted)
         self._place += wanted
         return wanted

@@ -1,6 +1,12 @@
 """Hand-made batches, for tests that need no shards, and small splits on disk, for those that do."""
 
 import io
+import re
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +16,7 @@ from PIL import Image
 
 from shards.batch import RaggedBatch
 from shards.index import ShardInfo
+from shards.loader import Loader
 from shards.manifest import Manifest, write_split
 from shards.record import Record
 from shards.rle import encode_label_map
@@ -117,3 +124,123 @@ def make_split(tmp_path_factory):
         return SimpleNamespace(folder=folder, keys=keys, truth=truth, manifest=manifest)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def take_keys():
+    """The keys of a new loader's first batches, one list."""
+
+    def take(split, num_batches, **settings):
+        with Loader(split, **settings) as loader:
+            return [key for batch in islice(loader, num_batches) for key in batch.keys]
+
+    return take
+
+
+class _Server(ThreadingHTTPServer):
+    """Serves a folder with ranges, counts bytes and connections, and fails as it is told.
+
+    `faults[name]` is a list of what to do with the next requests for that file, used up from the front.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.faults, self.bytes_sent = folder, {}, Counter()
+        self.num_connections, self.ended = 0, threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def process_request(self, request, client_address):
+        self.num_connections += 1
+        super().process_request(request, client_address)
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *words):
+        pass
+
+    def do_HEAD(self):
+        path = self.server.folder / self.path.strip("/")
+        self._head(200 if path.is_file() else 404, path.stat().st_size if path.is_file() else 0)
+
+    def do_GET(self):
+        name = self.path.strip("/")
+        path, planned = self.server.folder / name, self.server.faults.get(name)
+        fault = planned.pop(0) if planned else ""
+        if fault.isdigit() or not path.is_file():
+            return self._head(int(fault or 404), 0)
+        if fault.startswith("redirect"):
+            return self._head(302, 0, Location=fault.removeprefix("redirect").strip())
+        if fault == "drop":
+            self.close_connection = True
+            return None
+        data = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(asked[1]), min(int(asked[2]), len(data) - 1)) if asked else (0, len(data) - 1)
+        if first > last:
+            return self._head(416, 0)
+        if fault == "other range":
+            first, last = 0, last - first
+        body, content_range = data[first : last + 1], f"bytes {first}-{last}/{len(data)}"
+        if fault == "flip":
+            body = body[:1000] + bytes([body[1000] ^ 4]) + body[1001:]
+        if fault == "html":
+            page = b"<html>log in first</html>"
+            self._head(200, len(page), **{"Content-Type": "text/html"})
+            return self.wfile.write(page)
+        if fault == "no ranges":
+            self._head(200, len(data))
+            return self.wfile.write(data)
+        lie = {"short length": -7, "long length": 7}.get(fault, 0)
+        self._head(206, len(body) + lie, **{"Content-Range": content_range})
+        return self._send(name, body, fault)
+
+    def _send(self, name, body, fault):
+        if fault == "trickle":
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                if self.server.ended.wait(0.05):
+                    break
+        elif fault in ("cut", "stall"):
+            self.wfile.write(body[: len(body) // 2])
+            if fault == "stall":
+                self.server.ended.wait(30)
+        else:
+            self.wfile.write(body)
+            self.server.bytes_sent[name] += len(body)
+        self.close_connection = self.close_connection or bool(fault)
+
+    def _head(self, status, length, **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(length), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+@pytest.fixture
+def serve():
+    """serve(folder) -> a running server with .url, .faults, .bytes_sent, .num_connections."""
+    servers = []
+
+    def start(folder):
+        server = _Server(folder)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        servers.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in servers:
+        server.ended.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

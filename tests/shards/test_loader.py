@@ -9,6 +9,7 @@ import pytest
 import torch
 import webdataset as wds
 
+from shards.cache import CacheSettings
 from shards.loader import Loader, evaluation_batches
 from shards.manifest import open_split
 from shards.order import Order, World
@@ -237,3 +238,29 @@ def test_processes_give_the_same_batches_as_threads(split):
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.run_ends, b.run_ends)
         assert torch.equal(a.run_owners, b.run_owners)
+
+
+def test_a_stream_may_have_an_end(split):
+    loader = Loader(split, batch_per_rank=2, global_batch=4, position=4, end=12)
+    assert [batch.positions[0] for batch in loader] == [4, 6, 8, 10]
+    assert (loader.position, list(loader)) == (12, [])
+    with pytest.raises(ValueError, match="end 5 is not a multiple"):
+        Loader(split, batch_per_rank=2, global_batch=4, end=5)
+
+
+def test_nodes_fetch_a_cold_epoch_about_once(make_split, serve, tmp_path):
+    """Bytes counted at the server, for 4 nodes reading ranges and for 4 nodes with a cache each."""
+    made = make_split("egress", [6] * 16)
+    size = sum(shard.bytes for shard in made.manifest.shards)
+    for caching in (False, True):
+        server, keys = serve(made.folder), []
+        for rank in range(4):
+            cache = CacheSettings(tmp_path / f"node{rank}") if caching else None
+            loader = Loader(
+                server.url, batch_per_rank=2, global_batch=24, world=World(rank, 4), end=96, cache=cache
+            )
+            keys += [key for batch in loader for key in batch.keys]
+        assert sorted(keys) == sorted(made.truth)
+        sent = sum(count for name, count in server.bytes_sent.items() if name.endswith(".tar"))
+        assert sent <= size * (1.05 * (1 + 3 / 16) if caching else 1.02)
+        assert sent > 0.5 * size
