@@ -86,6 +86,8 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         "--part", default="", metavar="I/N", help="only every N-th shard, from I (from 0); then finish"
     )
     _add_workers(work)
+    work.add_argument("--executor", choices=("local", "dask"), default="local", help="where shards are made")
+    work.add_argument("--scheduler", default="", metavar="ADDRESS", help="of the Dask cluster")
     work.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

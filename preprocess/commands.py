@@ -8,7 +8,8 @@ from functools import partial
 from tqdm import tqdm
 
 from preprocess.arguments import build_settings, part_of, source_request
-from preprocess.build import WHOLE, Job, Part, execute, plan_jobs
+from preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs
+from preprocess.dask_executor import run_on_dask
 from preprocess.errors import BuildError
 from preprocess.place import Place
 from preprocess.plan import BuildSettings
@@ -53,8 +54,16 @@ def _execute(
             outcomes.append(outcome)
             bar.update(outcome.planned)
 
-        execute(jobs, source, settings, partial(run_tasks, workers=words.workers), progress, part)
+        execute(jobs, source, settings, _executor(words), progress, part)
     return outcomes
+
+
+def _executor(words: argparse.Namespace) -> Executor:
+    if words.executor == "local":
+        return partial(run_tasks, workers=words.workers)
+    if not words.scheduler:
+        raise BuildError("--executor dask needs --scheduler ADDRESS, such as tcp://10.0.0.1:8786")
+    return partial(run_on_dask, scheduler=words.scheduler)
 
 
 def _part_summary(out: str, part: Part, outcomes: list[ShardOutcome]) -> str:
