@@ -41,8 +41,8 @@ def deformable_attention_kernel(value: Tensor, shapes: Shapes, locations: Tensor
     places = sum(height * width for height, width in shapes)
     if places != value.shape[1] or len(shapes) != locations.shape[3]:
         raise ValueError(
-            f"deformable attention: {len(shapes)} levels of {places} places in all, expected {locations.shape[3]} "
-            f"levels and {value.shape[1]} places"
+            f"deformable attention: {len(shapes)} levels of {places} places in all, expected "
+            f"{locations.shape[3]} levels and {value.shape[1]} places"
         )
     from train.model.deformable_triton import FusedDeformableAttention
 

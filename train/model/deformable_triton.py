@@ -105,7 +105,8 @@ def _neighbour(values, x, y, width, height, place_stride, channel, in_channel, i
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     value, table, locations, weights, out, num_queries, num_places,
-    M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+    M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out (B, Q, M, D): weighted bilinear samples."""
     query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -141,8 +142,10 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    value, table, locations, weights, grad_out, grad_value, grad_locations, grad_weights, num_queries, num_places,
-    M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+    value, table, locations, weights, grad_out, grad_value, grad_locations, grad_weights,
+    num_queries, num_places,
+    M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """All three gradients; grad_value (B, S, M, D) float32 is added to."""
     query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -174,10 +177,12 @@ def _backward(  # type: ignore[no-untyped-def]
             o11, m11, v11 = _neighbour(
                 values, left + 1, top + 1, width, height, M * D, channel, in_channel, in_query
             )
-            tl.atomic_add(grads + o00, (weight * (1 - right) * (1 - low))[:, None] * grad, mask=m00)
-            tl.atomic_add(grads + o01, (weight * right * (1 - low))[:, None] * grad, mask=m01)
-            tl.atomic_add(grads + o10, (weight * (1 - right) * low)[:, None] * grad, mask=m10)
-            tl.atomic_add(grads + o11, (weight * right * low)[:, None] * grad, mask=m11)
+            tl.atomic_add(
+                grads + o00, (weight * (1 - right) * (1 - low))[:, None] * grad, mask=m00, sem="relaxed"
+            )
+            tl.atomic_add(grads + o01, (weight * right * (1 - low))[:, None] * grad, mask=m01, sem="relaxed")
+            tl.atomic_add(grads + o10, (weight * (1 - right) * low)[:, None] * grad, mask=m10, sem="relaxed")
+            tl.atomic_add(grads + o11, (weight * right * low)[:, None] * grad, mask=m11, sem="relaxed")
             d00, d01 = tl.sum(grad * v00, axis=1), tl.sum(grad * v01, axis=1)
             d10, d11 = tl.sum(grad * v10, axis=1), tl.sum(grad * v11, axis=1)
             upper, lower = d00 * (1 - right) + d01 * right, d10 * (1 - right) + d11 * right

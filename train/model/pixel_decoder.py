@@ -18,7 +18,7 @@ from train.model.position import sine_position
 
 NUM_LAYERS = 6
 NUM_LEVELS = 3
-FEED_FORWARD = 4096
+FEED_FORWARD = 4096  # inner width of the feed-forward layers in published heads, whatever the hidden width
 NUM_GROUPS = 32
 PRECISIONS = ("mixed", "reference")
 
@@ -28,12 +28,12 @@ class EncoderLayer(nn.Module):
     behind.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
         self.self_attn = DeformableAttention(width, NUM_LEVELS)
         self.norm1 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, FEED_FORWARD)
-        self.linear2 = nn.Linear(FEED_FORWARD, width)
+        self.linear1 = nn.Linear(width, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, width)
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
@@ -44,9 +44,9 @@ class EncoderLayer(nn.Module):
 class EncoderStack(nn.Module):
     """The layers in a row, under the name that published weights give them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(width) for _ in range(NUM_LAYERS))
+        self.layers = nn.ModuleList(EncoderLayer(width, ffn_dim) for _ in range(NUM_LAYERS))
 
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
         for layer in self.layers:
@@ -57,10 +57,10 @@ class EncoderStack(nn.Module):
 class PyramidEncoder(nn.Module):
     """Three maps of C channels, coarse to fine, exchange information; same shapes out."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
         self.level_encoding = nn.Parameter(torch.zeros(NUM_LEVELS, width))
-        self.encoder = EncoderStack(width)
+        self.encoder = EncoderStack(width, ffn_dim)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
@@ -99,14 +99,16 @@ class PixelDecoder(nn.Module):
     does.
     """
 
-    def __init__(self, channels: int, width: int, precision: str = "mixed") -> None:
+    def __init__(
+        self, channels: int, width: int, precision: str = "mixed", ffn_dim: int = FEED_FORWARD
+    ) -> None:
         super().__init__()
         self.precision = precision
         self.input_convs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(NUM_GROUPS, width))
             for _ in range(NUM_LEVELS)
         )
-        self.encoder = PyramidEncoder(width)
+        self.encoder = PyramidEncoder(width, ffn_dim)
         self.mask_feature = nn.Conv2d(width, width, 1)
         self.lateral_convs = nn.ModuleList([NormedConv(channels, width, 1)])
         self.output_convs = nn.ModuleList([NormedConv(width, width, 3)])

@@ -19,9 +19,8 @@ from train.model.prediction import Prediction
 
 NUM_LAYERS = 9
 NUM_LEVELS = 3
-NUM_QUERIES = 100
 NUM_HEADS = 16
-FEED_FORWARD = 4096
+NUM_QUERIES, FEED_FORWARD = 100, 4096  # as in published heads, whatever the width
 
 
 class Attention(nn.Module):
@@ -82,10 +81,10 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with a ReLU between; residual, norm behind."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(width, FEED_FORWARD)
-        self.linear2 = nn.Linear(FEED_FORWARD, width)
+        self.linear1 = nn.Linear(width, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, width)
         self.norm = nn.LayerNorm(width)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -109,7 +108,9 @@ class MaskEmbedding(nn.Module):
 class QueryDecoder(nn.Module):
     """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one."""
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(
+        self, width: int, num_classes: int, num_queries: int = NUM_QUERIES, ffn_dim: int = FEED_FORWARD
+    ) -> None:
         super().__init__()
         self.transformer_cross_attention_layers = nn.ModuleList(
             CrossAttention(width) for _ in range(NUM_LAYERS)
@@ -117,10 +118,10 @@ class QueryDecoder(nn.Module):
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttention(width) for _ in range(NUM_LAYERS)
         )
-        self.transformer_ffn_layers = nn.ModuleList(FeedForward(width) for _ in range(NUM_LAYERS))
+        self.transformer_ffn_layers = nn.ModuleList(FeedForward(width, ffn_dim) for _ in range(NUM_LAYERS))
         self.post_norm = nn.LayerNorm(width)
-        self.query_feat = nn.Embedding(NUM_QUERIES, width)
-        self.query_embed = nn.Embedding(NUM_QUERIES, width)
+        self.query_feat = nn.Embedding(num_queries, width)
+        self.query_embed = nn.Embedding(num_queries, width)
         self.level_embed = nn.Embedding(NUM_LEVELS, width)
         self.class_embed = nn.Linear(width, num_classes + 1)
         self.mask_embed = MaskEmbedding(width)

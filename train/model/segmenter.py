@@ -22,7 +22,7 @@ from train.model.drops import draw_keep_factors
 from train.model.linear_head import LinearHead
 from train.model.pixel_decoder import PRECISIONS, PixelDecoder
 from train.model.prediction import Prediction
-from train.model.query_decoder import QueryDecoder
+from train.model.query_decoder import FEED_FORWARD, NUM_QUERIES, QueryDecoder
 
 COARSEST_STRIDE = 32
 
@@ -33,17 +33,19 @@ class DecoderSettings(Protocol):
     type: str  # m2f | linear
     backbone_out_layers: Any  # a word (or an enum of that name) that layer_indices knows
     num_classes: int
-    hidden_dim: int  # m2f only
     dropout: float  # linear only
+    hidden_dim: int  # m2f only
 
 
 class MaskHead(nn.Module):
     """Pixel decoder, then query decoder."""
 
-    def __init__(self, channels: int, width: int, num_classes: int, precision: str) -> None:
+    def __init__(self, channels: int, settings: DecoderSettings, precision: str) -> None:
         super().__init__()
-        self.pixel_decoder = PixelDecoder(channels, width, precision)
-        self.predictor = QueryDecoder(width, num_classes)
+        width, ffn_dim = settings.hidden_dim, getattr(settings, "ffn_dim", FEED_FORWARD)
+        num_queries = getattr(settings, "num_queries", NUM_QUERIES)
+        self.pixel_decoder = PixelDecoder(channels, width, precision, ffn_dim)
+        self.predictor = QueryDecoder(width, settings.num_classes, num_queries, ffn_dim)
 
     def forward(self, pyramid: tuple[Tensor, ...]) -> list[Prediction]:
         return self.predictor(*self.pixel_decoder(pyramid))
@@ -52,9 +54,9 @@ class MaskHead(nn.Module):
 class MaskDecoder(nn.Module):
     """Adapter and Mask2Former head: all that is trained in `m2f` mode."""
 
-    def __init__(self, channels: int, width: int, num_classes: int, precision: str) -> None:
+    def __init__(self, channels: int, settings: DecoderSettings, precision: str) -> None:
         super().__init__()
-        head = MaskHead(channels, width, num_classes, precision)
+        head = MaskHead(channels, settings, precision)
         self.segmentation_model = nn.ModuleList([Adapter(channels), head])
 
     def forward(
@@ -174,7 +176,7 @@ def build_segmenter(
             head = LinearDecoder(channels * len(indices), decoder.num_classes, decoder.dropout)
         else:
             _check_mask_head(decoder, indices)
-            head = MaskDecoder(channels, decoder.hidden_dim, decoder.num_classes, precision)
+            head = MaskDecoder(channels, decoder, precision)
     return Segmenter(backbone, head, indices, decoder.num_classes)
 
 
@@ -184,7 +186,7 @@ def _check_mask_head(decoder: DecoderSettings, indices: tuple[int, ...]) -> None
             "decoder_head.type=m2f reads four blocks of the backbone, but decoder_head.backbone_out_layers "
             f"gives {len(indices)}: set it to FOUR_EVEN_INTERVALS"
         )
-    if decoder.hidden_dim % 32:
+    if decoder.hidden_dim % 32 or decoder.hidden_dim < 32:
         raise ModelError(
             f"decoder_head.hidden_dim={decoder.hidden_dim}: expected a multiple of 32, e.g. 256 or 2048"
         )

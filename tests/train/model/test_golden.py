@@ -32,8 +32,7 @@ CASES = {
 
 
 def by_formula(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Numbers in (-1, 1) that depend on `name` only, from no generator whose stream a release might change.
-    """
+    """Numbers in (-1, 1) that depend on `name` only; no release of torch can change them."""
     count = int(torch.Size(shape).numel())
     numbers = uniforms(0, [0], [zlib.crc32(name.encode())], 0, count)
     return torch.from_numpy(2 * numbers[0] - 1).view(shape)
