@@ -43,8 +43,8 @@ def run_on_dask(do: Callable[[Task], Outcome], tasks: Iterable[Task], scheduler:
                     running.add(client.submit(do, task, pure=False))
         except KilledWorker as error:
             raise BuildError(
-                f"a task killed its Dask worker several times, out of memory perhaps: {error}; finished shards are"
-                " kept: the same command goes on from there"
+                f"a task killed its Dask worker several times, out of memory perhaps: {error};"
+                " finished shards are kept: the same command goes on from there"
             ) from error
         finally:
             client.cancel(list(running.futures))
