@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -155,7 +156,13 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
         ignore_void=wanted.ignore_void,
     )
     reduce = ranks.sum if ranks.world.num_ranks > 1 else None
-    return MaskObjective(forward, MatchedLoss(settings, config.decoder_head.num_classes), reduce)
+    loss = MatchedLoss(settings, config.decoder_head.num_classes, dump_dir=nonfinite_folder(config))
+    return MaskObjective(forward, loss, reduce)
+
+
+def nonfinite_folder(config: TrainConfig) -> Path:
+    """Where batches go whose loss or gradient is not finite."""
+    return Path(config.output_dir or ".") / "nonfinite"
 
 
 def crop_settings(config: TrainConfig) -> CropSettings:

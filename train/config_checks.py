@@ -100,6 +100,8 @@ def check_numbers(config: TrainConfig) -> None:
         "checkpoint.archive_interval": config.checkpoint.archive_interval,
         "log.interval": config.log.interval,
         "m2f_train.num_points": config.m2f_train.num_points,
+        "decoder_head.ffn_dim": config.decoder_head.ffn_dim,
+        "decoder_head.num_queries": config.decoder_head.num_queries,
         "optimizer.lr": config.optimizer.lr,
         "optimizer.gradient_clip": config.optimizer.gradient_clip,
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from shards.batch import RaggedBatch
 from shards.loader import Loader
+from shards.transfer import DevicePrefetcher
 from train.assembly import Parts, autocast_dtype, open_loader
 from train.checkpoint import TrainState, prune, save_best, save_final, save_last
 from train.distributed import Ranks, average_batch_norms
@@ -65,7 +66,8 @@ def train(training: Training, start: Start) -> EvalResult | None:
 
 def take_steps(training: Training, loader: Loader, first: int) -> None:
     config, ranks, parts = training.config, training.ranks, training.parts
-    meter, batches = Meter(config.optimizer.gradient_clip), iter(loader)
+    meter = Meter(config.optimizer.gradient_clip)
+    batches = iter(DevicePrefetcher(loader, ranks.device))
     for step in range(first, config.scheduler.total_iter):
         rate = set_rates(parts.optimizer, parts.schedule, step)
         one_step(training, batches, meter)

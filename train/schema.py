@@ -75,7 +75,9 @@ class DecoderConfig:
     use_cls_token: bool = False
     use_backbone_norm: bool = True
     num_classes: int = 150
-    hidden_dim: int = 2048  # m2f only
+    hidden_dim: int = 2048  # m2f only, as the next two
+    ffn_dim: int = 4096  # inner width of the feed-forward layers; published heads have 4096
+    num_queries: int = 100  # masks that the head can name at once; published heads have 100
     dropout: float = 0.1  # linear only
 
 

@@ -43,12 +43,12 @@ class Forward:
     decoder: nn.Module
     crops: CropSettings
     seed: int
-    device: torch.device
+    device: torch.device  # where the batches already are
     autocast_dtype: torch.dtype | None  # None: compute as the weights are
 
     def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, Any]:
         """The crops of a batch, and the decoder's answer: predictions (m2f) or class score maps (linear)."""
-        crops = crop(batch.to(self.device), draw_crops(batch, self.seed, self.crops), self.crops)
+        crops = crop(batch, draw_crops(batch, self.seed, self.crops), self.crops)
         drops = self.segmenter.decoder.draw_drops(batch.positions, self.seed)
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return crops, self.decoder(crops.images, self.segmenter.features(crops.images), drops)

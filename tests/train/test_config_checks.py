@@ -39,6 +39,7 @@ def test_good_settings_pass() -> None:
         ("decoder_head.backbone_out_layers=LAST", "needs four"),
         ("decoder_head.hidden_dim=100", "multiple of 32"),
         ("decoder_head.num_classes=0", "num_classes"),
+        ("decoder_head.num_queries=0", "num_queries"),
         ("decoder_head.dropout=1.0", "dropout"),
         ("decoder_head.use_cls_token=True", "does not exist"),
         ("metric_to_save=miou", "known are mIoU"),

@@ -80,7 +80,7 @@ def test_the_loss_falls(tiny_run: list[str], tmp_path: Path) -> None:
     train([*tiny_run, "scheduler.total_iter=16", "eval.max_val_samples=1", "eval.eval_interval=16"])
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     losses = [record["loss"] for record in records if record["kind"] == "train"]
-    assert sum(losses[-2:]) / 2 < 0.8 * losses[0]
+    assert sum(losses[-2:]) / 2 < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("head", ["m2f", "linear"])
