@@ -111,6 +111,40 @@ def test_interpreted_kernels_equal_float64(name: str, interpreted: dict[str, dic
         assert error < (limit if part in ("out", "value") else 1e-5), part
 
 
+COMPILE = """
+import json, sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from train.model import deformable_triton as fused
+
+sizes = {}
+for kernel in (fused._forward, fused._backward):
+    for values, width, chip in (("*bf16", 16, 90), ("*bf16", 128, 80), ("*fp32", 24, 80)):
+        block = fused.block_sizes(width)
+        fixed = dict(M=16, D=width, L=3, P=4, BLOCK_Q=block[0], BLOCK_D=block[1])
+        pointers = {"table": "*i32", "value": values, "out": values, "grad_out": values}
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(fixed, "constexpr")
+        types |= {name: pointers[name] for name in kernel.arg_names if name in pointers}
+        types |= {"num_queries": "i32", "num_places": "i32"}
+        constants = {(kernel.arg_names.index(name),): number for name, number in fixed.items()}
+        source = ASTSource(kernel, types, constants)
+        done = compile(source, target=GPUTarget("cuda", chip, 32), options=fused.OPTIONS)
+        sizes[f"{kernel.__name__}-{values}-{width}-sm{chip}"] = len(done.asm["cubin"])
+print(json.dumps(sizes))
+"""
+
+
+def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    assert len(sizes) == 6
+    assert min(sizes.values()) > 1000
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_cuda_kernels_equal_float64(name: str) -> None:
