@@ -19,11 +19,7 @@ from PIL import Image
 from shards.errors import SampleError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOURS = (
-    "YCbCr",
-    "RGB",
-    "Gray",
-)  # JPEG colour spaces that libjpeg-turbo turns into RGB exactly as Pillow does
+COLOURS = ("YCbCr", "RGB", "Gray")  # JPEG colour spaces that libjpeg-turbo turns into RGB just as Pillow does
 
 
 def decode_image(data: bytes | memoryview, image_format: str, out: NDArray[np.uint8]) -> None:
@@ -31,11 +27,7 @@ def decode_image(data: bytes | memoryview, image_format: str, out: NDArray[np.ui
 
     `image_format` is "jpg" or "png". SampleError if the data are not a whole image of exactly (H, W).
     """
-    height, width, colours = _read_header(data, image_format)
-    if (height, width) != out.shape[:2]:
-        raise SampleError(
-            f"the image is {height}x{width} (height x width), its index says {out.shape[0]}x{out.shape[1]}"
-        )
+    colours = check_size(data, image_format, *out.shape[:2])
     if colours in COLOURS:
         try:
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
@@ -43,6 +35,16 @@ def decode_image(data: bytes | memoryview, image_format: str, out: NDArray[np.ui
         except ValueError:  # also raised for defects that libjpeg recovers from; Pillow decides those
             pass
     _decode_by_pillow(data, image_format, out)
+
+
+def check_size(data: bytes | memoryview, image_format: str, height: int, width: int) -> str:
+    """SampleError unless the header says H x W; returns the JPEG colour space, "" for PNG."""
+    found_height, found_width, colours = _read_header(data, image_format)
+    if (found_height, found_width) != (height, width):
+        raise SampleError(
+            f"the image is {found_height}x{found_width} (height x width), its index says {height}x{width}"
+        )
+    return colours
 
 
 def _read_header(data: bytes | memoryview, image_format: str) -> tuple[int, int, str]:

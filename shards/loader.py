@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import webdataset as wds
 
-from shards.batch import RaggedBatch
+from shards.batch import EncodedBatch, RaggedBatch
 from shards.cache import CacheSettings, cached
 from shards.manifest import Split, open_split
 from shards.order import ORDER_VERSION, Order, World, num_micro_steps
@@ -62,6 +63,7 @@ class Loader:
         pin: bool = False,
         policy: str = "raise",
         cache: CacheSettings | None = None,
+        decode: Callable[[EncodedBatch], RaggedBatch] | None = None,
         stages: tuple[Stage, ...] = (),
     ) -> None:
         self.selection = select(split, cache)
@@ -70,7 +72,7 @@ class Loader:
         self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
         self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, stages
         self.threads, self.processes, self.prefetch_batches = threads, processes, prefetch_batches
-        self.pin = pin
+        self.pin, self.decode = pin, decode
         if min(threads, prefetch_batches) < 1 or processes < 0:
             raise ValueError(
                 f"threads {threads} and prefetch_batches {prefetch_batches} must be positive, "
@@ -80,7 +82,7 @@ class Loader:
         self.wait_ms = 0.0  # how long the consumer has waited for batches, all together
         self._reader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin and not processes)
         self._running: Iterator[RaggedBatch] | None = None
-        self._in_order: InOrder[BatchPlan, RaggedBatch] | None = None
+        self._in_order: InOrder[BatchPlan, Any] | None = None
         self._position = 0
         if end is not None and end % self.global_batch:
             raise ValueError(f"end {end} is not a multiple of global_batch {self.global_batch}")
@@ -131,10 +133,12 @@ class Loader:
             end=self.end,
         )
         num_threads = 0 if self.processes else self.threads
-        reading = InOrder(self._reader.read, num_threads, max(self.prefetch_batches, num_threads))
+        read = self._reader.read_encoded if self.decode else self._reader.read
+        reading = InOrder(read, num_threads, max(self.prefetch_batches, num_threads))
+        decoding = (wds.map(self.decode),) if self.decode else ()
         if not self.processes:
             self._in_order = reading
-            return wds.DataPipeline(plans, reading, *self.stages)
+            return wds.DataPipeline(plans, reading, *decoding, *self.stages)
         workers = wds.WebLoader(
             wds.DataPipeline(plans, reading),
             batch_size=None,
@@ -142,8 +146,8 @@ class Loader:
             prefetch_factor=max(1, self.prefetch_batches // self.processes),
             multiprocessing_context="forkserver",
         )
-        pinned = (wds.map(RaggedBatch.pin_memory),) if self.pin else ()
-        return wds.DataPipeline(workers, *pinned, *self.stages)
+        pinned = (wds.map(RaggedBatch.pin_memory),) if self.pin and not self.decode else ()
+        return wds.DataPipeline(workers, *pinned, *decoding, *self.stages)
 
     def close(self) -> None:
         """Stop reading ahead and end its threads or processes. The loader can be iterated again."""

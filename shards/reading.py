@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ import torch
 import zstandard
 from numpy.typing import NDArray
 
-from shards.batch import RaggedBatch
-from shards.decode import decode_image
+from shards.batch import EncodedBatch, RaggedBatch
+from shards.decode import check_size, decode_image
 from shards.errors import RunsError, SampleError, StoreError
 from shards.index import SampleEntry, ShardIndex
 from shards.manifest import ShardInfo
@@ -33,6 +34,8 @@ from shards.selection import Selection
 from shards.tar import read_members
 
 log = logging.getLogger(__name__)
+
+Load = Callable[[], Members]
 
 POLICIES = ("raise", "replace")
 SUBSTITUTE = 3  # what a draw is for, beside those of shards.order
@@ -51,8 +54,21 @@ class Row(NamedTuple):
 
 class Decoded(NamedTuple):
     row: Row
-    pixels: NDArray[np.uint8]  # (H, W, 3), a view of the batch's buffer or, for a substitute, its own memory
+    pixels: NDArray[np.uint8]  # (H, W, 3), often a view of a batch's buffer; or (E,) bytes, not decoded
     runs: LabelledRuns
+
+
+@contextmanager
+def _naming(row: Row) -> Iterator[None]:
+    """Errors of decoders, which know neither, as errors of this shard and key."""
+    try:
+        yield
+    except RunsError as error:
+        raise SampleError(str(error), shard=row.shard.name, key=row.entry.key) from error
+    except SampleError as error:
+        if error.key:
+            raise
+        raise SampleError(error.what, shard=row.shard.name, key=row.entry.key) from error
 
 
 class BatchReader:
@@ -90,21 +106,32 @@ class BatchReader:
             )
         buffer = self._empty(starts[-1], torch.uint8)
         flat = buffer.numpy()
-        samples = []
-        for row, load, position, start in zip(rows, self._loads(rows), plan.positions, starts, strict=False):
-            height, width = row.entry.height, row.entry.width
-            out = flat[start : start + 3 * height * width].reshape(height, width, 3)
-            try:
-                samples.append(self.sample(row, out, load))
-            except SampleError as error:
-                if self.policy == "raise":
-                    raise
-                samples.append(self._substitute(error, position))
+
+        def in_place(number: int, load: Load) -> Decoded:
+            height, width = rows[number].entry.height, rows[number].entry.width
+            place = slice(starts[number], starts[number + 1])
+            return self.sample(rows[number], flat[place].reshape(height, width, 3), load)
+
+        samples = self._samples(plan, rows, in_place, self._apart)
         if any(sample.row is not row for sample, row in zip(samples, rows, strict=True)):
             buffer = self._packed([sample.pixels.reshape(-1) for sample in samples], torch.uint8)
         return self.pack(plan, samples, buffer)
 
+    def read_encoded(self, plan: BatchPlan) -> EncodedBatch:
+        """The same batch with its images as their files hold them: checked, sizes compared, not decoded."""
+        rows = [self.row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
+        samples = self._samples(
+            plan, rows, lambda number, load: self.encoded(rows[number], load), self.encoded
+        )
+        return EncodedBatch(
+            encoded=self._packed([sample.pixels for sample in samples], torch.uint8),
+            encoded_offsets=tuple(accumulate((len(sample.pixels) for sample in samples), initial=0)),
+            image_formats=tuple(sample.row.entry.image_format for sample in samples),
+            rest=self.pack(plan, samples, torch.empty(0, dtype=torch.uint8)),
+        )
+
     def pack(self, plan: BatchPlan, samples: list[Decoded], pixels: torch.Tensor) -> RaggedBatch:
+        """The batch of samples whose `pixels` lie in one flat buffer already."""
         areas = [sample.row.entry.height * sample.row.entry.width for sample in samples]
         bases = [0, *accumulate(areas)]
         ends = [
@@ -134,7 +161,25 @@ class BatchReader:
     def _empty(self, num_items: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(num_items, dtype=dtype, pin_memory=self.pin)
 
-    def _loads(self, rows: list[Row]) -> list[Callable[[], Members]]:
+    def _samples(
+        self,
+        plan: BatchPlan,
+        rows: list[Row],
+        planned: Callable[[int, Load], Decoded],
+        substitute: Callable[[Row], Decoded],
+    ) -> list[Decoded]:
+        """The samples of a plan by number, made by `planned`, or where one is damaged as the policy says."""
+        samples = []
+        for number, (load, position) in enumerate(zip(self._loads(rows), plan.positions, strict=True)):
+            try:
+                samples.append(planned(number, load))
+            except SampleError as error:
+                if self.policy == "raise":
+                    raise
+                samples.append(self._substitute(error, position, substitute))
+        return samples
+
+    def _loads(self, rows: list[Row]) -> list[Load]:
         """A function for each row that gives its members; where reads wait for a network, all run at once."""
         num_connections = max(self.selection.splits[row.split].store.num_connections for row in rows)
         if num_connections == 1:
@@ -142,7 +187,7 @@ class BatchReader:
         with ThreadPoolExecutor(num_connections, thread_name_prefix="maskshards-read") as pool:
             return [pool.submit(self.members, row).result for row in rows]
 
-    def _substitute(self, fault: SampleError, position: int) -> Decoded:
+    def _substitute(self, fault: SampleError, position: int, substitute: Callable[[Row], Decoded]) -> Decoded:
         """Another sample drawn from (seed, position, attempt) alone, so the same one in every world."""
         for attempt in range(MAX_SUBSTITUTES):
             word = int(random_words(1, SUBSTITUTE, self.seed, position, attempt)[0])
@@ -150,8 +195,7 @@ class BatchReader:
             part = int(np.searchsorted(self._part_starts, number, side="right")) - 1
             row = self.row(part, number - int(self._part_starts[part]))
             try:
-                out = np.empty((row.entry.height, row.entry.width, 3), np.uint8)
-                sample = self.sample(row, out)
+                sample = substitute(row)
             except SampleError as error:
                 log.warning("position %d: substitute %d failed too: %s", position, attempt + 1, error)
                 continue
@@ -159,28 +203,35 @@ class BatchReader:
                 self.num_replaced += 1
             log.warning("position %d: %s; replaced by sample %r", position, fault, row.entry.key)
             return sample
-        raise SampleError(
-            f"{fault.what}; {MAX_SUBSTITUTES} substitutes failed as well", shard=fault.shard, key=fault.key
-        ) from fault
+        what = f"{fault.what}; {MAX_SUBSTITUTES} substitutes failed as well"
+        raise SampleError(what, shard=fault.shard, key=fault.key) from fault
 
-    def sample(self, row: Row, out: NDArray[np.uint8], load: Callable[[], Members] | None = None) -> Decoded:
-        """Read, check and decode one sample into `out`; `load` gives its members where they were read before.
+    def sample(self, row: Row, out: NDArray[np.uint8], load: Load | None = None) -> Decoded:
+        """Read, check and decode one sample into `out`, (H, W, 3). `load` gives members that were read
+        before.
         """
-        shard, entry = row.shard.name, row.entry
-        try:
+        with _naming(row):
             (_, image), _, (_, packed) = load() if load else self.members(row)
-            decode_image(image, entry.image_format, out)
-            runs = unpack_runs(packed, entry.height, entry.width, self._decompressor())
-        except RunsError as error:
-            raise SampleError(str(error), shard=shard, key=entry.key) from error
-        except SampleError as error:
-            if error.key:
-                raise
-            raise SampleError(error.what, shard=shard, key=entry.key) from error
+            decode_image(image, row.entry.image_format, out)
+            return Decoded(row, out, self._runs(row, packed))
+
+    def encoded(self, row: Row, load: Load | None = None) -> Decoded:
+        """Read and check one sample; its pixels are (E,) uint8, the bytes of its file."""
+        with _naming(row):
+            (_, image), _, (_, packed) = load() if load else self.members(row)
+            check_size(image, row.entry.image_format, row.entry.height, row.entry.width)
+            return Decoded(row, np.frombuffer(image, np.uint8), self._runs(row, packed))
+
+    def _apart(self, row: Row) -> Decoded:
+        return self.sample(row, np.empty((row.entry.height, row.entry.width, 3), np.uint8))
+
+    def _runs(self, row: Row, packed: bytes) -> LabelledRuns:
+        runs = unpack_runs(packed, row.entry.height, row.entry.width, self._decompressor())
         if len(runs.labels) > MOST_BYTE_LABELS:
-            what = f"{len(runs.labels)} classes in one image, a batch carries at most {MOST_BYTE_LABELS}"
-            raise SampleError(what, shard=shard, key=entry.key)
-        return Decoded(row, out, runs)
+            raise SampleError(
+                f"{len(runs.labels)} classes in one image, a batch carries at most {MOST_BYTE_LABELS}"
+            )
+        return runs
 
     def members(self, row: Row) -> Members:
         """The bytes of image, JSON and runs, each equal to its checksum; read twice where that may help."""

@@ -1,5 +1,6 @@
 """The stream: right pixels and masks, the same for any world and any threads, resumed from one integer."""
 
+import dataclasses
 import threading
 import time
 from itertools import islice
@@ -10,6 +11,7 @@ import torch
 import webdataset as wds
 
 from shards.cache import CacheSettings
+from shards.decode import decode_image
 from shards.loader import Loader, evaluation_batches
 from shards.manifest import open_split
 from shards.order import Order, World
@@ -264,3 +266,28 @@ def test_nodes_fetch_a_cold_epoch_about_once(make_split, serve, tmp_path):
         sent = sum(count for name, count in server.bytes_sent.items() if name.endswith(".tar"))
         assert sent <= size * (1.05 * (1 + 3 / 16) if caching else 1.02)
         assert sent > 0.5 * size
+
+
+def test_images_may_be_decoded_by_the_consumer(split):
+    def decode(batch):
+        pixels = []
+        for i, image_format in enumerate(batch.image_formats):
+            start, end = batch.encoded_offsets[i : i + 2]
+            out = np.empty((batch.rest.heights[i], batch.rest.widths[i], 3), np.uint8)
+            decode_image(batch.encoded[start:end].numpy().tobytes(), image_format, out)
+            pixels.append(torch.from_numpy(out).flatten())
+        return dataclasses.replace(batch.rest, pixels=torch.cat(pixels))
+
+    for a, b in zip(
+        take(Loader(split, batch_per_rank=5), 4),
+        take(Loader(split, batch_per_rank=5, decode=decode), 4),
+        strict=True,
+    ):
+        assert (a.keys, a.positions, a.labels, a.run_offsets) == (
+            b.keys,
+            b.positions,
+            b.labels,
+            b.run_offsets,
+        )
+        assert a.pixels.equal(b.pixels)
+        assert a.run_ends.equal(b.run_ends)

@@ -179,3 +179,15 @@ def test_threads_share_one_reader(made):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_encoded_reading_trusts_as_little(damaged, made):
+    row = entry(damaged, 1, 2)
+    flip(damaged / "training-00001.tar", row.image_offset + 5)
+    with pytest.raises(SampleError, match=r"training-00001\.tar, sample 'reading_1_2': .* has crc32c"):
+        reader(damaged).read_encoded(plan((1, 2)))
+    batch = reader(damaged, policy="replace").read_encoded(plan((1, 2), (0, 0)))
+    assert batch.rest.keys[1] == "reading_0_0"
+    assert batch.rest.keys[0] != "reading_1_2"
+    assert len(batch.rest.pixels) == 0
+    assert batch.encoded_offsets[-1] == len(batch.encoded)
