@@ -116,7 +116,7 @@ class GpuDecoder:
             if worst > SELF_TEST_LEVELS or kept.item() != 7 << 20:
                 raise GpuDecodeError(
                     f"self-test: the GPU's JPEG decoder is off by {worst:.1f} grey levels in the mean, "
-                    f"at most {SELF_TEST_LEVELS} expected, or overwrote memory in use; decode on the CPU (decode=cpu)"
+                    f"at most {SELF_TEST_LEVELS} expected, or overwrote memory in use; say decode=cpu"
                 )
 
 

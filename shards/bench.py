@@ -1,0 +1,235 @@
+"""`python -m shards bench URL`: where a loader's time goes, one stage at a time and all together.
+
+Each stage runs alone over the same batches, on as many threads as the loader has, its input prepared
+beforehand: read (range reads and checksums), decompress (zstd and runs), decode (image to pixels), pack (flat
+buffers), copy (to the device), crop. Then the loader with all its stages, and the loader with copy and crop.
+The limit is the decoding of the same image bytes on the same threads with nothing around it; `of_limit` says
+how much of it the loader reaches. The main figure is CPU milliseconds an image: wall time on a shared machine
+moves by half, CPU time by a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import simplejpeg
+import torch
+import zstandard
+
+from shards.augment import CropSettings, crop, draw_crops
+from shards.batch import RaggedBatch
+from shards.decode import decode_image
+from shards.loader import Loader, select
+from shards.order import World
+from shards.plans import BatchPlan, TrainingPlans
+from shards.prefetch import in_order
+from shards.reading import BatchReader, Decoded
+from shards.record import Members
+from shards.rle import unpack_runs
+from shards.transfer import DevicePrefetcher
+
+Task = TypeVar("Task")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of the command."""
+    parser.add_argument("url", help="a split, or a folder of splits (its training split)")
+    parser.add_argument("--batch", type=int, default=8, help="images a batch (default 8)")
+    parser.add_argument("--batches", type=int, default=16, help="batches a round (default 16)")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many rounds counts (default 3)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the loader (default 2)")
+    parser.add_argument("--crop", type=int, default=512, help="side of the crop in pixels (default 512)")
+    parser.add_argument("--photometric", default="none", help="preset of colour distortion (default none)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--baselines", action="store_true", help="compare with files, threads and stock webdataset instead"
+    )
+
+
+def run(words: argparse.Namespace) -> dict[str, Any]:
+    """Measure; facts as JSON values. ValueError or OSError where the split cannot be read."""
+    device = torch.device(words.device)
+    settings = CropSettings(
+        crop_px=(words.crop, words.crop), image_px=words.crop, photometric=words.photometric
+    )
+    for name in ("batch", "batches", "rounds", "threads"):
+        if getattr(words, name) < 1:
+            raise ValueError(f"--{name} is {getattr(words, name)}; expected at least 1")
+    torch.set_num_threads(1)  # figures are compared thread for thread
+    facts = {name: getattr(words, name) for name in ("batch", "batches", "threads", "crop", "photometric")}
+    if words.baselines:
+        from shards.baselines import compare
+
+        (split,) = select(words.url).splits
+        return facts | {
+            "ways": compare(split, settings, words.batch, words.batches, words.threads, words.rounds)
+        }
+    bench = Bench(words.url, words.batch, words.batches, words.threads, device, settings)
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(
+        words.rounds
+    ):  # all stages in each round, so that a slow minute of the machine hits them alike
+        for name, stage in bench.stages().items():
+            figures = _timed(stage, bench.num_images)
+            best[name] = {key: min(value, best.get(name, figures)[key]) for key, value in figures.items()}
+    alone = [name for name in best if name not in ("loader", "all", "limit")]
+    slowest = max(alone, key=lambda name: best[name]["wall_ms"])
+    return facts | {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "stages": best,
+        "bottleneck": slowest,
+        "of_limit": best["limit"]["wall_ms"] / best["loader"]["wall_ms"],
+        "of_limit_cpu": best["limit"]["cpu_ms"] / best["loader"]["cpu_ms"],
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """A table, and what follows from it."""
+    lines = [
+        f"{facts['batches']} batches of {facts['batch']} images, {facts['threads']} threads or workers, "
+        f"crop {facts['crop']}, colours {facts['photometric']}"
+    ]
+    if "ways" in facts:
+        own = facts["ways"]["loader"]
+        return "\n".join(
+            lines
+            + _table("way", facts["ways"])
+            + [
+                f"loader against {name}: {figures['cpu_ms'] / own['cpu_ms']:.1f} x less CPU an image, "
+                f"{figures['wall_ms'] / own['wall_ms']:.1f} x the images a second"
+                for name, figures in facts["ways"].items()
+                if name != "loader"
+            ]
+        )
+    lines += _table("stage", facts["stages"])
+    lines.append(f"bottleneck: {facts['bottleneck']}, the slowest stage alone (device: {facts['device']})")
+    lines.append(
+        f"the loader reaches {facts['of_limit']:.0%} of the images/s of bare decoding on the same threads "
+        f"({facts['of_limit_cpu']:.0%} by CPU time)"
+    )
+    return "\n".join(lines)
+
+
+def _table(title: str, rows: dict[str, dict[str, float]]) -> list[str]:
+    lines = [f"{title:<14}{'CPU ms/image':>14}{'wall ms/image':>15}{'images/s':>10}"]
+    for name, figures in rows.items():
+        rate = 1e3 / figures["wall_ms"]
+        lines.append(f"{name:<14}{figures['cpu_ms']:>14.3f}{figures['wall_ms']:>15.3f}{rate:>10.0f}")
+    return lines
+
+
+def _timed(work: Callable[[], None], num_images: int) -> dict[str, float]:
+    """Milliseconds an image: CPU of the whole process, and wall."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {
+        "cpu_ms": (time.process_time() - cpu) * 1e3 / num_images,
+        "wall_ms": (time.perf_counter() - wall) * 1e3 / num_images,
+    }
+
+
+class Bench:
+    """The stages over one rank's first batches, each with its input at hand."""
+
+    def __init__(
+        self,
+        url: str,
+        batch_size: int,
+        num_batches: int,
+        threads: int,
+        device: torch.device,
+        settings: CropSettings,
+    ) -> None:
+        selection = select(url)
+        self.threads, self.device, self.settings = threads, device, settings
+        self.num_images = batch_size * num_batches
+        self.reader = BatchReader(selection, seed=0, pin=device.type == "cuda")
+        self.loader = partial(
+            Loader, selection, batch_per_rank=batch_size, threads=threads, pin=device.type == "cuda"
+        )
+        plans = TrainingPlans(
+            selection, 0, world=World(), batch_per_rank=batch_size, global_batch=batch_size, position=0
+        )
+        self.plans = list(islice(plans(), num_batches))
+        self.members = [self._read(plan) for plan in self.plans]
+        self.samples = [self._samples(plan) for plan in self.plans]
+        self.batches = [self.reader.read(plan) for plan in self.plans]
+        self.on_device = [batch.to(device) for batch in self.batches]
+
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """By name, in the order of the work; each call does the work once over all batches."""
+        numbers = range(len(self.plans))
+        stages: dict[str, Callable[[], None]] = {
+            "read": partial(self._on_threads, self.plans, self._read),
+            "decompress": partial(self._on_threads, numbers, self._decompress),
+            "decode": partial(self._on_threads, numbers, self._decode),
+            "pack": partial(self._on_threads, numbers, self._pack),
+        }
+        if self.device.type == "cuda":
+            stages["copy"] = self._copy
+        stages["crop"] = partial(self._crop, self.on_device)
+        stages["loader"] = self._load
+        stages["all"] = self._together
+        stages["limit"] = partial(self._on_threads, numbers, self._decode_bare)
+        return stages
+
+    def _on_threads(self, tasks: Sequence[Task], work: Callable[[Task], object]) -> None:
+        for _ in in_order(tasks, work, self.threads, self.threads):
+            pass
+
+    def _read(self, plan: BatchPlan) -> list[Members]:
+        places = zip(plan.parts, plan.places, strict=True)
+        return [self.reader.members(self.reader.row(part, place)) for part, place in places]
+
+    def _samples(self, plan: BatchPlan) -> list[Decoded]:
+        rows = [self.reader.row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
+        return [
+            self.reader.sample(row, np.empty((row.entry.height, row.entry.width, 3), np.uint8))
+            for row in rows
+        ]
+
+    def _decompress(self, number: int) -> None:
+        decompressor = zstandard.ZstdDecompressor()
+        for members, sample in zip(self.members[number], self.samples[number], strict=True):
+            entry = sample.row.entry
+            unpack_runs(members[2][1], entry.height, entry.width, decompressor)
+
+    def _decode(self, number: int) -> None:
+        for members, sample in zip(self.members[number], self.samples[number], strict=True):
+            decode_image(members[0][1], sample.row.entry.image_format, sample.pixels)
+
+    def _decode_bare(self, number: int) -> None:
+        """The decoder alone, into memory that is there; what is no JPEG goes the usual way."""
+        for members, sample in zip(self.members[number], self.samples[number], strict=True):
+            if sample.row.entry.image_format == "jpg":
+                simplejpeg.decode_jpeg(members[0][1], "RGB", buffer=sample.pixels)
+            else:
+                decode_image(members[0][1], sample.row.entry.image_format, sample.pixels)
+
+    def _pack(self, number: int) -> None:
+        self.reader.pack(self.plans[number], self.samples[number], self.batches[number].pixels)
+
+    def _copy(self) -> None:
+        for _ in DevicePrefetcher(self.batches, self.device):
+            pass
+
+    def _crop(self, batches: Iterable[RaggedBatch]) -> None:
+        for batch in batches:
+            crop(batch, draw_crops(batch, 0, self.settings), self.settings)
+
+    def _load(self) -> None:
+        with self.loader() as loader:
+            for _ in islice(loader, len(self.plans)):
+                pass
+
+    def _together(self) -> None:
+        with self.loader() as loader:
+            self._crop(DevicePrefetcher(islice(loader, len(self.plans)), self.device))
