@@ -1,0 +1,28 @@
+"""Errors name the place, and fall into the two families that command lines catch."""
+
+import pytest
+
+from shards.errors import ManifestError, RunsError, SampleError, ShardError, StoreError
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ({}, "torn"),
+        ({"shard": "t-00001.tar"}, "t-00001.tar: torn"),
+        ({"key": "a/b"}, "sample 'a/b': torn"),
+        ({"shard": "t-00001.tar", "key": "a/b"}, "t-00001.tar, sample 'a/b': torn"),
+    ],
+)
+def test_a_sample_error_says_what_and_where(place, text):
+    error = SampleError("torn", **place)
+    assert str(error) == text
+    assert (error.what, error.shard, error.key) == ("torn", place.get("shard", ""), place.get("key", ""))
+
+
+def test_data_faults_are_value_errors_and_transport_faults_os_errors():
+    for kind in (ManifestError, SampleError, RunsError):
+        assert issubclass(kind, ShardError)
+        assert issubclass(kind, ValueError)
+        assert not issubclass(kind, OSError)
+    assert issubclass(StoreError, OSError)
