@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     _add_allow_rejects(finish)
     verify = commands.add_parser("verify", help="compare every byte and pixel of shards with their source")
     verify.add_argument("out", help="the folder that was built, or one split of it")
-    verify.add_argument("--against", type=Path, required=True, metavar="ROOT", help="the source data set")
+    verify.add_argument("--against", required=True, metavar="ROOT", help="the source data set")
     _add_workers(verify)
     scenes = commands.add_parser("scenes", help="make a small data set to try everything on")
     scenes.add_argument("--out", type=Path, required=True)
@@ -42,11 +42,9 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--dataset",
         required=True,
-        help="ade20k (the release's own layout) or folder (images/SPLIT, annotations/SPLIT)",
+        help="ade20k (the release's layout), folder (images/SPLIT, annotations/SPLIT) or hf:NAME_OR_FOLDER",
     )
-    source.add_argument(
-        "--root", type=Path, required=True, help="the folder that holds images/ and annotations/"
-    )
+    source.add_argument("--root", type=Path, help="the folder that holds images/ and annotations/")
     source.add_argument("--splits", nargs="+", default=[], help="default: all that are there")
     source.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
     source.add_argument("--name", default="", help="name of the data set in the manifest")
@@ -63,6 +61,8 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         ("--labels-folder", "instead of annotations or labels"),
         ("--image-ending", "such as _leftImg8bit.png; default: any image"),
         ("--label-ending", "such as _gtFine_labelIds.png; default .png"),
+        ("--image-column", "of a Hugging Face data set; default: by its usual names"),
+        ("--label-column", "likewise"),
     ):
         source.add_argument(word, default="", help=text)
     images = build.add_argument_group("images (bytes are kept unless asked otherwise)")
@@ -115,6 +115,8 @@ def source_request(words: argparse.Namespace) -> SourceRequest:
         images_folder=words.images_folder,
         labels_folder=words.labels_folder,
         image_ending=words.image_ending,
+        image_column=words.image_column,
+        label_column=words.label_column,
         label_ending=words.label_ending,
     )
 

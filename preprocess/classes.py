@@ -11,6 +11,8 @@ from pathlib import Path
 
 from preprocess.errors import SourceError
 
+Color = tuple[int, int, int]
+
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """The names in a text file, one a line; SourceError for a missing file, empty lines, or names that
@@ -27,6 +29,15 @@ def ade20k_classes() -> tuple[str, ...]:
     """The 150 names of ADE20K's scene parsing task, in the order of the label values 1..150."""
     text = resources.files("configs").joinpath("ade20k-classes.txt").read_text(encoding="utf-8")
     return _checked(text.rstrip("\n").split("\n"), "configs/ade20k-classes.txt")
+
+
+def ade20k_palette() -> tuple[Color, ...]:
+    """The 150 colours (RGB, 0..255) in which ADE20K's classes are usually shown, in the order of the
+    classes.
+    """
+    text = resources.files("configs").joinpath("ade20k-palette.txt").read_text(encoding="utf-8")
+    rows = (tuple(int(word) for word in line.split()) for line in text.splitlines())
+    return tuple((red, green, blue) for red, green, blue in rows)
 
 
 def read_object_info(path: Path) -> tuple[str, ...]:

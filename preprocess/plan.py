@@ -59,6 +59,7 @@ class SplitFacts:
     rejects: tuple[Reject, ...]  # refused by the listing already
     dataset: str
     classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...] | None
     label_rule: dict[str, Any]  # LabelRule.to_json
     source: dict[str, Any]  # Source.settings
     settings: dict[str, Any]  # BuildSettings.to_json
@@ -77,6 +78,7 @@ class SplitFacts:
         facts = json.loads(data)
         facts["rejects"] = tuple(Reject(**reject) for reject in facts["rejects"])
         facts["classes"] = tuple(facts["classes"])
+        facts["palette"] = facts["palette"] and tuple(tuple(color) for color in facts["palette"])
         return cls(**facts)
 
 
@@ -116,6 +118,7 @@ def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan
         rejects=listing.rejects,
         dataset=source.dataset,
         classes=source.classes,
+        palette=source.palette,
         label_rule=source.label_rule.to_json(),
         source=source.settings(),
         settings=settings.to_json(),

@@ -128,6 +128,7 @@ def _publish(survey: _Survey) -> Published:
         dataset=facts.dataset,
         split=facts.split,
         classes=facts.classes,
+        palette=facts.palette,
         label_rule=facts.label_rule,
         shards=survey.shards,
         rejects=tuple(asdict(reject) for reject in survey.rejects),

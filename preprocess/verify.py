@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class SplitCheck:
 
 
 def verify_split(
-    split: Split, root: Path, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+    split: Split, root: str, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 ) -> SplitCheck:
     """Compare one split with the source at `root`. `run(do, tasks)` executes tasks; see preprocess.pool."""
     manifest, out = split.manifest, split.base

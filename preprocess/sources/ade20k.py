@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from preprocess.classes import ade20k_classes, read_object_info
+from preprocess.classes import Color, ade20k_classes, ade20k_palette, read_object_info
 from preprocess.errors import SourceError
 from preprocess.labels import LabelRule
 from preprocess.sources.folder import FolderSource
@@ -30,6 +30,7 @@ class Ade20kSource(FolderSource):
     dataset: str = "ade20k"
     labels_folder: str = "annotations"
     kind: str = "ade20k"
+    palette: tuple[Color, ...] | None = None
     allow_count_mismatch: bool = False
 
     def splits(self) -> tuple[str, ...]:
@@ -72,7 +73,8 @@ def open_ade20k(root: Path, classes: tuple[str, ...] | None, allow_count_mismatc
         table = root / CLASS_TABLE
         classes = read_object_info(table) if table.is_file() else ade20k_classes()
     rule = LabelRule(len(classes), ignore_index=None, reduce_zero_label=True)
-    return Ade20kSource(root, classes, rule, allow_count_mismatch=allow_count_mismatch)
+    palette = ade20k_palette() if classes == ade20k_classes() else None
+    return Ade20kSource(root, classes, rule, palette=palette, allow_count_mismatch=allow_count_mismatch)
 
 
 @lru_cache(maxsize=4)

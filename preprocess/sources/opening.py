@@ -11,9 +11,11 @@ from preprocess.errors import SourceError
 from preprocess.labels import LabelRule, read_mapping
 from preprocess.sources.ade20k import Ade20kSource, open_ade20k
 from preprocess.sources.folder import FolderSource, find_labels_folder
+from preprocess.sources.huggingface import HuggingFaceSource, open_hugging_face
 from preprocess.sources.source import Source
 
-KINDS = ("ade20k", "folder")
+KINDS = ("ade20k", "folder", "hf:NAME")
+HUGGING_FACE = "hf:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class SourceRequest:
     """What the user said about the source; None and '' = not said."""
 
     kind: str
-    root: Path
+    root: Path | None
     classes: Path | None = None
     mapping: Path | None = None
     ignore_index: int | None = None
@@ -32,37 +34,44 @@ class SourceRequest:
     labels_folder: str = ""
     image_ending: str = ""
     label_ending: str = ""
+    image_column: str = ""
+    label_column: str = ""
 
 
 def open_source(request: SourceRequest) -> Source:
     """The source that the user asked for. SourceError where words are missing or do not fit its kind."""
+    if request.kind.startswith(HUGGING_FACE):
+        return _open_hugging_face(request)
+    if request.kind not in ("ade20k", "folder"):
+        raise SourceError(f"--dataset {request.kind}: unknown; known are {', '.join(KINDS)}")
+    if request.root is None:
+        raise SourceError(f"--dataset {request.kind} needs --root FOLDER, the one that holds images/")
     if not request.root.is_dir():
         raise SourceError(f"--root {request.root}: there is no such folder")
-    if request.kind == "ade20k":
-        return _open_ade20k(request)
-    if request.kind == "folder":
-        return _open_folder(request)
-    raise SourceError(f"--dataset {request.kind}: unknown; known are {', '.join(KINDS)}")
+    return (_open_ade20k if request.kind == "ade20k" else _open_folder)(request, request.root)
 
 
 def reopen_source(
-    settings: dict[str, Any], dataset: str, classes: tuple[str, ...], rule: LabelRule, root: Path
+    settings: dict[str, Any], dataset: str, classes: tuple[str, ...], rule: LabelRule, root: str
 ) -> Source:
     """The source that a manifest describes, now at `root`; it is compared, so counts need not be right to
     open it.
     """
     words = dict(settings)
     kind = words.pop("kind")
-    if not root.is_dir():
+    if kind == "hf":
+        return HuggingFaceSource(root.removeprefix(HUGGING_FACE), classes, rule, dataset, **words)
+    folder = Path(root)
+    if not folder.is_dir():
         raise SourceError(f"--against {root}: there is no such folder")
     if kind == "ade20k":
-        return Ade20kSource(root, classes, rule, dataset=dataset, allow_count_mismatch=True, **words)
+        return Ade20kSource(folder, classes, rule, dataset=dataset, allow_count_mismatch=True, **words)
     if kind == "folder":
-        return FolderSource(root, classes, rule, dataset=dataset, **words)
+        return FolderSource(folder, classes, rule, dataset=dataset, **words)
     raise SourceError(f"the manifest names a source of kind {kind!r}; known are {', '.join(KINDS)}")
 
 
-def _open_ade20k(request: SourceRequest) -> Source:
+def _open_ade20k(request: SourceRequest, root: Path) -> Source:
     given = {
         "--mapping": request.mapping,
         "--ignore-index": request.ignore_index,
@@ -78,13 +87,14 @@ def _open_ade20k(request: SourceRequest) -> Source:
             f"{word} does not go with --dataset ade20k, whose labels are fixed; use --dataset folder"
         )
     classes = read_classes(request.classes) if request.classes else None
-    return open_ade20k(request.root, classes, request.allow_count_mismatch)
+    return open_ade20k(root, classes, request.allow_count_mismatch)
 
 
-def _open_folder(request: SourceRequest) -> Source:
+def _classes_and_rule(request: SourceRequest) -> tuple[tuple[str, ...], LabelRule]:
     if request.classes is None:
         raise SourceError(
-            "--dataset folder needs --classes FILE, a text file with one class name a line in the order of "
+            f"--dataset {request.kind} needs --classes FILE, a text file with one class name a line in the "
+            "order of "
             "the ids"
         )
     classes = read_classes(request.classes)
@@ -94,17 +104,27 @@ def _open_folder(request: SourceRequest) -> Source:
                 "--mapping says what every value means; --ignore-index and --reduce-zero-label do not go "
                 "with it"
             )
-        rule = read_mapping(request.mapping, len(classes))
-    else:
-        void = 255 if request.ignore_index is None else request.ignore_index
-        rule = LabelRule(len(classes), void, bool(request.reduce_zero_label))
+        return classes, read_mapping(request.mapping, len(classes))
+    void = 255 if request.ignore_index is None else request.ignore_index
+    return classes, LabelRule(len(classes), void, bool(request.reduce_zero_label))
+
+
+def _open_hugging_face(request: SourceRequest) -> Source:
+    if request.root is not None:
+        raise SourceError("--root does not go with --dataset hf:NAME; the name says where it is")
+    name, columns = request.kind.removeprefix(HUGGING_FACE), (request.image_column, request.label_column)
+    return open_hugging_face(name, *_classes_and_rule(request), request.name, *columns)
+
+
+def _open_folder(request: SourceRequest, root: Path) -> Source:
+    classes, rule = _classes_and_rule(request)
     return FolderSource(
-        request.root,
+        root,
         classes,
         rule,
         dataset=request.name or "folder",
         images_folder=request.images_folder or "images",
-        labels_folder=request.labels_folder or find_labels_folder(request.root),
+        labels_folder=request.labels_folder or find_labels_folder(root),
         image_ending=request.image_ending,
         label_ending=request.label_ending or ".png",
     )

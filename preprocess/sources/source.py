@@ -55,6 +55,7 @@ class Source(ABC):
     dataset: str  # the name of the data set in the manifest
     classes: tuple[str, ...]  # class names; the place in the tuple is the class id
     label_rule: LabelRule  # what the values in the label maps mean
+    palette: tuple[tuple[int, int, int], ...] | None = None  # RGB of each class, where the data set has one
 
     @abstractmethod
     def splits(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def test_every_word_reaches_its_place():
     assert (words.splits, words.allow_rejects, words.workers) == (["a", "b"], 3, 2)
 
 
-@pytest.mark.parametrize("missing", ["--root", "--out", "--dataset"])
+@pytest.mark.parametrize("missing", ["--out", "--dataset"])
 def test_what_has_no_default(missing, capsys):
     at = BUILD.index(missing)
     with pytest.raises(SystemExit) as left:

@@ -1,6 +1,6 @@
 import pytest
 
-from preprocess.classes import ade20k_classes, read_classes, read_object_info
+from preprocess.classes import ade20k_classes, ade20k_palette, read_classes, read_object_info
 from preprocess.errors import SourceError
 
 
@@ -31,6 +31,14 @@ def test_ade20k_has_150_names_in_order():
     assert len(names) == 150
     assert names[:3] == ("wall", "building, edifice", "sky")
     assert names[-1] == "flag"
+
+
+def test_ade20k_has_a_colour_for_each_class():
+    palette = ade20k_palette()
+    assert len(palette) == 150
+    assert (palette[0], palette[2], palette[-1]) == ((120, 120, 120), (6, 230, 230), (92, 0, 255))
+    assert {len(color) for color in palette} == {3}
+    assert {0 <= value <= 255 for color in palette for value in color} == {True}
 
 
 def test_object_info_table(tmp_path):

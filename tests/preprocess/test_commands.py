@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 from preprocess.__main__ import main
+from shards.manifest import open_split
 
 
 def test_the_summary_tells_what_was_made(make_root, tmp_path, capsys):
@@ -12,6 +13,7 @@ def test_the_summary_tells_what_was_made(make_root, tmp_path, capsys):
     assert f"{out}/training: 3 samples in 1 shards, " in told.out
     assert f"{out}/validation: 2 samples in 1 shards, " in told.out
     assert "fingerprint " in told.out
+    assert open_split(out / "training").manifest.palette[1] == (180, 120, 120)
     assert "build: 100%" in told.err
     assert "5/5" in told.err
 

@@ -23,8 +23,10 @@ def test_labels_are_fixed_and_classes_come_from_the_release(make_root):
     source = open_ade20k(root, None, True)
     assert len(source.classes) == 150
     assert source.label_rule.describe() == "1..150, or 0 for void"
+    assert len(source.palette) == 150
     (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n1\t0.1\t5\t2\tmoon\n")
     assert open_ade20k(root, None, True).classes == ("moon",)
+    assert open_ade20k(root, None, True).palette is None
     assert open_ade20k(root, ("a", "b"), True).classes == ("a", "b")
 
 

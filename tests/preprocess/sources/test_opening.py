@@ -20,7 +20,7 @@ def test_a_folder_is_opened_with_the_users_rule(make_root):
 def test_what_a_manifest_holds_opens_the_same_source(make_root, kind):
     root = make_root()
     source = open_source(SourceRequest(kind, root, classes=root / "classes.txt", allow_count_mismatch=True))
-    again = reopen_source(source.settings(), source.dataset, source.classes, source.label_rule, root)
+    again = reopen_source(source.settings(), source.dataset, source.classes, source.label_rule, str(root))
     assert again == source
 
 
@@ -48,7 +48,9 @@ def test_words_that_do_not_fit(make_root, words, message):
 
 
 def test_a_root_that_is_not_there(tmp_path):
+    with pytest.raises(SourceError, match="--dataset ade20k needs --root"):
+        open_source(SourceRequest("ade20k", None))
     with pytest.raises(SourceError, match="there is no such folder"):
         open_source(SourceRequest("ade20k", tmp_path / "nowhere"))
     with pytest.raises(SourceError, match=r"--against .*there is no such folder"):
-        reopen_source({"kind": "folder"}, "x", ("a",), None, tmp_path / "nowhere")
+        reopen_source({"kind": "folder"}, "x", ("a",), None, str(tmp_path / "nowhere"))

@@ -1,0 +1,115 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.__main__ import main
+from preprocess.errors import RejectedInput, SourceError
+from preprocess.sources.huggingface import _stored, open_rows
+from preprocess.sources.opening import SourceRequest, open_source
+from shards.manifest import open_split
+
+datasets = pytest.importorskip("datasets", reason="the extra 'hf' is not installed")
+
+RNG = np.random.default_rng(4)
+
+
+def encode(array, kind):
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A data set saved to disk: 5 rows, JPEG images and PNG label maps with values 0..5."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    datasets.disable_progress_bars()
+    images = [encode(RNG.integers(0, 256, (12, 14 + n, 3), dtype=np.uint8), "JPEG") for n in range(5)]
+    labels = [encode(RNG.integers(0, 6, (12, 14 + n), dtype=np.uint8), "PNG") for n in range(5)]
+    columns = {
+        name: [{"bytes": data, "path": None} for data in files]
+        for name, files in (("image", images), ("mask", labels))
+    }
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict({"train": rows, "validation": rows.select(range(2))}).save_to_disk(
+        str(tmp_path / "set")
+    )
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    yield tmp_path / "set", images, labels
+    open_rows.cache_clear()
+
+
+def request_of(folder, **words):
+    return SourceRequest(
+        f"hf:{folder}", None, classes=folder.parent / "classes.txt", reduce_zero_label=True, **words
+    )
+
+
+def test_rows_are_read_as_they_are_stored(folder):
+    place, images, labels = folder
+    source = open_source(request_of(place))
+    assert source.splits() == ("train", "validation")
+    names = source.listing("train").names
+    assert len(names) == 5
+    item = source.item("train", names[3])
+    raw = source.read(item)
+    assert (raw.image, raw.label) == (images[3], labels[3])
+    assert item.key == "train_000000003"
+    assert (source.image_column, source.label_column) == ("image", "mask")
+
+
+def test_build_and_verify(folder, tmp_path):
+    place, _, _ = folder
+    options = ["--dataset", f"hf:{place}", "--classes", str(tmp_path / "classes.txt"), "--reduce-zero-label"]
+    assert main(["build", *options, "--out", str(tmp_path / "out"), "--workers", "1", "--quiet"]) == 0
+    manifest = open_split(tmp_path / "out/train").manifest
+    assert (manifest.num_samples, manifest.dataset) == (5, "set")
+    assert main(["verify", str(tmp_path / "out"), "--against", f"hf:{place}", "--workers", "1"]) == 0
+
+
+def test_columns_and_splits_that_are_not_there(folder):
+    place, _, _ = folder
+    with pytest.raises(SourceError, match=r"no column depth; it has image, mask\. Name one: --label-column"):
+        open_source(request_of(place, label_column="depth"))
+    source = open_source(request_of(place))
+    with pytest.raises(SourceError, match="no split 'test'; it has train, validation"):
+        source.listing("test")
+    wrong = dataclasses.replace(source, label_column="image", image_column="missing")
+    with pytest.raises(KeyError):
+        wrong.read(wrong.item("train", "000000000"))
+
+
+def test_images_in_files_beside_the_data_set(folder, tmp_path):
+    _, images, labels = folder
+    for name, data in (("a.jpg", images[0]), ("a.png", labels[0])):
+        (tmp_path / name).write_bytes(data)
+    columns = {"image": [str(tmp_path / "a.jpg")], "mask": [str(tmp_path / "a.png")]}
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "linked"))
+    source = open_source(SourceRequest(f"hf:{tmp_path / 'linked'}", None, classes=tmp_path / "classes.txt"))
+    item = source.item("train", "000000000")
+    assert source.read(item).image == images[0]
+    open_rows.cache_clear()
+
+
+def test_cells_without_an_image_are_refused(folder):
+    place, _, _ = folder
+    source = open_source(request_of(place))
+    assert source.stamp(source.item("train", "000000000")) == ""
+    with pytest.raises(RejectedInput, match="column 'mask' holds no image file but NoneType"):
+        _stored(None, "mask")
+    with pytest.raises(RejectedInput, match="gone cannot be read: No such file"):
+        _stored({"bytes": None, "path": "/gone"}, "mask")
+
+
+def test_names_that_lead_nowhere(tmp_path):
+    (tmp_path / "classes.txt").write_text("a\n")
+    with pytest.raises(SourceError, match="cannot be opened"):
+        open_source(SourceRequest(f"hf:{tmp_path / 'nothing'}", None, classes=tmp_path / "classes.txt"))
+    with pytest.raises(SourceError, match="--root does not go with"):
+        open_source(SourceRequest("hf:x", tmp_path))
