@@ -26,6 +26,7 @@ from shards.decode import check_size, decode_image
 from shards.errors import RunsError, SampleError, StoreError
 from shards.index import SampleEntry, ShardIndex
 from shards.manifest import ShardInfo
+from shards.memory import Recycled
 from shards.order import random_words
 from shards.plans import BatchPlan
 from shards.record import Members
@@ -41,6 +42,7 @@ POLICIES = ("raise", "replace")
 SUBSTITUTE = 3  # what a draw is for, beside those of shards.order
 MAX_SUBSTITUTES = 8  # in a row for one position; a data set as broken as that is not trained on
 MAX_BATCH_PIXELS = (1 << 31) - 1  # run ends are int32
+KEPT_BUFFERS = 8  # unused pixel buffers that stay allocated
 KEPT_INDEXES = 256  # shards whose index stays in memory; a rank needs about one for each slot of its batch
 
 
@@ -83,12 +85,13 @@ class BatchReader:
         self._start()
 
     def _start(self) -> None:
+        self._memory = Recycled(KEPT_BUFFERS)
         self._lock = threading.Lock()
         self._thread = threading.local()
         self._indexes: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        left_behind = ("_lock", "_thread", "_indexes")
+        left_behind = ("_memory", "_lock", "_thread", "_indexes")
         return {name: value for name, value in self.__dict__.items() if name not in left_behind}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -104,7 +107,7 @@ class BatchReader:
                 f"a batch of {len(rows)} images has {starts[-1] // 3} pixels, at most {MAX_BATCH_PIXELS} "
                 "can be counted; lower batch_per_rank"
             )
-        buffer = self._empty(starts[-1], torch.uint8)
+        buffer = self._pixels(starts[-1])
         flat = buffer.numpy()
 
         def in_place(number: int, load: Load) -> Decoded:
@@ -157,6 +160,14 @@ class BatchReader:
         buffer = self._empty(sum(len(part) for part in parts), dtype)
         np.concatenate(parts, out=buffer.numpy(), casting="unsafe")
         return buffer
+
+    def _pixels(self, num_bytes: int) -> torch.Tensor:
+        """Memory for pixels that was used before: torch keeps pinned memory by itself."""
+        return (
+            self._empty(num_bytes, torch.uint8)
+            if self.pin
+            else torch.from_numpy(self._memory.take(num_bytes))
+        )
 
     def _empty(self, num_items: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(num_items, dtype=dtype, pin_memory=self.pin)
