@@ -7,21 +7,19 @@ All work on the same samples, which are written out as loose files first where a
 * "Q": loose files, Pillow, threads; whole 8-bit images and label maps, geometry left to the device.
 * "D": the same shards through stock webdataset and worker processes, with the same JPEG and run decoders as
   the loader; whole 8-bit images and runs, geometry left to the device.
-* "loader": this package's, and "loader + crop": followed by the crop on the CPU, which is like for like with
-  "A".
+* "loader": this package's; "loader - JPEG": with images left encoded for a GPU to decode; "loader + crop":
+  followed by the crop on the CPU, which is like for like with "A".
 
-A way is an iterator of batches. CPU time is that of this process and its workers, between two batches.
+A way is a function that begins a stream of batches.
 """
 
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import cycle, islice
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,14 +32,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from shards.augment import CropSettings, crop, draw_crops
+from shards.batch import EncodedBatch, RaggedBatch
 from shards.loader import Loader
 from shards.manifest import Split
 from shards.prefetch import in_order
 from shards.resize import short_side_size
 from shards.rle import IGNORE, decode_label_map, unpack_runs
+from shards.stopwatch import Figures, best_of, time_stream
 from shards.tar import read_members
 
-TICKS = os.sysconf("SC_CLK_TCK")
 MAX_CLASSES = 255  # labels of loose files are bytes, 0 for no class
 
 
@@ -195,8 +194,8 @@ def ways(
     epochs = batch_size * num_batches  # more than anybody asks for, were there a single sample
     tars = [f"{split.base}/{shard.name}" for shard in split.manifest.shards]
 
-    def load() -> Iterator[Any]:
-        with Loader(split, batch_per_rank=batch_size, threads=workers) as loader:
+    def load(decode: Callable[[EncodedBatch], RaggedBatch] | None = None) -> Iterator[Any]:
+        with Loader(split, batch_per_rank=batch_size, threads=workers, decode=decode) as loader:
             yield from loader
 
     return {
@@ -205,43 +204,15 @@ def ways(
         "D": partial(stock_webdataset, tars, batch_size, workers, epochs),
         "loader + crop": lambda: cropped(load(), settings),
         "loader": load,
+        "loader - JPEG": partial(load, attrgetter("rest")),
     }
-
-
-def measure(way: Callable[[], Iterable[Any]], batch_size: int, num_batches: int) -> dict[str, float]:
-    """Milliseconds of CPU and wall time an image, from the second of `num_batches` batches to the last."""
-    batches = iter(way())
-    try:
-        next(batches)
-        cpu, wall = _cpu_seconds(), time.perf_counter()
-        for _ in islice(batches, num_batches - 1):
-            pass
-        cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
-    finally:
-        if isinstance(batches, Generator):
-            batches.close()
-    num_images = batch_size * (num_batches - 1)
-    return {"cpu_ms": cpu * 1e3 / num_images, "wall_ms": wall * 1e3 / num_images}
 
 
 def compare(
     split: Split, settings: CropSettings, batch_size: int, num_batches: int, workers: int, rounds: int
-) -> dict[str, dict[str, float]]:
-    """The best of `rounds` rounds of each way; every round runs all of them, one after the other."""
-    best: dict[str, dict[str, float]] = {}
+) -> dict[str, Figures]:
+    """Each way's figures, the best of `rounds`."""
     with TemporaryDirectory(prefix="maskshards-bench-") as folder:
-        streams = ways(split, settings, Path(folder), batch_size, num_batches, workers)
-        for _ in range(rounds):
-            for name, way in streams.items():
-                figures = measure(way, batch_size, num_batches)
-                best[name] = {key: min(value, best.get(name, figures)[key]) for key, value in figures.items()}
-    return best
-
-
-def _cpu_seconds() -> float:
-    """Of this process and its living workers, as Linux counts them."""
-    total = time.process_time()
-    for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(") ")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / TICKS
-    return total
+        streams = ways(split, settings, Path(folder), batch_size, num_batches + 1, workers)
+        timings = {name: partial(time_stream, way, batch_size, num_batches) for name, way in streams.items()}
+        return best_of(timings, rounds)

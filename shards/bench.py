@@ -11,8 +11,7 @@ moves by half, CPU time by a tenth.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ import zstandard
 from shards.augment import CropSettings, crop, draw_crops
 from shards.batch import RaggedBatch
 from shards.decode import decode_image
+from shards.gpu_decode import GpuDecoder
 from shards.loader import Loader, select
 from shards.order import World
 from shards.plans import BatchPlan, TrainingPlans
@@ -32,6 +32,7 @@ from shards.prefetch import in_order
 from shards.reading import BatchReader, Decoded
 from shards.record import Members
 from shards.rle import unpack_runs
+from shards.stopwatch import Timing, best_of, time_stream, time_work
 from shards.transfer import DevicePrefetcher
 
 Task = TypeVar("Task")
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop", type=int, default=512, help="side of the crop in pixels (default 512)")
     parser.add_argument("--photometric", default="none", help="preset of colour distortion (default none)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--decode", choices=("cpu", "gpu"), default="cpu", help="where JPEGs are decoded")
     parser.add_argument(
         "--baselines", action="store_true", help="compare with files, threads and stock webdataset instead"
     )
@@ -55,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(words: argparse.Namespace) -> dict[str, Any]:
     """Measure; facts as JSON values. ValueError or OSError where the split cannot be read."""
     device = torch.device(words.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no CUDA device here; say --device cpu")
     settings = CropSettings(
         crop_px=(words.crop, words.crop), image_px=words.crop, photometric=words.photometric
     )
@@ -70,14 +74,9 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
         return facts | {
             "ways": compare(split, settings, words.batch, words.batches, words.threads, words.rounds)
         }
-    bench = Bench(words.url, words.batch, words.batches, words.threads, device, settings)
-    best: dict[str, dict[str, float]] = {}
-    for _ in range(
-        words.rounds
-    ):  # all stages in each round, so that a slow minute of the machine hits them alike
-        for name, stage in bench.stages().items():
-            figures = _timed(stage, bench.num_images)
-            best[name] = {key: min(value, best.get(name, figures)[key]) for key, value in figures.items()}
+    decoder = GpuDecoder(device) if words.decode == "gpu" else None
+    bench = Bench(words.url, words.batch, words.batches, words.threads, device, settings, decoder)
+    best = best_of(bench.timings(), words.rounds)
     alone = [name for name in best if name not in ("loader", "all", "limit")]
     slowest = max(alone, key=lambda name: best[name]["wall_ms"])
     return facts | {
@@ -124,18 +123,6 @@ def _table(title: str, rows: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
-def _timed(work: Callable[[], None], num_images: int) -> dict[str, float]:
-    """Milliseconds an image: CPU of the whole process, and wall."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return {
-        "cpu_ms": (time.process_time() - cpu) * 1e3 / num_images,
-        "wall_ms": (time.perf_counter() - wall) * 1e3 / num_images,
-    }
-
-
 class Bench:
     """The stages over one rank's first batches, each with its input at hand."""
 
@@ -147,13 +134,14 @@ class Bench:
         threads: int,
         device: torch.device,
         settings: CropSettings,
+        decoder: GpuDecoder | None = None,
     ) -> None:
         selection = select(url)
         self.threads, self.device, self.settings = threads, device, settings
-        self.num_images = batch_size * num_batches
+        self.batch_size = batch_size
         self.reader = BatchReader(selection, seed=0, pin=device.type == "cuda")
         self.loader = partial(
-            Loader, selection, batch_per_rank=batch_size, threads=threads, pin=device.type == "cuda"
+            Loader, selection, batch_per_rank=batch_size, threads=threads, pin=self.reader.pin, decode=decoder
         )
         plans = TrainingPlans(
             selection, 0, world=World(), batch_per_rank=batch_size, global_batch=batch_size, position=0
@@ -163,23 +151,33 @@ class Bench:
         self.samples = [self._samples(plan) for plan in self.plans]
         self.batches = [self.reader.read(plan) for plan in self.plans]
         self.on_device = [batch.to(device) for batch in self.batches]
+        self.decoder = decoder
+        self.encoded = [self.reader.read_encoded(plan) for plan in self.plans] if decoder else []
 
-    def stages(self) -> dict[str, Callable[[], None]]:
+    def timings(self) -> dict[str, Timing]:
         """By name, in the order of the work; each call does the work once over all batches."""
         numbers = range(len(self.plans))
-        stages: dict[str, Callable[[], None]] = {
+        alone: dict[str, Callable[[], object]] = {
             "read": partial(self._on_threads, self.plans, self._read),
             "decompress": partial(self._on_threads, numbers, self._decompress),
-            "decode": partial(self._on_threads, numbers, self._decode),
+            "decode": self._decode_on_device
+            if self.decoder
+            else partial(self._on_threads, numbers, self._decode),
             "pack": partial(self._on_threads, numbers, self._pack),
         }
         if self.device.type == "cuda":
-            stages["copy"] = self._copy
-        stages["crop"] = partial(self._crop, self.on_device)
-        stages["loader"] = self._load
-        stages["all"] = self._together
-        stages["limit"] = partial(self._on_threads, numbers, self._decode_bare)
-        return stages
+            alone["copy"] = lambda: list(DevicePrefetcher(self.batches, self.device))
+        alone["crop"] = lambda: list(self._cropped(self.on_device))
+        timings: dict[str, Timing] = {
+            name: partial(time_work, work, self.batch_size * len(self.plans)) for name, work in alone.items()
+        }
+        for name, stream in {"loader": self._loaded, "all": self._together}.items():
+            timings[name] = partial(time_stream, stream, self.batch_size, len(self.plans))
+        bare = (
+            self._decode_on_device if self.decoder else partial(self._on_threads, numbers, self._decode_bare)
+        )
+        timings["limit"] = partial(time_work, bare, self.batch_size * len(self.plans))
+        return timings
 
     def _on_threads(self, tasks: Sequence[Task], work: Callable[[Task], object]) -> None:
         for _ in in_order(tasks, work, self.threads, self.threads):
@@ -214,22 +212,23 @@ class Bench:
             else:
                 decode_image(members[0][1], sample.row.entry.image_format, sample.pixels)
 
+    def _decode_on_device(self) -> None:
+        for encoded in self.encoded:
+            assert self.decoder is not None
+            self.decoder(encoded)
+
     def _pack(self, number: int) -> None:
         self.reader.pack(self.plans[number], self.samples[number], self.batches[number].pixels)
 
-    def _copy(self) -> None:
-        for _ in DevicePrefetcher(self.batches, self.device):
-            pass
-
-    def _crop(self, batches: Iterable[RaggedBatch]) -> None:
+    def _cropped(self, batches: Iterable[RaggedBatch]) -> Iterator[None]:
+        """Crops each batch and lets go of it, as a training step would."""
         for batch in batches:
             crop(batch, draw_crops(batch, 0, self.settings), self.settings)
+            yield
 
-    def _load(self) -> None:
+    def _loaded(self) -> Iterator[RaggedBatch]:
         with self.loader() as loader:
-            for _ in islice(loader, len(self.plans)):
-                pass
+            yield from loader
 
-    def _together(self) -> None:
-        with self.loader() as loader:
-            self._crop(DevicePrefetcher(islice(loader, len(self.plans)), self.device))
+    def _together(self) -> Iterator[None]:
+        return self._cropped(DevicePrefetcher(self._loaded(), self.device))

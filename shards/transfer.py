@@ -9,44 +9,32 @@ are what makes the copies overlap; without pinning they are correct but the host
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
-from shards.batch import FLAT, EncodedBatch, RaggedBatch
-
-Decoder = Callable[[EncodedBatch], RaggedBatch]  # shards.gpu_decode.GpuDecoder
+from shards.batch import FLAT, RaggedBatch
 
 
 class DevicePrefetcher:
     """Iterates over `batches` with each one on `device`; up to `in_flight` are copied or being copied.
 
-    `decoder` makes pixels of encoded batches there. An error of the source is raised in its turn, after the
-    batches before it. The source is asked for up to `in_flight` batches more than were handed out: a training
-    state must count finished steps, not batches read.
+    An error of the source is raised in its turn, after the batches before it. The source is asked for up to
+    `in_flight` batches more than were handed out: a training state must count finished steps, not batches
+    read.
     """
 
     def __init__(
-        self,
-        batches: Iterable[RaggedBatch | EncodedBatch],
-        device: torch.device | str,
-        in_flight: int = 2,
-        decoder: Decoder | None = None,
+        self, batches: Iterable[RaggedBatch], device: torch.device | str, in_flight: int = 2
     ) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight is {in_flight}; expected at least 1")
         self.batches, self.device, self.in_flight = batches, torch.device(device), in_flight
-        self.decoder = decoder
 
     def __iter__(self) -> Iterator[RaggedBatch]:
-        return self._ahead() if self.device.type == "cuda" else map(self._moved, self.batches)
-
-    def _moved(self, batch: RaggedBatch | EncodedBatch) -> RaggedBatch:
-        if isinstance(batch, EncodedBatch):
-            if self.decoder is None:
-                raise ValueError("the batches hold encoded images; give DevicePrefetcher a decoder for them")
-            return self.decoder(batch)
-        return batch.to(self.device, non_blocking=True)
+        if self.device.type != "cuda":
+            return (batch.to(self.device) for batch in self.batches)
+        return self._ahead()
 
     def _ahead(self) -> Iterator[RaggedBatch]:
         stream = torch.cuda.Stream(self.device)
@@ -57,7 +45,7 @@ class DevicePrefetcher:
         while True:
             while more and len(moving) < self.in_flight:
                 try:
-                    moving.append(self._start(next(source), stream))
+                    moving.append(self._start(source, stream))
                 except StopIteration:
                     more = False
                 except Exception as error:
@@ -71,13 +59,15 @@ class DevicePrefetcher:
             yield self._finish(*moving.popleft())
 
     def _start(
-        self, batch: RaggedBatch | EncodedBatch, stream: torch.cuda.Stream
+        self, source: Iterator[RaggedBatch], stream: torch.cuda.Stream
     ) -> tuple[RaggedBatch, torch.cuda.Event]:
-        """Queue the copies, or the decoding. The host allocator keeps pinned memory from reuse until they
-        have read it.
+        """Queue the next batch's copies. The host allocator keeps pinned memory from reuse until they have
+        read it.
+
+        The source is asked on the side stream as well, so that one which decodes on the device does it there.
         """
         with torch.cuda.stream(stream):
-            moved = self._moved(batch)
+            moved = next(source).to(self.device, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record(stream)
         return moved, copied

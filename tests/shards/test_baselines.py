@@ -60,13 +60,6 @@ def test_threads_and_stock_webdataset_deliver_every_pixel_and_label(made, stream
     assert int(pixels[2].long().sum()) == len(expected)
 
 
-@pytest.mark.parametrize("way", ["loader", "loader + crop", "Q"])
-def test_a_way_is_measured(streams, way):
-    figures = baselines.measure(streams[way], 3, 3)
-    assert figures["cpu_ms"] > 0
-    assert figures["wall_ms"] > 0
-
-
 def test_streams_are_long_enough(streams):
     assert len(list(islice(streams["loader"](), 4))) == 4
     assert len(list(islice(streams["Q"](), 5))) == 4

@@ -1,12 +1,15 @@
 """The benchmark command: every stage is measured, and wrong words are refused."""
 
-import argparse
 import json
 
 import pytest
+import simplejpeg
+import torch
 
 from shards import bench
 from shards.__main__ import main
+from shards.augment import CropSettings
+from shards.gpu_decode import GpuDecoder
 
 STAGES = ["read", "decompress", "decode", "pack", "crop", "loader", "all", "limit"]
 SMALL = ["--batch", "3", "--batches", "2", "--rounds", "1", "--crop", "32", "--device", "cpu"]
@@ -48,18 +51,28 @@ def test_the_table_names_the_bottleneck():
     assert "83%" in text
 
 
-def test_the_best_round_counts(monkeypatch, split):
-    figures = iter(
-        [{"cpu_ms": 3.0, "wall_ms": 2.0}] * len(STAGES) + [{"cpu_ms": 1.0, "wall_ms": 4.0}] * len(STAGES)
-    )
-    monkeypatch.setattr(bench, "_timed", lambda work, num_images: next(figures))
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    words = parser.parse_args([str(split.folder), *SMALL, "--rounds", "2"])
-    assert bench.run(words)["stages"]["read"] == {"cpu_ms": 1.0, "wall_ms": 2.0}
-
-
 @pytest.mark.parametrize("word", ["--batch", "--batches", "--rounds", "--threads"])
 def test_counts_must_be_positive(split, capsys, word):
     assert main(["bench", str(split.folder), *SMALL, word, "0"]) == 2
     assert f"{word} is 0; expected at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("words", [["--device", "cuda"], ["--decode", "gpu"]])
+def test_a_missing_gpu_is_said(split, capsys, words):
+    assert main(["bench", str(split.folder), *SMALL, *words]) == 2
+    assert "CUDA device" in capsys.readouterr().err
+
+
+def test_decoding_on_the_device_is_measured_in_the_place_of_decoding(split):
+    decoder = GpuDecoder(
+        "cpu",
+        lambda files: [
+            torch.from_numpy(simplejpeg.decode_jpeg(f.numpy(), "RGB")).permute(2, 0, 1) for f in files
+        ],
+    )
+    settings = CropSettings(crop_px=(32, 32), image_px=32)
+    timings = bench.Bench(str(split.folder), 3, 2, 2, torch.device("cpu"), settings, decoder).timings()
+    assert timings["decode"].args[0].__name__ == timings["limit"].args[0].__name__ == "_decode_on_device"
+    assert timings["loader"]()["wall_ms"] > 0
+    assert timings["decode"]()["wall_ms"] > 0

@@ -1,5 +1,6 @@
 """The device prefetcher: order, errors and, on CUDA, memory that is not reused too early."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from shards import transfer
-from shards.batch import FLAT, EncodedBatch
+from shards.batch import FLAT
 from shards.errors import SampleError
 from shards.transfer import DevicePrefetcher
 
@@ -43,13 +44,16 @@ class FakeCuda:
     """Stands in for torch.cuda: writes down what is queued, so that the logic runs without a device."""
 
     def __init__(self):
-        self.log = []
+        self.log, self.current = [], "main"
 
     def Stream(self, device):
         return "side"
 
+    @contextmanager
     def stream(self, stream):
-        return torch.no_grad()
+        self.current = stream
+        yield
+        self.current = "main"
 
     def Event(self):
         return self
@@ -90,6 +94,7 @@ def test_two_batches_are_in_flight_and_each_is_waited_for(cuda):
 
     def source():
         for number in range(4):
+            assert cuda.current == "side"
             asked.append(number)
             yield FakeBatch(number)
 
@@ -118,16 +123,6 @@ def test_an_error_comes_after_the_batches_before_it(cuda, good):
 def test_in_flight_must_be_positive():
     with pytest.raises(ValueError, match="in_flight is 0"):
         DevicePrefetcher([], "cpu", in_flight=0)
-
-
-def test_encoded_batches_go_through_the_decoder(batches):
-    encoded = EncodedBatch(torch.zeros(3, dtype=torch.uint8), (0, 1, 3), ("jpg", "png"), batches[0])
-    mixed = [encoded, batches[1]]
-    got = list(DevicePrefetcher(mixed, "cpu", decoder=lambda batch: batch.rest))
-    assert same(got[0], batches[0])
-    assert same(got[1], batches[1])
-    with pytest.raises(ValueError, match="give DevicePrefetcher a decoder"):
-        list(DevicePrefetcher(mixed, "cpu"))
 
 
 @pytest.mark.gpu
