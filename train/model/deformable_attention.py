@@ -16,21 +16,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SAMPLED_BUDGET = 1 << 26  # sampled features held at one time, elements; beyond it images go one after another
+from train.model.deformable_kernels import deformable_attention_kernel, kernels_fit
+
+SAMPLED_BUDGET = 1 << 26  # sampled features of one level held at a time, elements; beyond it image by image
+KEPT_BUDGET = 1 << 22  # sampled features of a layer that may wait for the backward pass, elements
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
 
-def deformable_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def deformable_attention(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, *, fused: bool = True
+) -> Tensor:
     """Weighted bilinear samples: (B, Q, M * D) of value's dtype.
 
-    value (B, S, M, D): S = sum of h * w over `shapes`, levels back to back, row-major. locations (B, Q, M, L,
-    P, 2): (x, y) as shares of the level's width and height, where pixel i's centre lies at (i + 0.5) / size.
-    weights (B, Q, M, L, P). Differentiable in all three tensors.
+    value (B, S, M, D): S = sum of h * w over `shapes`, levels back to back, row-major. locations
+    (B, Q, M, L, P, 2): (x, y) as shares of the level's width and height, where pixel i's centre lies at
+    (i + 0.5) / size. weights (B, Q, M, L, P). Differentiable in all three tensors. `fused` takes the Triton
+    kernels where they can run.
     """
-    if torch.is_grad_enabled() and (value.requires_grad or locations.requires_grad or weights.requires_grad):
+    if fused and kernels_fit(value):
+        return deformable_attention_kernel(value, shapes, locations, weights)
+    wants_gradient = value.requires_grad or locations.requires_grad or weights.requires_grad
+    if torch.is_grad_enabled() and wants_gradient and locations.numel() // 2 * value.shape[-1] > KEPT_BUDGET:
         return _Resampled.apply(value, shapes, locations, weights)
-    return _all_levels(value, shapes, locations, weights)
+    return _in_groups(value, shapes, locations, weights)
 
 
 def _image_groups(value: Tensor, locations: Tensor) -> list[slice]:
@@ -40,33 +49,42 @@ def _image_groups(value: Tensor, locations: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, batch, step)]
 
 
-def _all_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def _in_groups(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     groups = _image_groups(value, locations)
-    parts = [_sum_of_levels(value[g], shapes, locations[g], weights[g]) for g in groups]
+    parts = [_all_levels(value[g], shapes, locations[g], weights[g]) for g in groups]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(value.dtype)
 
 
-def _sum_of_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    levels = value.split([h * w for h, w in shapes], dim=1)
-    out = sample_level(levels[0], shapes[0], locations[:, :, :, 0], weights[:, :, :, 0])
-    for i in range(1, len(shapes)):
-        out = out + sample_level(levels[i], shapes[i], locations[:, :, :, i], weights[:, :, :, i])
-    return out
-
-
-def sample_level(value: Tensor, shape: tuple[int, int], locations: Tensor, weights: Tensor) -> Tensor:
-    """One level's share, (B, Q, M * D) of the coordinates' dtype.
-
-    value (B, h * w, M, D), locations (B, Q, M, P, 2), weights (B, Q, M, P).
-    """
+def _all_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     batch, _, heads, width = value.shape
-    maps = value.permute(0, 2, 3, 1).reshape(batch * heads, width, *shape)
-    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, P, 2), from -1 to 1
+    grids, shares = _level_first(locations, weights)
+    levels = value.split([h * w for h, w in shapes], dim=1)
+    # Unbound, not indexed: the gradient of an index is a whole tensor of zeros with one slice filled.
+    parts = map(sample_level, levels, shapes, grids.unbind(0), shares.unbind(0))
+    out = next(parts)
+    for part in parts:
+        out = out + part
+    return out.view(batch, heads * width, -1).transpose(1, 2)
+
+
+def _level_first(locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(L, B * M, P, Q, 2) places counted from -1 to 1, and (L, B * M, P, Q) weights: one copy for all levels.
+
+    Queries stand last, so that the sum over the few points runs along whole rows.
+    """
+    grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
+    return grids, weights.permute(3, 0, 2, 4, 1).flatten(1, 2)
+
+
+def sample_level(value: Tensor, shape: tuple[int, int], grid: Tensor, share: Tensor) -> Tensor:
+    """One level's part of the sum, (B * M, D, Q) of the grid's dtype.
+
+    value (B, h * w, M, D), grid (B * M, P, Q, 2), share (B * M, P, Q).
+    """
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape)
     maps = maps.to(grid.dtype)  # grid_sample wants one type; the coordinates decide it
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    share = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1).to(sampled.dtype)  # (B * M, 1, Q, P)
-    out = (sampled * share).sum(-1)  # (B * M, D, Q)
-    return out.view(batch, heads * width, -1).transpose(1, 2)
+    return (sampled * share.unsqueeze(1).to(sampled.dtype)).sum(2)
 
 
 class _Resampled(torch.autograd.Function):
@@ -79,33 +97,47 @@ class _Resampled(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
         ctx.shapes = shapes
         ctx.save_for_backward(value, locations, weights)
-        return _all_levels(value, shapes, locations, weights)
+        return _in_groups(value, shapes, locations, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
-        grads = tuple(torch.empty_like(t) for t in ctx.saved_tensors)
-        starts = [0]
-        for h, w in ctx.shapes:
-            starts.append(starts[-1] + h * w)
-        for g in _image_groups(value, locations):
-            for i, shape in enumerate(ctx.shapes):
-                place = slice(starts[i], starts[i + 1])
-                views = (value[g, place], locations[g, :, :, i], weights[g, :, :, i])
-                leaves = [view.detach().requires_grad_() for view in views]
-                with torch.enable_grad():
-                    out = sample_level(leaves[0], shape, leaves[1], leaves[2])
-                new = torch.autograd.grad(out, leaves, grad[g].to(out.dtype))
-                grads[0][g, place], grads[1][g, :, :, i], grads[2][g, :, :, i] = new
-        return grads[0], None, grads[1], grads[2]
+        parts = [
+            _gradients(value[g], ctx.shapes, locations[g], weights[g], grad[g])
+            for g in _image_groups(value, locations)
+        ]
+        of_value, of_locations, of_weights = (torch.cat(same) for same in zip(*parts, strict=True))
+        return of_value, None, of_locations, of_weights
+
+
+def _gradients(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights, one level at a time."""
+    batch, queries, heads, _, points, _ = locations.shape
+    grids, shares = _level_first(locations, weights)
+    grad = grad.transpose(1, 2).reshape(batch * heads, -1, queries).to(grids.dtype)
+    found: tuple[list[Tensor], ...] = ([], [], [])
+    for i, level in enumerate(value.split([h * w for h, w in shapes], dim=1)):
+        leaves = [part.detach().requires_grad_() for part in (level, grids[i], shares[i])]
+        with torch.enable_grad():
+            out = sample_level(leaves[0], shapes[i], leaves[1], leaves[2])
+        for kept, new in zip(found, torch.autograd.grad(out, leaves, grad), strict=True):
+            kept.append(new)
+    of_grids = torch.stack(found[1]).view(-1, batch, heads, points, queries, 2).permute(1, 4, 2, 0, 3, 5)
+    of_shares = torch.stack(found[2]).view(-1, batch, heads, points, queries).permute(1, 4, 2, 0, 3)
+    return torch.cat(found[0], 1), 2 * of_grids, of_shares
 
 
 class DeformableAttention(nn.Module):
     """Projections around `deformable_attention`, with the reference's parameter names.
 
-    `width` channels in and out; values have `width * value_ratio` channels over `num_heads` heads.
+    `width` channels in and out; values have `width * value_ratio` channels over `num_heads` heads. `fused`
+    False keeps to the plain path, for comparison and for export.
     """
+
+    fused: bool = True
 
     def __init__(
         self, width: int, num_levels: int, num_heads: int = 16, num_points: int = 4, value_ratio: float = 1.0
@@ -142,26 +174,24 @@ class DeformableAttention(nn.Module):
         """
         grid = (self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
-        coordinate = references.dtype
-        offsets = self.sampling_offsets(query).to(coordinate).unflatten(-1, (*grid, 2))
-        weights = self.attention_weights(query).to(coordinate).unflatten(-1, (grid[0], -1)).softmax(-1)
-        sizes = level_sizes(shapes, references.device, coordinate)
-        locations = references[:, None, None, None] + offsets / sizes[:, None]
-        return self.output_proj(
-            deformable_attention(value, shapes, locations, weights.unflatten(-1, grid[1:]))
+        exact = references.dtype
+        weights = self.attention_weights(query).to(exact).unflatten(-1, (grid[0], -1)).softmax(-1)
+        # Offsets are in pixels of their level. Arithmetic on flat rows: broadcasting over pairs is slow.
+        repeats = self.num_points * self.num_heads
+        steps = 1 / level_sizes(shapes, references.device, exact)
+        steps = steps[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
+        places = references.repeat(1, repeats * self.num_levels)
+        locations = torch.addcmul(places, self.sampling_offsets(query).to(exact), steps).unflatten(
+            -1, (*grid, 2)
         )
+        weights = weights.unflatten(-1, grid[1:])
+        return self.output_proj(deformable_attention(value, shapes, locations, weights, fused=self.fused))
 
 
 def level_sizes(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(L, 2): width and height of each level, filled in on the device (a copy from the host would wait for
-    it).
-    """
-    sides = [
-        torch.full((1,), side, device=device, dtype=dtype)
-        for height, width in shapes
-        for side in (width, height)
-    ]
-    return torch.cat(sides).view(-1, 2)
+    """(L, 2): width and height of each level, filled in on the device (a copy from the host would wait)."""
+    sides = [side for height, width in shapes for side in (width, height)]
+    return torch.stack([torch.full((), side, device=device, dtype=dtype) for side in sides]).view(-1, 2)
 
 
 def reference_points(shapes: Shapes, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -22,7 +22,7 @@ from train.model.drops import draw_keep_factors
 from train.model.linear_head import LinearHead
 from train.model.pixel_decoder import PRECISIONS, PixelDecoder
 from train.model.prediction import Prediction
-from train.model.query_decoder import FEED_FORWARD, NUM_QUERIES, QueryDecoder
+from train.model.query_decoder import QueryDecoder
 
 COARSEST_STRIDE = 32
 
@@ -34,7 +34,9 @@ class DecoderSettings(Protocol):
     backbone_out_layers: Any  # a word (or an enum of that name) that layer_indices knows
     num_classes: int
     dropout: float  # linear only
-    hidden_dim: int  # m2f only
+    hidden_dim: int  # this and the rest: m2f only
+    ffn_dim: int
+    num_queries: int
 
 
 class MaskHead(nn.Module):
@@ -42,10 +44,9 @@ class MaskHead(nn.Module):
 
     def __init__(self, channels: int, settings: DecoderSettings, precision: str) -> None:
         super().__init__()
-        width, ffn_dim = settings.hidden_dim, getattr(settings, "ffn_dim", FEED_FORWARD)
-        num_queries = getattr(settings, "num_queries", NUM_QUERIES)
+        width, ffn_dim = settings.hidden_dim, settings.ffn_dim
         self.pixel_decoder = PixelDecoder(channels, width, precision, ffn_dim)
-        self.predictor = QueryDecoder(width, settings.num_classes, num_queries, ffn_dim)
+        self.predictor = QueryDecoder(width, settings.num_classes, settings.num_queries, ffn_dim)
 
     def forward(self, pyramid: tuple[Tensor, ...]) -> list[Prediction]:
         return self.predictor(*self.pixel_decoder(pyramid))

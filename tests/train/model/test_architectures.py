@@ -64,9 +64,11 @@ def test_an_unknown_choice_of_layers_is_an_error() -> None:
         layer_indices("EVERY", 12)
 
 
-def test_every_architecture_can_be_built_without_memory() -> None:
-    for name in ARCHITECTURES:
-        backbone = load_backbone(name, "random", device="meta")
-        side = 2 * backbone.patch_px
-        (patches,) = backbone(torch.empty(1, 3, side, side, device="meta"), (backbone.num_blocks - 1,))
-        assert patches.shape == (1, backbone.embed_dim, 2, 2)
+@pytest.mark.parametrize(
+    "name", ["dinov3_vits16plus", "dinov3_vit7b16", "dinov2_vits14", "dinov2_vitg14_reg"]
+)
+def test_each_kind_can_be_built_and_run_without_memory(name: str) -> None:
+    backbone = load_backbone(name, "random", device="meta")
+    side = 2 * backbone.patch_px
+    (patches,) = backbone(torch.empty(1, 3, side, side, device="meta"), (backbone.num_blocks - 1,))
+    assert patches.shape == (1, backbone.embed_dim, 2, 2)

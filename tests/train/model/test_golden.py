@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent / "golden"
 CLASSES = 4
 CASES = {
     "dinov3-m2f": ("dinov3_tiny16", "m2f", "FOUR_EVEN_INTERVALS", (64, 96)),
-    "dinov2-m2f": ("dinov2_tiny14", "m2f", "FOUR_LAST", (224, 224)),
+    "dinov2-linear": ("dinov2_tiny14", "linear", "FOUR_LAST", (42, 56)),
     "dinov3-linear": ("dinov3_tiny16", "linear", "FOUR_EVEN_INTERVALS", (48, 64)),
 }
 
@@ -52,7 +52,13 @@ def set_weights(module: nn.Module) -> None:
 def build(case: str) -> tuple[Segmenter, Tensor]:
     name, kind, layers, side = CASES[case]
     head = SimpleNamespace(
-        type=kind, backbone_out_layers=layers, num_classes=CLASSES, hidden_dim=32, dropout=0.1
+        type=kind,
+        backbone_out_layers=layers,
+        num_classes=CLASSES,
+        hidden_dim=32,
+        ffn_dim=64,
+        num_queries=20,
+        dropout=0.1,
     )
     segmenter = build_segmenter(load_backbone(name, "random"), head).double()
     set_weights(segmenter)
