@@ -90,7 +90,8 @@ def _record(random, key):
     height, width = (int(size) for size in random.integers(20, 60, 2))
     blocks = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
     pixels = blocks.repeat(8, 0).repeat(8, 1)[:height, :width]
-    classes = random.choice(np.array([0, 3, 7, 149, 65535], np.uint16), blocks.shape[:2])
+    present = random.choice([0, 3, 7, 149], random.integers(1, 4), replace=False)
+    classes = random.choice(np.array([*present, 65535], np.uint16), blocks.shape[:2])
     classes = classes.repeat(8, 0).repeat(8, 1)[:height, :width]
     image_format = str(random.choice(["jpg", "jpg", "png"]))
     buffer = io.BytesIO()
