@@ -34,11 +34,21 @@ def parser() -> argparse.ArgumentParser:
     scenes.add_argument("--training", type=int, default=240, help="number of training scenes")
     scenes.add_argument("--validation", type=int, default=48, help="number of validation scenes")
     scenes.add_argument("--seed", type=int, default=0)
+    bench = commands.add_parser("bench", help="time a build against the least that it has to do")
+    _add_source(bench)
+    bench.add_argument("--rounds", type=int, default=5, help="figures are medians of so many")
+    bench.add_argument(
+        "--chunks", type=int, default=4, help="how often the split is worked through in a round"
+    )
+    bench.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes to compare"
+    )
+    bench.add_argument("--json", action="store_true", help="figures for programs")
     return top
 
 
-def _add_build(build: argparse.ArgumentParser) -> None:
-    source = build.add_argument_group("source")
+def _add_source(command: argparse.ArgumentParser) -> None:
+    source = command.add_argument_group("source")
     source.add_argument(
         "--dataset",
         required=True,
@@ -65,6 +75,10 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         ("--label-column", "likewise"),
     ):
         source.add_argument(word, default="", help=text)
+
+
+def _add_build(build: argparse.ArgumentParser) -> None:
+    _add_source(build)
     images = build.add_argument_group("images (bytes are kept unless asked otherwise)")
     images.add_argument(
         "--convert", action="store_true", help="re-encode what cannot be kept (CMYK, alpha, EXIF, WebP ...)"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 
 from tqdm import tqdm
 
 from preprocess.arguments import build_settings, part_of, source_request
+from preprocess.bench import bench
 from preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs
 from preprocess.dask_executor import run_on_dask
 from preprocess.errors import BuildError
@@ -124,4 +126,18 @@ def run_scenes(words: argparse.Namespace) -> str:
     return f"{words.out}: {words.training} training and {words.validation} validation scenes"
 
 
-COMMANDS = {"build": run_build, "finish": run_finish, "verify": run_verify, "scenes": run_scenes}
+def run_bench(words: argparse.Namespace) -> str:
+    """Measure on the first of the named splits."""
+    source = open_source(source_request(words))
+    split = (tuple(words.splits) or source.splits())[0]
+    found = bench(source, split, workers=tuple(words.workers), rounds=words.rounds, chunks=words.chunks)
+    return json.dumps(found.to_json(), indent=1) if words.json else found.to_markdown()
+
+
+COMMANDS = {
+    "bench": run_bench,
+    "build": run_build,
+    "finish": run_finish,
+    "verify": run_verify,
+    "scenes": run_scenes,
+}
