@@ -10,6 +10,8 @@ import sys
 
 from train.config import load_config
 from train.distributed import joined
+from train.guards import GuardError
+from train.nonfinite import NonFiniteError
 from train.routes import run
 from train.stop import Stopped, StopSignals
 
@@ -39,6 +41,9 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (NonFiniteError, GuardError) as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0

@@ -157,7 +157,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
     )
     reduce = ranks.sum if ranks.world.num_ranks > 1 else None
     loss = MatchedLoss(settings, config.decoder_head.num_classes, dump_dir=nonfinite_folder(config))
-    return MaskObjective(forward, loss, reduce)
+    return MaskObjective(forward, loss, reduce, skip_non_finite=config.guards.non_finite == "skip")
 
 
 def nonfinite_folder(config: TrainConfig) -> Path:

@@ -7,12 +7,14 @@ are bytes, not pickles.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -169,11 +171,13 @@ def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.control is None:
         return decoder
     on_cuda = ranks.device.type == "cuda"
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.12
+    keep_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
         decoder,
         device_ids=[ranks.device.index] if on_cuda else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **keep_buffers,
     )
 
 

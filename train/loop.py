@@ -21,6 +21,7 @@ from train.assembly import Parts, autocast_dtype, open_loader
 from train.checkpoint import TrainState, prune, save_best, save_final, save_last
 from train.distributed import Ranks, average_batch_norms
 from train.evaluate import evaluate, evaluation_settings
+from train.guards import Guard, Seen, order_digest
 from train.log import Meter, MetricsFile
 from train.metrics import EvalResult
 from train.optimizer import clip_gradients, optimizer_tensors, set_rates
@@ -42,6 +43,7 @@ class Training:
     run: Path  # the output folder
     metrics: MetricsFile
     stop: StopSignals
+    guard: Guard
     best_score: float | None
     result: EvalResult | None = None  # of the newest evaluation
 
@@ -70,9 +72,9 @@ def take_steps(training: Training, loader: Loader, first: int) -> None:
     batches = iter(DevicePrefetcher(loader, ranks.device))
     for step in range(first, config.scheduler.total_iter):
         rate = set_rates(parts.optimizer, parts.schedule, step)
-        one_step(training, batches, meter)
+        one_step(training, batches, meter, step + 1)
         taken = step + 1
-        if is_due(taken, config.log.interval, config.scheduler.total_iter) or taken == first + 1:
+        if is_due(taken, config.log.interval, config.scheduler.total_iter) or taken == 1:
             report(training, meter, taken, rate)
         wish = ranks.any(training.stop.number)
         if wish or checkpoint_due(config, taken):
@@ -85,10 +87,11 @@ def take_steps(training: Training, loader: Loader, first: int) -> None:
             meter.since += time.monotonic() - since
 
 
-def one_step(training: Training, batches: Iterator[RaggedBatch], meter: Meter) -> None:
+def one_step(training: Training, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:
     """Gradients of all micro-steps, one clip, one update, equal batch statistics everywhere."""
-    parts, share = training.parts, 1 / training.parts.micro_steps
-    parts.optimizer.zero_grad(set_to_none=True)
+    parts, guard, share = training.parts, training.guard, 1 / training.parts.micro_steps
+    guard.begin_step()
+    seen = []
     waited_ms = 0.0
     for micro_step in range(parts.micro_steps):
         since = time.monotonic()
@@ -96,14 +99,21 @@ def one_step(training: Training, batches: Iterator[RaggedBatch], meter: Meter) -
         waited_ms += 1000 * (time.monotonic() - since)
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
             losses = parts.objective(batch)
+            if micro_step == 0:
+                guard.settle()  # the step before, whose gradients still stand
+                parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
+        seen.append(Seen(losses.crops, losses.total.detach()))
         meter.add("loss", losses.total.detach() * share)
         for name, value in losses.parts.items():
             meter.add(f"loss_{name}", value * share)
+    guard.after_backward()
     norm = clip_gradients(parts.segmenter.decoder, training.config.optimizer.gradient_clip)
+    guard.watch(step, norm, seen)
     parts.optimizer.step()
     average_batch_norms(parts.segmenter.decoder, training.ranks)
-    meter.add_step(norm, training.config.bs * parts.micro_steps, waited_ms)
+    order = order_digest(one.crops for one in seen)
+    meter.add_step(norm, order, training.config.bs * parts.micro_steps, waited_ms)
 
 
 def report(training: Training, meter: Meter, taken: int, rate: float) -> None:
@@ -120,6 +130,7 @@ def report(training: Training, meter: Meter, taken: int, rate: float) -> None:
 def save(training: Training, taken: int) -> None:
     """Write the checkpoint of this step on the first rank; the others wait for it."""
     parts, config = training.parts, training.config
+    training.guard.settle()
     if training.ranks.is_first:
         moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)
         path = save_last(training.run, state(training, taken), weights_of(parts), moments)

@@ -47,8 +47,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
         for decayed, members in groups.items()
         if members
     ]
-    on_cuda = all(parameter.is_cuda for members in groups.values() for parameter in members)
-    return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=on_cuda)
+    return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
@@ -87,7 +86,6 @@ def load_optimizer_tensors(
     parameter.
     """
     by_name = {name: parameter for name, parameter, _ in named_trainables(module)}
-    fused = any(group["fused"] for group in optimizer.param_groups)
     slots = sorted({key.split("/", 1)[0] for key in tensors})
     expected = {f"{slot}/{name}" for slot in slots for name in by_name}
     missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
@@ -99,5 +97,4 @@ def load_optimizer_tensors(
         state = optimizer.state[parameter]
         for slot in slots:
             value = tensors[f"{slot}/{name}"]
-            place = parameter.device if value.ndim or fused else value.device
-            state[slot] = value.to(place, copy=True)
+            state[slot] = value.to(parameter.device, copy=True)

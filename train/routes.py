@@ -7,11 +7,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from train.assembly import autocast_dtype, build_model, build_parts, open_validation_split
+from train.assembly import autocast_dtype, build_model, build_parts, nonfinite_folder, open_validation_split
 from train.checkpoint import FINAL, load_weights, read_checkpoint
 from train.config import write_config
 from train.distributed import Ranks
 from train.evaluate import evaluate, evaluation_settings
+from train.guards import Guard
 from train.log import MetricsFile
 from train.loop import Training, train
 from train.metrics import EvalResult
@@ -41,6 +42,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         run=folder,
         metrics=MetricsFile(folder, ranks, start.step),
         stop=stop,
+        guard=Guard(config.guards, parts.segmenter.decoder, parts.optimizer, nonfinite_folder(config)),
         best_score=start.best_score,
     )
     stop.check()

@@ -169,6 +169,12 @@ class LogConfig:
 
 
 @dataclass
+class GuardConfig:
+    non_finite: str = "stop"  # stop | skip: what to do about a step whose gradient is not finite
+    max_skipped: int = 10  # steps that skip may leave out in one process's life
+
+
+@dataclass
 class TrainConfig:
     """One run, whole. `python -m train` writes it, merged, beside the results."""
 
@@ -190,6 +196,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     output_dir: str | None = None
     load_from: str | None = None  # evaluate these weights
     init_from: str | None = None  # train, starting from these weights

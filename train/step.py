@@ -6,6 +6,7 @@ its samples and the weights only, never on what ran before it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,16 +16,21 @@ from torch import Tensor, nn
 
 from shards.augment import CropSettings, crop, draw_crops
 from shards.batch import CropBatch, RaggedBatch
+from train.guards import poisoned
 from train.loss import MatchedLoss, linear_loss
 from train.model.segmenter import Segmenter
+from train.nonfinite import NonFiniteError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """One micro-step's loss: `total` carries the graph, `parts` are detached scalars by name, for the log."""
+    """One micro-step's loss, and the crops that it was computed on."""
 
-    total: Tensor
-    parts: dict[str, Tensor]
+    total: Tensor  # scalar, carries the graph
+    parts: dict[str, Tensor]  # detached scalars by name, for the log
+    crops: CropBatch
 
 
 class Objective(Protocol):
@@ -61,12 +67,22 @@ class MaskObjective:
     forward: Forward
     loss: MatchedLoss
     reduce: Callable[[Tensor], Tensor] | None  # sums over ranks; None in a single process
+    skip_non_finite: bool = False  # answer a matching that cannot be done with a NaN loss, not an error
 
     def __call__(self, batch: RaggedBatch) -> Losses:
         crops, predictions = self.forward(batch)
-        terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
+        try:
+            terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
+        except NonFiniteError as error:
+            if not self.skip_non_finite:
+                raise
+            logger.error("%s", error)
+            if self.reduce is not None:  # the other ranks wait for our share of the normalisers
+                self.reduce(torch.zeros(3, device=crops.images.device))
+            nan = torch.full((), torch.nan, device=crops.images.device)
+            return Losses(poisoned(predictions), dict.fromkeys(("mask", "dice", "class"), nan), crops)
         parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
-        return Losses(terms.total, {name: value.detach().mean() for name, value in parts.items()})
+        return Losses(terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops)
 
 
 @dataclass(frozen=True)
@@ -79,4 +95,4 @@ class PixelObjective:
     def __call__(self, batch: RaggedBatch) -> Losses:
         crops, logits = self.forward(batch)
         loss = linear_loss(logits, crops)
-        return Losses(self.weight * loss, {"cross_entropy": loss.detach()})
+        return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops)

@@ -14,6 +14,7 @@ from train.assembly import build_parts, open_loader
 from train.checkpoint import BEST, LAST, checkpoints_of, read_checkpoint
 from train.config import load_config
 from train.distributed import Ranks
+from train.guards import Guard
 from train.log import Meter, MetricsFile, read_metrics
 from train.loop import checkpoint_due, evaluation_due, is_due
 from train.routes import run_training
@@ -148,8 +149,9 @@ def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str]
         wanted = [kept + gradient / 3 for kept, gradient in zip(wanted, gradients, strict=True)]
     metrics = MetricsFile(tmp_path, ALONE, 0)
     with StopSignals() as stop:
-        training = loop.Training(config, ALONE, parts, tmp_path, metrics, stop, None)
-        loop.one_step(training, iter(batches), Meter(math.inf))
+        guard = Guard(config.guards, parts.decoder, parts.optimizer, tmp_path)
+        training = loop.Training(config, ALONE, parts, tmp_path, metrics, stop, guard, None)
+        loop.one_step(training, iter(batches), Meter(math.inf), 1)
     for value, gradient in zip(parts.decoder.parameters(), wanted, strict=True):
         assert value.grad is not None
         torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,128 @@
+"""Killed at random, one rank of two killed, continued on other numbers of ranks: the ends must not differ."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train.checkpoint import read_checkpoint
+from train.log import read_metrics
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+# One process imports everything once and forks a life for each kill; it computes nothing itself.
+KILLER = """
+import multiprocessing, random, sys
+from train.__main__ import main
+kills, arguments = int(sys.argv[1]), sys.argv[2:]
+fork, moments, lives = multiprocessing.get_context("fork"), random.Random(5), 0
+while True:
+    life = fork.Process(target=lambda: sys.exit(main(arguments)))
+    life.start()
+    life.join(moments.uniform(0.1, 2.0) if lives < kills else None)
+    lives += 1
+    if life.exitcode is not None:
+        break
+    life.kill()
+    life.join()
+print(f"lives {lives} exit {life.exitcode}")
+sys.exit(life.exitcode)
+"""
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=560, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def torchrun(ranks: int, *options: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={ranks}",
+        *options,
+        "-m",
+        "train",
+    ]
+
+
+def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(run / "metrics.jsonl") if record["kind"] == kind]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / "model_final.pth").weights
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_bit(tiny_run: list[str], tmp_path: Path) -> None:
+    steps = ["scheduler.total_iter=60", "eval.eval_interval=20", "checkpoint.interval=1", "resume_from=auto"]
+    finish([sys.executable, "-m", "train", *tiny_run, *steps])
+    lives = finish(
+        [sys.executable, "-c", KILLER, "20", *tiny_run, *steps, f"output_dir={tmp_path / 'killed'}"]
+    )
+    assert int(re.findall(r"lives (\d+)", lives)[0]) > 5
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "run"))
+    straight, killed = (
+        [(r["step"], r["mIoU"]) for r in lines_of(tmp_path / name, "eval")] for name in ("run", "killed")
+    )
+    assert killed == straight
+    assert [path for path in (tmp_path / "killed").rglob("*") if path.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_one_rank_of_two_is_killed_and_torchrun_starts_both_anew(tiny_run: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny_run, "bs=1", "n_gpus=2", "checkpoint.interval=1", "log.interval=1", "resume_from=auto"]
+    finish([*torchrun(2), *arguments])
+    again = [*torchrun(2, "--max-restarts=2"), *arguments, f"output_dir={tmp_path / 'killed'}"]
+    launcher = subprocess.Popen(again, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    assert launcher.stderr is not None
+    lines = []
+    for line in launcher.stderr:
+        lines.append(line)
+        if "step 3/8" in line and sum("step 3/8" in seen for seen in lines) == 1:
+            os.kill(children_of(launcher.pid)[-1], signal.SIGKILL)
+    assert launcher.wait(timeout=120) == 0, lines
+    assert any("continuing after step" in line for line in lines)
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "run"))
+
+
+def children_of(pid: int) -> list[int]:
+    """Direct children, by rising process id, from /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_continues_the_same_samples(tiny_run: list[str], tmp_path: Path) -> None:
+    shared = ["global_batch=4", "bs=1", "checkpoint.interval=4", "log.interval=1"]
+    finish([sys.executable, "-m", "train", *tiny_run, *shared])
+    moved = [*tiny_run, *shared, f"output_dir={tmp_path / 'moved'}", "resume_from=auto"]
+    finish([*torchrun(4), *moved, "scheduler.total_iter=4"])
+    finish([*torchrun(2), *moved])
+    one, other = (lines_of(tmp_path / name, "train") for name in ("run", "moved"))
+    assert [r["step"] for r in one] == [r["step"] for r in other] == list(range(1, 9))
+    assert [r["order"] for r in one] == [r["order"] for r in other]
