@@ -303,16 +303,27 @@ def _to_table(rows: ShardIndex, number: int) -> pa.Table:
 
 def _from_table(table: pa.Table, number: int) -> ShardIndex:
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    if any(column.null_count for column in columns.values()) or (columns["shard"].to_numpy() != number).any():
+    if (
+        any(column.null_count for column in columns.values())
+        or (_values(columns["shard"], np.int32) != number).any()
+    ):
         raise ManifestError(f"{INDEX_NAME}: row group {number} holds rows of another shard, or none")
-    counts = columns["class_ids"].value_lengths().to_numpy(zero_copy_only=False)
-    if not np.array_equal(counts, columns["areas"].value_lengths().to_numpy(zero_copy_only=False)):
+    ids, areas = columns["class_ids"], columns["areas"]
+    counts = np.diff(_values(ids.offsets, np.int32)).astype(np.int64)
+    if not np.array_equal(counts, np.diff(_values(areas.offsets, np.int32))):
         raise ManifestError(f"{INDEX_NAME}: row group {number} has other numbers of class ids than of areas")
     return ShardIndex(
         keys=tuple(columns["key"].to_pylist()),
         image_format=tuple(columns["image_format"].to_pylist()),
-        label_offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
-        flat_class_ids=columns["class_ids"].flatten().to_numpy(),
-        flat_areas=columns["areas"].flatten().to_numpy(),
-        **{name: columns[name].to_numpy() for name in NUMBER_TYPES},
+        label_offsets=np.concatenate([[0], np.cumsum(counts)]),
+        flat_class_ids=_values(ids.flatten(), np.uint16),
+        flat_areas=_values(areas.flatten(), np.int32),
+        **{name: _values(columns[name], kind) for name, kind in NUMBER_TYPES.items()},
     )
+
+
+def _values(array: pa.Array, kind: type[np.generic]) -> Numbers:
+    """A view of an Arrow array of numbers without nulls; its own `to_numpy` would load pandas (seconds)."""
+    if not len(array):
+        return np.empty(0, kind)
+    return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * np.dtype(kind).itemsize)

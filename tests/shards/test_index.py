@@ -1,6 +1,8 @@
 """The sample index: read by pyarrow alone, one row group a shard, every value covered by a digest."""
 
 import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -151,3 +153,11 @@ def test_bit_flips_are_named_or_harmless(index_file):
         harmless += 1
     assert named + harmless == 400
     assert named > 100
+
+
+def test_reading_rows_does_not_load_pandas(index_file):
+    path, shards, _ = index_file
+    program = "import sys\nfrom shards.index import IndexReader, ShardInfo\n"
+    program += f"rows = IndexReader({str(path)!r}, {list(shards)!r}).read(3)\n"
+    program += "sys.exit('pandas' in sys.modules or len(rows) != 40)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
