@@ -32,7 +32,7 @@ MAX_ROW_BYTES = 1 << 20  # of one sample in the index: 65,535 classes with their
 CRC_COLUMNS = ("image_crc32c", "json_crc32c", "runs_crc32c")
 SIZE_COLUMNS = ("height", "width", "image_size", "json_size", "runs_size")
 OFFSET_COLUMNS = ("image_offset", "json_offset", "runs_offset")
-NUMBER_TYPES = {
+NUMBER_TYPES: dict[str, type[np.generic]] = {
     **dict.fromkeys(SIZE_COLUMNS, np.int32),
     **dict.fromkeys(OFFSET_COLUMNS, np.int64),
     **dict.fromkeys(CRC_COLUMNS, np.uint32),
