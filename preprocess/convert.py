@@ -15,13 +15,15 @@ from shards.errors import ShardError
 from shards.record import Record
 
 
-def read_record(source: Source, item: SourceItem, policy: ImagePolicy) -> Record:
-    """Read one sample and turn it into a record. RejectedInput with the reason where that cannot be done."""
-    before = source.stamp(item)
+def read_record(source: Source, item: SourceItem, stamp: str, policy: ImagePolicy) -> Record:
+    """Read one sample, whose files had that stamp before, and turn it into a record.
+
+    RejectedInput with the reason where that cannot be done, or where the stamp is another afterwards.
+    """
     raw = source.read(item)
     record = to_record(item, raw, source.label_rule, policy)
-    if source.stamp(item) != before:
-        raise RejectedInput("its files changed while they were read; let them rest and build again")
+    if source.stamp(item) != stamp:
+        raise RejectedInput("its files changed during the build; let them rest and build again")
     return record
 
 

@@ -50,39 +50,37 @@ def build_shard(task: ShardTask) -> ShardOutcome:
     lies.
     """
     items = [task.source.item(task.split, name) for name in task.names]
-    stamps = _stamps(task.source, items)
+    stamps = [task.source.stamp(item) for item in items]
+    sources = _digest(stamps)
     journal = read_journal(task.destination, task.shard_name)
-    if journal is not None and _is_current(journal, task, stamps):
+    if journal is not None and _is_current(journal, task, sources):
         return ShardOutcome(task.shard_name, len(items), 0, True)
     with task.destination.scratch(task.shard_name) as path:
-        entries, rejects, shard = _write(task, items, path)
+        entries, rejects, shard = _write(task, items, stamps, path)
         _read_back(path, shard, entries)
         task.destination.publish(path, task.shard_name, shard.sha256)
-    write_journal(task.destination, Journal(task.plan, stamps, shard, entries, rejects))
+    write_journal(task.destination, Journal(task.plan, sources, shard, entries, rejects))
     return ShardOutcome(task.shard_name, len(items), len(rejects), False)
 
 
-def _is_current(journal: Journal, task: ShardTask, stamps: str) -> bool:
+def _is_current(journal: Journal, task: ShardTask, sources: str) -> bool:
     """A shard that lost samples is made again: its inputs may have been mended since."""
-    same = (journal.plan, journal.sources, journal.shard.name) == (task.plan, stamps, task.shard_name)
+    same = (journal.plan, journal.sources, journal.shard.name) == (task.plan, sources, task.shard_name)
     return same and not journal.rejects and task.destination.sha256(task.shard_name) == journal.shard.sha256
 
 
-def _stamps(source: Source, items: list[SourceItem]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(source.stamp(item).encode() + b"\0")
-    return digest.hexdigest()
+def _digest(stamps: list[str]) -> str:
+    return hashlib.sha256("\0".join(stamps).encode()).hexdigest()
 
 
 def _write(
-    task: ShardTask, items: list[SourceItem], path: Path
+    task: ShardTask, items: list[SourceItem], stamps: list[str], path: Path
 ) -> tuple[tuple[SampleEntry, ...], tuple[Reject, ...], ShardInfo]:
     entries, rejects = [], []
     with TarWriter(path) as writer:
-        for item in items:
+        for item, stamp in zip(items, stamps, strict=True):
             try:
-                entries.append(writer.add(read_record(task.source, item, task.policy)))
+                entries.append(writer.add(read_record(task.source, item, stamp, task.policy)))
             except (RejectedInput, SampleError) as refused:
                 rejects.append(Reject(item.image_path, str(refused)))
     shard = ShardInfo(task.shard_name, len(entries), writer.num_bytes, writer.sha256)

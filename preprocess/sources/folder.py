@@ -102,7 +102,9 @@ class FolderSource(Source):
 
     def stamp(self, item: SourceItem) -> str:
         """Sizes and times of change of both files; 'gone' for one that is not there."""
-        return " ".join(_file_stamp(self.root / path) for path in (item.image_path, item.label_path))
+        return (
+            f"{_file_stamp(f'{self.root}/{item.image_path}')} {_file_stamp(f'{self.root}/{item.label_path}')}"
+        )
 
     def settings(self) -> dict[str, Any]:
         """Where the files are below the root, and how they end."""
@@ -171,7 +173,7 @@ def find_labels_folder(root: Path) -> str:
 def read_unchanged(root: Path, path: str) -> bytes:
     """A whole file below `root`; RejectedInput where it cannot be read or changes while it is read."""
     try:
-        with open(root / path, "rb") as file:
+        with open(f"{root}/{path}", "rb") as file:
             before = os.fstat(file.fileno())
             data = file.read()
             after = os.fstat(file.fileno())
@@ -184,7 +186,7 @@ def read_unchanged(root: Path, path: str) -> bytes:
     return data
 
 
-def _file_stamp(path: Path) -> str:
+def _file_stamp(path: str) -> str:
     try:
         facts = os.stat(path)
     except OSError:

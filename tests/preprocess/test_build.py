@@ -108,11 +108,11 @@ def test_an_interrupted_build_goes_on_and_makes_only_what_is_missing(built, tmp_
     made = []
     real = shard_task._write
 
-    def write(task, items, path):
+    def write(task, *rest):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(task.shard_name)
-        return real(task, items, path)
+        return real(task, *rest)
 
     monkeypatch.setattr(shard_task, "_write", write)
     assert main(words(root, out)) == 130
@@ -265,19 +265,33 @@ def test_nothing_left_to_publish(make_root, tmp_path, capsys):
 
 def test_a_file_that_vanishes_during_the_build_is_a_refused_input(make_root, tmp_path, capsys, monkeypatch):
     root = make_root(training=2)
-    real = shard_task._stamps
+    real = shard_task._write
 
-    def stamps(source, items):
-        found = real(source, items)
+    def write(*arguments):
         (root / "images/training/training_0001.jpg").unlink(missing_ok=True)
-        return found
+        return real(*arguments)
 
-    monkeypatch.setattr(shard_task, "_stamps", stamps)
+    monkeypatch.setattr(shard_task, "_write", write)
     assert main(words(root, tmp_path / "out")) == 2
     assert (
         "training_0001.jpg: images/training/training_0001.jpg cannot be read: No such file"
         in capsys.readouterr().err
     )
+
+
+def test_a_file_that_changes_during_the_build_is_a_refused_input(make_root, tmp_path, capsys, monkeypatch):
+    root = make_root(training=2)
+    real = shard_task._write
+
+    def write(*arguments):
+        os.utime(root / "annotations/training/training_0001.png", ns=(7, 7))
+        return real(*arguments)
+
+    monkeypatch.setattr(shard_task, "_write", write)
+    assert main(words(root, tmp_path / "out")) == 2
+    assert "training_0001.jpg: its files changed during the build" in capsys.readouterr().err
+    monkeypatch.setattr(shard_task, "_write", real)
+    assert main(words(root, tmp_path / "out")) == 0
 
 
 def test_unicode_dots_and_very_long_names(make_root, tmp_path):

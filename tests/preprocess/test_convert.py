@@ -90,5 +90,6 @@ def test_files_that_change_between_image_and_label(make_root):
 
     root = make_root(training=1)
     source = Restless(root, ("a",) * 5, RULE)
-    with pytest.raises(RejectedInput, match="changed while they were read"):
-        read_record(source, source.item("training", "training_0000.jpg"), KEEP)
+    item = source.item("training", "training_0000.jpg")
+    with pytest.raises(RejectedInput, match="changed during the build"):
+        read_record(source, item, source.stamp(item), KEEP)

@@ -62,8 +62,8 @@ def test_a_shard_that_lost_samples_is_tried_again(task):
 def test_a_disk_that_returns_other_bytes_is_noticed(task, monkeypatch):
     real = shard_task._write
 
-    def write(task, items, path):
-        done = real(task, items, path)
+    def write(task, items, stamps, path):
+        done = real(task, items, stamps, path)
         data = bytearray(path.read_bytes())
         data[600] ^= 1
         path.write_bytes(data)
