@@ -25,6 +25,7 @@ from shards.augment import CropSettings, crop, draw_crops
 from shards.batch import RaggedBatch
 from shards.decode import decode_image
 from shards.gpu_decode import GpuDecoder
+from shards.interference import interference
 from shards.loader import Loader, select
 from shards.order import World
 from shards.plans import BatchPlan, TrainingPlans
@@ -50,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--decode", choices=("cpu", "gpu"), default="cpu", help="where JPEGs are decoded")
     parser.add_argument(
+        "--interference",
+        action="store_true",
+        help="measure how much the loader at 100 images/s slows a busy Python thread instead",
+    )
+    parser.add_argument(
         "--baselines", action="store_true", help="compare with files, threads and stock webdataset instead"
     )
 
@@ -74,6 +80,10 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
         return facts | {
             "ways": compare(split, settings, words.batch, words.batches, words.threads, words.rounds)
         }
+    if words.interference:
+        with Loader(words.url, batch_per_rank=words.batch, threads=words.threads) as loader:
+            turns = max(1, words.rounds * 8)
+            return facts | {"interference": interference(iter(loader), turns=turns)}
     decoder = GpuDecoder(device) if words.decode == "gpu" else None
     bench = Bench(words.url, words.batch, words.batches, words.threads, device, settings, decoder)
     best = best_of(bench.timings(), words.rounds)
@@ -106,6 +116,12 @@ def as_text(facts: dict[str, Any]) -> str:
                 if name != "loader"
             ]
         )
+    if "interference" in facts:
+        lines.append(
+            "a Python thread is slowed by {slowed_by:.1%} by the loader at {images_per_second:.0f} images/s, "
+            "beyond what a C-only load of the same {loader_cpu:.2f} CPUs does".format(**facts["interference"])
+        )
+        return "\n".join(lines)
     lines += _table("stage", facts["stages"])
     lines.append(f"bottleneck: {facts['bottleneck']}, the slowest stage alone (device: {facts['device']})")
     lines.append(
