@@ -1,0 +1,38 @@
+"""Shards under Lightning's trainer: python -m examples.lightning_loop SHARDS/training [STEPS]"""
+
+import sys
+
+import lightning
+import torch
+from torch.nn.functional import cross_entropy
+
+from examples.plain_pytorch import IGNORED, class_ids
+from shards.augment import CropSettings, crop, draw_crops
+from shards.loader import Loader
+from shards.order import World
+
+SETTINGS = CropSettings(crop_px=(128, 128), image_px=128)
+
+
+class Segmenter(lightning.LightningModule):
+    def __init__(self, split, num_classes=150):
+        super().__init__()
+        self.split, self.head = split, torch.nn.Conv2d(3, num_classes, 7, padding=3)
+
+    def train_dataloader(self):
+        world = World(self.trainer.global_rank, self.trainer.world_size)
+        return Loader(self.split, batch_per_rank=4, world=world)
+
+    def training_step(self, batch, _):
+        crops = crop(batch.to(self.device), draw_crops(batch, seed=0, settings=SETTINGS), SETTINGS)
+        return cross_entropy(self.head(crops.images), class_ids(crops), ignore_index=IGNORED)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+if __name__ == "__main__":
+    steps = int([*sys.argv, "20"][2])
+    trainer = lightning.Trainer(max_steps=steps, logger=False, enable_checkpointing=False)
+    trainer.fit(Segmenter(sys.argv[1]))
+    print(trainer.global_step)
