@@ -74,6 +74,7 @@ def evaluation_settings(config: TrainConfig) -> EvaluationSettings:
         threads=config.num_workers,
         max_samples=wanted.max_val_samples,
         reduce_zero_label=wanted.reduce_zero_label,
+        boundary=wanted.boundary_iou,
         per_image=wanted.compute_metric_per_image,
     )
 

@@ -251,6 +251,11 @@ def test_settings_come_from_the_configuration():
     )
     assert (inference.ratios, inference.flip) == ((1.0,), False)
 
+    assert (settings.boundary, settings.per_image) == (False, False)
+
+    config.eval.boundary_iou, config.eval.compute_metric_per_image = True, True
+    assert evaluation_settings(config).boundary
+    assert evaluation_settings(config).per_image
     config.eval.use_tta = True
     assert (evaluation_settings(config).inference.ratios, evaluation_settings(config).inference.flip) == (
         (0.9, 1.1),
