@@ -17,6 +17,7 @@ from shards.manifest import Split, open_split
 from shards.order import num_micro_steps
 from train.config_checks import split_url
 from train.distributed import Ranks, spread
+from train.ema import Ema
 from train.loss import LossSettings, MatchedLoss
 from train.model.segmenter import (
     LinearDecoder,
@@ -46,6 +47,13 @@ class Parts:
     train_split: Split
     val_split: Split
     micro_steps: int  # batches of this rank for one optimiser step
+    average: Ema | None  # of the weights, where `ema.decay` asks for one
+
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Inside, the decoder holds the weights that are scored and exported: the average, where there is
+        one.
+        """
+        return nullcontext() if self.average is None else self.average.swapped()
 
     def gradients_averaged(self, last: bool) -> AbstractContextManager[None]:
         """The context of one micro-step: gradients cross the ranks in the last one of a step only."""
@@ -120,6 +128,7 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
         train_split=train_split,
         val_split=val_split,
         micro_steps=micro_steps,
+        average=None if config.ema.decay is None else Ema(segmenter.decoder, config.ema.decay),
     )
 
 
@@ -176,6 +185,7 @@ def crop_settings(config: TrainConfig) -> CropSettings:
         ratio=None if ratio is None else (ratio[0], ratio[1]),
         flip_prob=train.flip_prob,
         photometric=train.photometric,
+        jitter=train.jitter,
         mean=triple(config.transforms.mean),
         std=triple(config.transforms.std),
     )

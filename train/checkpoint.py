@@ -4,8 +4,8 @@ sample.
 A checkpoint is a folder `checkpoints/step-00000100/` of `weights.safetensors`, `optimizer.safetensors` and
 `state.json` (which holds the digests of the other two). It is written under a hidden name, flushed to disk
 and renamed, so a folder with its final name is whole. The best by score stands beside them as `best-...`,
-without optimiser state. On disk at most: keep_last x (weights + 2 x trainables) + 1 x weights, and while
-writing one more of the larger kind.
+without optimiser state. On disk at most: keep_last x (weights + 2 x trainables, 3 x with a weight average)
++ 1 x weights, and one more of the larger kind while writing.
 
 The backbone is never in a checkpoint, only its digest. `model_final.pth` holds the same weights as plain
 tensors under the reference's key names; read it with `torch.load(..., weights_only=True)`.
@@ -31,8 +31,10 @@ from torch import Tensor, nn
 VERSION = 1
 FOLDER = "checkpoints"
 LAST, BEST = "step-", "best-"
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, AVERAGE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors"
+STATE = "state.json"
 FINAL = "model_final.pth"
+HUB_STATE, HUB_WEIGHTS = "config.json", "model.safetensors"  # as `python -m train.export` writes them
 BACKBONE_PREFIXES = ("segmentation_model.0.backbone.", "segmentation_model.0.feature_model.")
 
 
@@ -69,9 +71,7 @@ class Checkpoint:
     state: TrainState | None
 
 
-def save_checkpoint(
-    run: Path, name: str, state: TrainState, weights: dict[str, Tensor], optimizer: dict[str, Tensor] | None
-) -> Path:
+def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, dict[str, Tensor]]) -> Path:
     """Write `run/checkpoints/NAME` in one visible act and return it; a folder of that name is replaced."""
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,6 @@ def save_checkpoint(
         shutil.rmtree(leftover)
     hidden = folder / f".{name}"
     hidden.mkdir()
-    parts = {WEIGHTS: weights} if optimizer is None else {WEIGHTS: weights, OPTIMIZER: optimizer}
     digests = {}
     for part, tensors in parts.items():
         data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -140,15 +139,23 @@ def prune(run: Path, keep_last: int, archive_interval: int | None) -> None:
 
 def save_best(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:
     """Write the best weights, without optimiser state, then remove the former best."""
-    path = save_checkpoint(run, f"{BEST}{state.step:08d}", state, weights, None)
+    path = save_checkpoint(run, f"{BEST}{state.step:08d}", state, {WEIGHTS: weights})
     for former in checkpoints_of(run, BEST):
         if former != path:
             shutil.rmtree(former)
     return path
 
 
-def save_last(run: Path, state: TrainState, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
-    return save_checkpoint(run, f"{LAST}{state.step:08d}", state, weights, optimizer)
+def save_last(
+    run: Path,
+    state: TrainState,
+    weights: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    average: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint that can be continued."""
+    parts = {WEIGHTS: weights, OPTIMIZER: optimizer} | ({} if average is None else {AVERAGE: average})
+    return save_checkpoint(run, f"{LAST}{state.step:08d}", state, parts)
 
 
 def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:
@@ -161,7 +168,10 @@ def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path
         with open(hidden, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     with replacing(path.with_suffix(".json")) as hidden:
-        write_through(hidden, json.dumps(asdict(state) | {"digests": {FINAL: digest}}, indent=1, allow_nan=False).encode())
+        write_through(
+            hidden,
+            json.dumps(asdict(state) | {"digests": {FINAL: digest}}, indent=1, allow_nan=False).encode(),
+        )
     return path
 
 
@@ -175,12 +185,15 @@ def step_of(path: Path) -> int:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Weights and facts behind `path`: a checkpoint folder, a run folder (its best, else last), or
-    model_final.pth.
+    """Weights and facts behind `path`: a checkpoint folder, a run folder (its best, else last), an
+    exported folder, or model_final.pth.
 
     Raises CheckpointError if there is none, or if a file is not what state.json says.
     """
     path = Path(path)
+    if (path / HUB_STATE).is_file() and (path / HUB_WEIGHTS).is_file():
+        state = read_state(path / HUB_STATE)
+        return Checkpoint(path, read_part(path, HUB_WEIGHTS, state), state)
     if path.is_dir() and not (path / STATE).is_file():
         found = checkpoints_of(path, BEST)[-1:] or checkpoints_of(path, LAST)[-1:]
         if not found:

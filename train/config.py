@@ -19,7 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from train.config_checks import check_config
 from train.schema import ConfigError, TrainConfig, nearest
 
-FREE_FORM = ("scheduler.constructor_kwargs",)  # dictionaries whose keys their reader checks, not the schema
+FREE_FORM = (
+    "scheduler.constructor_kwargs",
+    "optimizer.lr_multipliers",
+)  # dictionaries whose keys their reader checks, not the schema
 RESERVED = "config"
 
 

@@ -111,6 +111,9 @@ def check_numbers(config: TrainConfig) -> None:
             raise ConfigError(f"{key} is {value}, expected a number above 0")
     if config.optimizer.weight_decay < 0:
         raise ConfigError(f"optimizer.weight_decay is {config.optimizer.weight_decay}, expected at least 0")
+    decay = config.ema.decay
+    if decay is not None and not 0 <= decay < 1:
+        raise ConfigError(f"ema.decay is {decay}, expected 0 <= decay < 1 (or nothing, for no average)")
     for key, beta in (("beta1", config.optimizer.beta1), ("beta2", config.optimizer.beta2)):
         if not 0 <= beta < 1:
             raise ConfigError(f"optimizer.{key} is {beta}, expected 0 <= {key} < 1")

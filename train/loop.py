@@ -60,7 +60,8 @@ def train(training: Training, start: Start) -> EvalResult | None:
         with open_loader(config, training.ranks, training.parts.train_split, start.step) as loader:
             take_steps(training, loader, start.step)
     if training.ranks.is_first:
-        final = save_final(training.run, state(training, total), weights_of(training.parts))
+        with training.parts.scored_weights():
+            final = save_final(training.run, state(training, total), weights_of(training.parts))
         logger.info("wrote %s", final)
     training.ranks.wait("the end of training")
     return training.result
@@ -111,6 +112,8 @@ def one_step(training: Training, batches: Iterator[RaggedBatch], meter: Meter, s
     norm = clip_gradients(parts.segmenter.decoder, training.config.optimizer.gradient_clip)
     guard.watch(step, norm, seen)
     parts.optimizer.step()
+    if parts.average is not None:
+        parts.average.update(step)
     average_batch_norms(parts.segmenter.decoder, training.ranks)
     order = order_digest(one.crops for one in seen)
     meter.add_step(norm, order, training.config.bs * parts.micro_steps, waited_ms)
@@ -133,7 +136,8 @@ def save(training: Training, taken: int) -> None:
     training.guard.settle()
     if training.ranks.is_first:
         moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)
-        path = save_last(training.run, state(training, taken), weights_of(parts), moments)
+        average = None if parts.average is None else parts.average.shadow
+        path = save_last(training.run, state(training, taken), weights_of(parts), moments, average)
         prune(training.run, config.checkpoint.keep_last, config.checkpoint.archive_interval)
         logger.info("wrote %s", path)
     training.ranks.wait(f"the checkpoint of step {taken}")
@@ -141,6 +145,12 @@ def save(training: Training, taken: int) -> None:
 
 def evaluate_now(training: Training, taken: int) -> None:
     """Score the validation split on all ranks; keep the weights if they are the best so far."""
+    with training.parts.scored_weights():
+        score_weights(training, taken)
+    training.ranks.wait(f"the evaluation of step {taken}")
+
+
+def score_weights(training: Training, taken: int) -> None:
     config, ranks, parts = training.config, training.ranks, training.parts
     since = time.monotonic()
     result = evaluate(
@@ -166,7 +176,6 @@ def evaluate_now(training: Training, taken: int) -> None:
         write_results(result, training.run)
         if improved and taken > 0:
             save_best(training.run, state(training, taken), weights_of(parts))
-    ranks.wait(f"the evaluation of step {taken}")
 
 
 def scores(result: EvalResult) -> dict[str, float]:

@@ -8,13 +8,13 @@ what the head can express.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from train.schedule import Schedule
-from train.schema import OptimizerConfig
+from train.schema import ConfigError, OptimizerConfig
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 EMBEDDING_WORDS = ("embed", "level_encoding", "query_feat")  # parameter names that are tables, not matrices
@@ -38,24 +38,41 @@ def named_trainables(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, boo
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with two groups (decayed, not decayed); each group remembers its full rate as `full_lr`."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for _, parameter, decayed in named_trainables(module):
-        groups[decayed].append(parameter)
+    """AdamW with a group for each (decayed?, rate); each group remembers its full rate as `full_lr`.
+
+    Raises ConfigError for an lr multiplier that fits no parameter or is not above 0.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    used = set()
+    for name, parameter, decayed in named_trainables(module):
+        prefix = longest_prefix(name, config.lr_multipliers)
+        used.add(prefix)
+        factor = config.lr_multipliers[prefix] if prefix is not None else 1.0
+        groups.setdefault((decayed, factor), []).append(parameter)
+    for prefix, factor in config.lr_multipliers.items():
+        if prefix not in used or factor <= 0:
+            raise ConfigError(
+                f"optimizer.lr_multipliers: {prefix}={factor} fits no parameter, or is not above 0"
+            )
     settings = [
-        {"params": members, "weight_decay": config.weight_decay if decayed else 0.0, "full_lr": config.lr}
-        for decayed, members in groups.items()
-        if members
+        {"params": members, "weight_decay": config.weight_decay * decayed, "full_lr": config.lr * factor}
+        for (decayed, factor), members in sorted(groups.items(), key=lambda entry: entry[0], reverse=True)
     ]
     return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
+def longest_prefix(name: str, prefixes: Iterable[str]) -> str | None:
+    """The longest of `prefixes` that `name` begins with, whole words only."""
+    fitting = [prefix for prefix in prefixes if f"{name}.".startswith(f"{prefix}.")]
+    return max(fitting, key=len, default=None)
+
+
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
-    """Give every group its rate for step `step` (from 0); returns the rate of the first group."""
+    """Give every group its rate for step `step` (from 0); returns the rate without multipliers."""
     factor = schedule(step)
     for group in optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+    return float(optimizer.defaults["lr"] * factor)
 
 
 def clip_gradients(module: nn.Module, largest_norm: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from train.assembly import Parts
 from train.checkpoint import (
+    AVERAGE,
     BEST,
     LAST,
     OPTIMIZER,
@@ -63,6 +64,8 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
         load_weights(parts.segmenter.decoder, checkpoint)
+        if parts.average is not None:
+            parts.average.restart()
         logger.info("weights from %s; the schedule starts anew", checkpoint.path)
     return Start(0, None)
 
@@ -109,6 +112,10 @@ def continue_from(path: Path, config: TrainConfig, parts: Parts, run: Path) -> S
     check_same_run(state, config, parts, folder)
     load_weights(parts.segmenter.decoder, checkpoint)
     load_optimizer_tensors(parts.segmenter.decoder, parts.optimizer, read_part(folder, OPTIMIZER, state))
+    if parts.average is not None and AVERAGE in state.digests:
+        parts.average.load(read_part(folder, AVERAGE, state))
+    elif parts.average is not None:
+        parts.average.restart()
     for key, (before, now) in changed_settings(state, config).items():
         logger.warning("%s was %s when %s was saved and is %s now", key, before, folder.name, now)
     logger.info("continuing after step %d from %s", state.step, folder)

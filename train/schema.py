@@ -95,6 +95,9 @@ class OptimizerConfig:
     beta2: float = 0.999
     weight_decay: float = 1e-2  # on matrices and kernels only
     gradient_clip: float = 35.0  # largest global norm; inf: never clip
+    # Beginning of a parameter's name -> factor on lr, the longest that fits counts: {segmentation_model.0:
+    # 0.5}
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -123,7 +126,8 @@ class TrainTransformConfig:
     random_img_size_ratio_range: list[float] | None = None
     crop_size: list[int] | None = None  # height, width
     flip_prob: float = 0.0
-    photometric: str = "reference"  # name of a colour preset
+    photometric: str = "reference"  # reference | mmseg | eomt | none
+    jitter: str = "short_side"  # what a ratio of 1 means: short_side (img_size) | fit (inside the crop: LSJ)
 
 
 @dataclass
@@ -175,6 +179,13 @@ class GuardConfig:
 
 
 @dataclass
+class EmaConfig:
+    decay: float | None = (
+        None  # of the average of the trainables that is scored and exported; None: no average
+    )
+
+
+@dataclass
 class TrainConfig:
     """One run, whole. `python -m train` writes it, merged, beside the results."""
 
@@ -195,6 +206,7 @@ class TrainConfig:
     m2f_train: M2FTrainConfig = field(default_factory=M2FTrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     log: LogConfig = field(default_factory=LogConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     output_dir: str | None = None

@@ -125,6 +125,20 @@ def test_files_that_hold_no_tensors(tmp_path: Path, name: str, content: bytes) -
         read_checkpoint(tmp_path / name)
 
 
+def test_an_exported_folder_is_read_like_a_checkpoint(tmp_path: Path) -> None:
+    folder = save_best(tmp_path, replace(STATE, step=4), weights())
+    facts = json.loads((folder / "state.json").read_text())
+    facts |= {"digests": {"model.safetensors": facts["digests"]["weights.safetensors"]}, "model_type": "x"}
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text(json.dumps(facts))
+    (folder / "weights.safetensors").rename(hub / "model.safetensors")
+    found = read_checkpoint(hub)
+    assert found.state is not None
+    assert found.state.step == 4
+    assert found.weights.keys() == weights().keys()
+
+
 def test_pth_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "code.pth")
     with pytest.raises(CheckpointError, match=r"code\.pth"):

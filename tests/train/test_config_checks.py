@@ -51,6 +51,7 @@ def test_good_settings_pass() -> None:
         ("checkpoint.keep_last=0", "keep_last"),
         ("global_batch=0", "global_batch"),
         ("seed=-1", "seed"),
+        ("ema.decay=1", r"ema\.decay"),
         ("guards.non_finite=ignore", "stop or skip"),
         ("model.dino_hub=null", r"model\.dino_hub"),
         ("model.config_file=x.yaml", "config_file"),

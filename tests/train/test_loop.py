@@ -84,11 +84,13 @@ def test_the_loss_falls(tiny_run: list[str], tmp_path: Path) -> None:
     assert sum(losses[-2:]) / 2 < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("head", ["m2f", "linear"])
+@pytest.mark.parametrize("head", ["m2f", "linear", "linear ema"])
 def test_stopped_and_continued_equals_undisturbed_bit_for_bit(
     tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
-    arguments = [*tiny_run, f"decoder_head.type={head}"]
+    arguments = [*tiny_run, f"decoder_head.type={head.split()[0]}"]
+    if head.endswith("ema"):
+        arguments.append("ema.decay=0.9")
     train(arguments)
     whole = final_weights(tmp_path / "run")
     again = [*arguments, f"output_dir={tmp_path / 'cut'}", "resume_from=auto"]

@@ -13,7 +13,7 @@ from train.optimizer import (
     optimizer_tensors,
     set_rates,
 )
-from train.schema import OptimizerConfig
+from train.schema import ConfigError, OptimizerConfig
 
 
 class Head(nn.Module):
@@ -68,6 +68,24 @@ def test_rates_are_the_schedule_times_the_full_rate() -> None:
     _, optimizer = trained(0)
     assert set_rates(optimizer, lambda step: step / 4, 3) == pytest.approx(0.75e-3)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.75e-3] * 2)
+
+
+def test_multipliers_scale_the_rate_of_what_they_name() -> None:
+    head = Head()
+    config = OptimizerConfig(lr=1.0, lr_multipliers={"conv": 0.5, "conv.bias": 0.1, "query_feat": 2.0})
+    optimizer = build_optimizer(head, config)
+    rates = {id(p): group["full_lr"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: rates[id(parameter)] for name, parameter, _ in named_trainables(head)}
+    assert by_name == {
+        "conv.weight": 0.5, "conv.bias": 0.1, "norm.weight": 1.0, "norm.bias": 1.0,
+        "query_feat.weight": 2.0, "level_embed": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "factor"), [("con", 0.5), ("decoder.conv", 0.5), ("conv", 0.0)])
+def test_a_multiplier_that_fits_nothing_is_an_error(name: str, factor: float) -> None:
+    with pytest.raises(ConfigError, match=name):
+        build_optimizer(Head(), OptimizerConfig(lr_multipliers={name: factor}))
 
 
 @pytest.mark.parametrize("largest", [0.01, math.inf])
