@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from preprocess.destination import BUILD_FOLDER, PARTIAL, Destination
+from preprocess.destination import BUILD_FOLDER, PARTIAL, PLAN_FILE, Destination
 from preprocess.errors import BuildError
-from preprocess.journal import PLAN_FILE
 from preprocess.plan import BuildSettings, SplitFacts, SplitPlan, plan_split
 from preprocess.publish import published, stored_plan
 from preprocess.shard_task import ShardOutcome, ShardTask, build_shard

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from shards.index import SampleEntry
 from shards.manifest import Manifest, write_split
 
 BUILD_FOLDER = ".build"
+PLAN_FILE = f"{BUILD_FOLDER}/plan.json"
 PARTIAL = ".partial"  # ending of files that are being written; whoever holds the build lock may delete them
 
 
@@ -127,8 +127,10 @@ class LocalDestination(Destination):
 
     def finish(self) -> None:
         """See Destination."""
-        if (self.folder / BUILD_FOLDER).exists():
-            shutil.rmtree(self.folder / BUILD_FOLDER)
+        for name in build_files(self):
+            self.remove(name)
+        with suppress(FileNotFoundError):
+            (self.folder / BUILD_FOLDER).rmdir()
             sync_folder(self.folder)
 
     def __str__(self) -> str:
@@ -141,6 +143,14 @@ class LocalDestination(Destination):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
         sync_folder(target.parent)
+
+
+def build_files(destination: Destination) -> list[str]:
+    """What stands in BUILD_FOLDER, the plan last: while it is there, an interrupted `finish` can be
+    repeated.
+    """
+    names = [name for name in destination.names() if name.startswith(f"{BUILD_FOLDER}/")]
+    return sorted(names, key=lambda name: (name == PLAN_FILE, name))
 
 
 def sync_folder(folder: Path) -> None:

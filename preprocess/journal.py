@@ -15,7 +15,6 @@ from preprocess.destination import BUILD_FOLDER, Destination
 from preprocess.errors import Reject
 from shards.index import SampleEntry, ShardInfo
 
-PLAN_FILE = f"{BUILD_FOLDER}/plan.json"
 COLUMNS = tuple(field.name for field in fields(SampleEntry))
 
 

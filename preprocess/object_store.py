@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from preprocess.destination import BUILD_FOLDER, Destination
+from preprocess.destination import Destination, build_files
 from preprocess.errors import BuildError
 from shards.index import INDEX_NAME, SampleEntry, write_index
 from shards.manifest import MANIFEST_NAME, Manifest, finish_manifest
@@ -101,9 +101,8 @@ class ObjectDestination(Destination):
 
     def finish(self) -> None:
         """See Destination."""
-        for name in self.names():
-            if name.startswith(f"{BUILD_FOLDER}/"):
-                self.remove(name)
+        for name in build_files(self):
+            self.remove(name)
 
     def __str__(self) -> str:
         return self.url

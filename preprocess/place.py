@@ -7,9 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.destination import Destination, LocalDestination
+from preprocess.destination import PLAN_FILE, Destination, LocalDestination
 from preprocess.errors import BuildError
-from preprocess.journal import PLAN_FILE
 from preprocess.lock import build_lock
 from preprocess.object_store import ObjectDestination
 

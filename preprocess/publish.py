@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from preprocess.destination import Destination
+from preprocess.destination import PLAN_FILE, Destination
 from preprocess.errors import BuildError, Reject, RejectsError, reject_table
-from preprocess.journal import PLAN_FILE, Journal, read_journal
+from preprocess.journal import Journal, read_journal
 from preprocess.plan import SplitFacts
 from shards.errors import ManifestError
 from shards.index import SampleEntry, ShardInfo
@@ -58,7 +58,9 @@ def published(destination: Destination) -> Manifest | None:
 
 def publish_splits(destinations: Sequence[Destination], allow_rejects: int = 0) -> list[Published]:
     """Publish splits whose shards are all there; all or, where inputs were refused beyond the limit, none."""
-    surveys = [_survey(destination) for destination in destinations]
+    complete = [done for destination in destinations if (done := _finish_published(destination)) is not None]
+    finished = {done.place for done in complete}
+    surveys = [_survey(destination) for destination in destinations if str(destination) not in finished]
     rejects = tuple(reject for survey in surveys for reject in survey.rejects)
     if len(rejects) > allow_rejects:
         raise RejectsError(
@@ -69,7 +71,16 @@ def publish_splits(destinations: Sequence[Destination], allow_rejects: int = 0) 
             " refused inputs are kept. Or publish without them: --allow-rejects " + str(len(rejects)),
             rejects,
         )
-    return [_publish(survey) for survey in surveys]
+    return [*complete, *(_publish(survey) for survey in surveys)]
+
+
+def _finish_published(destination: Destination) -> Published | None:
+    """Clear up behind a builder that was killed between the manifest and its last step."""
+    manifest, facts = published(destination), stored_plan(destination)
+    if manifest is None or facts is None or manifest.settings.get("plan") != facts.digest:
+        return None
+    destination.finish()
+    return Published(str(destination), manifest)
 
 
 def _survey(destination: Destination) -> _Survey:

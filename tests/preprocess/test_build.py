@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess import shard_task
+from preprocess import lock, shard_task
 from preprocess.__main__ import main
 from preprocess.build import Part, execute, plan_jobs, prepare
 from preprocess.destination import LocalDestination
 from preprocess.errors import BuildError
+from preprocess.lock import build_lock
 from preprocess.plan import BuildSettings
 from preprocess.sources.opening import SourceRequest, open_source
 from shards.manifest import open_split
@@ -336,11 +337,24 @@ def test_a_disk_that_is_full(make_root, tmp_path):
     assert main(words(root, out)) == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_destination_that_is_read_only(make_root, tmp_path, capsys):
-    (tmp_path / "out").mkdir(mode=0o500)
-    assert main(words(make_root(), tmp_path / "out")) == 2
-    assert "Permission denied" in capsys.readouterr().err
+@pytest.mark.skipif(
+    not Path("/sys/kernel").is_dir(), reason="no file system here that even root cannot write to"
+)
+def test_a_destination_that_cannot_be_written(make_root, capsys):
+    assert main(words(make_root(), "/sys/kernel/out")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "/sys/kernel/out" in told
+
+
+def test_the_second_builder_of_a_destination_is_refused(make_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
+    root, out = make_root(), tmp_path / "out"
+    with build_lock(out):
+        assert main(words(root, out)) == 2
+        assert main(["finish", str(out)]) == 2
+    assert capsys.readouterr().err.count("another builder is at work here") == 2
+    assert main(words(root, out)) == 0
 
 
 def test_a_destination_that_is_a_file(make_root, tmp_path, capsys):

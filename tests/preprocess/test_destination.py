@@ -40,6 +40,7 @@ def test_small_files_reading_and_removing(tmp_path):
     place.finish()
     assert place.names() == ("y",)
     assert not (tmp_path / ".build").exists()
+    place.finish()
     place.remove("y")
     place.remove("y")
     assert place.names() == ()

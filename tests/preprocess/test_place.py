@@ -1,8 +1,7 @@
 import pytest
 
-from preprocess.destination import LocalDestination
+from preprocess.destination import PLAN_FILE, LocalDestination
 from preprocess.errors import BuildError
-from preprocess.journal import PLAN_FILE
 from preprocess.object_store import ObjectDestination
 from preprocess.place import Place
 

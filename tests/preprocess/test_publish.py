@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from preprocess.destination import LocalDestination
+from preprocess.destination import PLAN_FILE, LocalDestination
 from preprocess.errors import BuildError, Reject, RejectsError
 from preprocess.images import ImagePolicy
-from preprocess.journal import PLAN_FILE, journal_name
+from preprocess.journal import journal_name
 from preprocess.labels import LabelRule
 from preprocess.plan import BuildSettings, plan_split
 from preprocess.publish import publish_splits, published, stored_plan
@@ -56,6 +56,15 @@ def test_journals_of_another_plan_do_not_count(ready):
     ready.write(PLAN_FILE, dataclasses.replace(stored_plan(ready), digest="other").to_bytes())
     with pytest.raises(BuildError, match="2 of 2 shards are not there yet"):
         publish_splits([ready])
+
+
+def test_a_finish_that_was_killed_at_its_last_step_can_be_repeated(ready):
+    plan = ready.read(PLAN_FILE)
+    (done,) = publish_splits([ready])
+    ready.write(PLAN_FILE, plan)
+    ready.write(journal_name("training-00001.tar"), b"{}")
+    assert publish_splits([ready]) == [done]
+    assert ready.names() == ("manifest.json", "samples.parquet", "training-00000.tar", "training-00001.tar")
 
 
 def test_nothing_to_finish(tmp_path):
