@@ -10,12 +10,13 @@ Letters: B image, N row, K label index of an image, P point.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from shards.batch import VOID
+
+OUTSIDE = -1  # label of what lies beyond the map: no mask and no void
 
 
 def labels_present(label_map: Tensor, num_labels: int) -> Tensor:
@@ -24,49 +25,48 @@ def labels_present(label_map: Tensor, num_labels: int) -> Tensor:
     return seen.scatter_(1, label_map.flatten(1).long(), True)[:, :num_labels]
 
 
-def targets_of_rows(
-    label_map: Tensor, images: Tensor, wanted: Tensor, points: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mask values and weights, both (N, P) float32, for row n = label wanted[n] of image images[n] at
-    points[n].
-
-    label_map (B, H, W) uint8, images and wanted (N,) int64, points (N, P, 2) in 0..1. A point's weight
-    is 1 less the bilinear weight of its void neighbours.
+def padded(label_map: Tensor) -> Tensor:
+    """(B, H + 2, W + 2) int16: the map within a border of OUTSIDE, so that every point in 0..1 has four
+    neighbours.
     """
-    value = torch.zeros(points.shape[:2], device=points.device)
-    weight = torch.ones_like(value)
-    for label, share in _neighbours(label_map, images, points):
-        value += share * (label == wanted[:, None])
-        weight -= share * (label == VOID)
-    return value, weight
+    return F.pad(label_map.to(torch.int16), (1, 1, 1, 1), value=OUTSIDE)
 
 
-def targets_of_images(label_map: Tensor, num_labels: int, points: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for all labels of image b at points[b]: values (B, K, P) and weights (B, P); points (B,
-    P, 2).
+def targets_of_rows(bordered: Tensor, images: Tensor, wanted: Tensor, points: Tensor) -> Tensor:
+    """(N, P) float32 for row n = mask of label wanted[n] of image images[n], sampled at points[n].
+
+    bordered (B, H + 2, W + 2) from `padded`, images and wanted (N,) int64, points (N, P, 2) in 0..1. With
+    wanted = VOID it is the share of each point that lies on void.
     """
-    images = torch.arange(len(label_map), device=points.device)
-    wanted = torch.arange(num_labels, device=points.device)[:, None]
-    weight = torch.ones(points.shape[:2], device=points.device)
-    value = torch.zeros((len(label_map), num_labels, points.shape[1]), device=points.device)
-    for label, share in _neighbours(label_map, images, points):
-        value += share[:, None] * (label[:, None] == wanted)
-        weight -= share * (label == VOID)
-    return value, weight
+    places = _Neighbours(bordered, images, points)
+    return places.share_of(wanted[:, None])
 
 
-def _neighbours(label_map: Tensor, images: Tensor, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Label (N, P) uint8 and bilinear weight (N, P) of each of the four pixels round each point."""
-    _, height, width = label_map.shape
-    flat = label_map.reshape(-1)
-    # the same two roundings as grid_sample's own: to -1..1 and back
-    x = (2.0 * points[..., 0] * width - 1) * 0.5
-    y = (2.0 * points[..., 1] * height - 1) * 0.5
-    left, top = x.floor(), y.floor()
-    across, down = x - left, y - top
-    first = (images * (height * width))[:, None]
-    for row, part_y in ((top, 1 - down), (top + 1, down)):
-        for column, part_x in ((left, 1 - across), (left + 1, across)):
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            place = first + (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
-            yield flat[place], part_y * part_x * inside
+def targets_of_images(bordered: Tensor, num_labels: int, points: Tensor) -> tuple[Tensor, Tensor]:
+    """All masks of image b sampled at points[b], (B, K, P), and the share of void (B, P); points (B, P,
+    2).
+    """
+    places = _Neighbours(bordered, torch.arange(len(bordered), device=points.device), points)
+    shares = torch.stack([places.share_of(k) for k in range(num_labels)], 1)
+    return shares, places.share_of(VOID)
+
+
+class _Neighbours:
+    """The four pixels round each point (N, P), and where the point lies between them."""
+
+    def __init__(self, bordered: Tensor, images: Tensor, points: Tensor) -> None:
+        _, height, width = bordered.shape
+        # in pixels of the bordered map: grid_sample's own rule, 1 further from the edge
+        x = points[..., 0] * (width - 2) + 0.5
+        y = points[..., 1] * (height - 2) + 0.5
+        left, top = x.floor(), y.floor()
+        self.across, self.down = x.sub_(left), y.sub_(top)
+        place = top.mul_(width).add_(left).to(torch.int64).add_((images * (height * width))[:, None])
+        flat = bordered.view(-1)
+        self.labels = [flat[place], flat[place + 1], flat[place + width], flat[place + width + 1]]
+
+    def share_of(self, label: Tensor | int) -> Tensor:
+        """(N, P): bilinear weight of those neighbours whose label it is."""
+        left_top, right_top, left_low, right_low = ((own == label).float() for own in self.labels)
+        upper = left_top.lerp_(right_top, self.across)
+        return upper.lerp_(left_low.lerp_(right_low, self.across), self.down)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shards.batch import VOID, CropBatch
-from train.label_points import labels_present, targets_of_rows
+from train.label_points import labels_present, padded, targets_of_rows
 from train.mask_classification import MaskClassificationLoss
 from train.matcher import Assigner, CostWeights, matching_costs
 from train.model.prediction import Prediction
@@ -31,10 +31,10 @@ from train.points import (
     ROWS,
     nearest_zero,
     point_keys,
-    random_words,
+    random_points,
     row_offsets,
     sample_maps,
-    to_unit,
+    shifted,
 )
 from train.transfer import HostCopy, to_device
 
@@ -121,15 +121,19 @@ class MatchedLoss:
                 np.stack([point_keys(seed, crops.positions, num_layers, use) for use in (MATCH, ROWS)]),
                 device,
             )
-            words = random_words(keys[0], self.settings.num_points)
+            points = random_points(keys[0], self.settings.num_points)
+            bordered = padded(crops.label_map)
             costs = matching_costs(
-                predictions, crops.label_map, crops.labels, words, self._weights, self.settings.ignore_void
+                predictions, bordered, crops.labels, points, self._weights, self.settings.ignore_void
             )
             copy = HostCopy(_packed(costs, labels_present(crops.label_map, crops.labels.shape[1]), carry))
             candidates, _, fresh = self.settings.point_counts
-            words = random_words(keys[1], candidates + fresh)  # the device draws these while the host assigns
+            # drawn on the device while the host assigns
+            points = random_points(keys[1], candidates + fresh)
             rows, carried = self._matches(copy.wait(), costs.shape, predictions, crops)
-            terms = self._terms(predictions, crops, to_device(rows, device), keys[1], words, world_reduce)
+            terms = self._terms(
+                predictions, crops, bordered, to_device(rows, device), keys[1], points, world_reduce
+            )
             return terms if carry is None else replace(terms, carried=carried)
 
     def _matches(
@@ -148,9 +152,10 @@ class MatchedLoss:
         self,
         predictions: Sequence[Prediction],
         crops: CropBatch,
+        bordered: Tensor,
         rows: Tensor,
         keys: Tensor,
-        words: Tensor,
+        points: Tensor,
         world_reduce: Callable[[Tensor], Tensor] | None,
     ) -> LossTerms:
         settings, num_layers = self.settings, len(predictions)
@@ -162,7 +167,7 @@ class MatchedLoss:
             num_matched, settings.no_object_coefficient, num_queries, class_logits, world_reduce
         )
         mask, dice = self._mask_sums(
-            predictions, crops, rows, row_offsets(keys[rows[0], rows[1]], classes), words
+            predictions, bordered, rows, row_offsets(keys[rows[0], rows[1]], classes), points
         )
         mask, dice = mask / segments, dice / segments
         classify = self._class_sums(class_logits, rows, classes) / weight
@@ -184,18 +189,19 @@ class MatchedLoss:
     def _mask_sums(
         self,
         predictions: Sequence[Prediction],
-        crops: CropBatch,
+        bordered: Tensor,
         rows: Tensor,
         offsets: Tensor,
-        words: Tensor,
+        points: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(L,) cross entropy and (L,) dice, summed over the matched masks of each layer."""
         maps = _matched_maps(predictions, rows)
-        points = to_unit(self._row_words(maps.detach(), rows, offsets, words))
-        target, valid = targets_of_rows(crops.label_map, rows[1], rows[3], points)
+        points = self._row_points(maps.detach(), rows, offsets, points)
+        target = targets_of_rows(bordered, rows[1], rows[3], points)
         logit = sample_maps(maps, points).squeeze(1)  # (R, P)
         entropy, share = F.softplus(logit) - logit * target, logit.sigmoid()
         if self.settings.ignore_void:
+            valid = 1 - targets_of_rows(bordered, rows[1], torch.full_like(rows[3], VOID), points)
             entropy, share = F.softplus(logit) * valid - logit * target, share * valid
             entropy_mean = entropy.sum(1) / valid.sum(1).clamp(min=1.0)
         else:
@@ -205,21 +211,19 @@ class MatchedLoss:
         nothing = logit.new_zeros(len(predictions))
         return nothing.index_add(0, rows[0], entropy_mean), nothing.index_add(0, rows[0], dice)
 
-    def _row_words(self, maps: Tensor, rows: Tensor, offsets: Tensor, words: Tensor) -> Tensor:
-        """(R, P, 2) integer points of each matched row: the least certain of its candidates, then fresh
-        ones.
-        """
-        candidates, kept, _ = self.settings.point_counts
-        chosen = []
+    def _row_points(self, maps: Tensor, rows: Tensor, offsets: Tensor, points: Tensor) -> Tensor:
+        """(R, P, 2): the least certain of each matched row's candidates, then fresh ones."""
+        candidates, kept, fresh = self.settings.point_counts
+        chosen = [points.new_zeros((0, self.settings.num_points, 2))]
         at_once = max(1, CANDIDATES_AT_ONCE // candidates)
         with torch.no_grad():
             for part in range(0, rows.shape[1], at_once):
                 some = slice(part, part + at_once)
-                drawn = words[rows[0, some], rows[1, some]] + offsets[some, None]
-                first, fresh = drawn.split((candidates, drawn.shape[1] - candidates), 1)
-                logit = sample_maps(maps[some], to_unit(first)).squeeze(1)
-                chosen.append(torch.cat((nearest_zero(logit, first, kept), fresh), 1))
-        return torch.cat(chosen) if chosen else words.new_zeros((0, self.settings.num_points, 2))
+                drawn = shifted(points[rows[0, some], rows[1, some]], offsets[some])
+                first, rest = drawn.split((candidates, fresh), 1)
+                logit = sample_maps(maps[some], first).squeeze(1)
+                chosen.append(torch.cat((nearest_zero(logit, first, kept), rest), 1))
+        return torch.cat(chosen)
 
 
 def _packed(costs: Tensor, present: Tensor, carry: Tensor | None) -> Tensor:

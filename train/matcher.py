@@ -23,7 +23,7 @@ from torch import Tensor
 
 from train.label_points import targets_of_images
 from train.model.prediction import Prediction
-from train.points import sample_maps, to_unit
+from train.points import sample_maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +37,30 @@ class CostWeights:
 
 def matching_costs(
     predictions: Sequence[Prediction],
-    label_map: Tensor,
+    bordered: Tensor,
     labels: Tensor,
-    words: Tensor,
+    points: Tensor,
     weights: CostWeights,
     ignore_void: bool,
 ) -> Tensor:
     """(L, B, Q, K) float32 on the device; columns of labels that an image lacks hold numbers without
     meaning.
 
-    label_map (B, H, W) uint8, labels (B, K) int64, words (L, B, P, 2): integer points of each layer and
-    image.
+    bordered (B, H + 2, W + 2) from `label_points.padded`, labels (B, K) int64, points (L, B, P, 2) in
+    0..1: those of each layer and image.
     """
     with torch.no_grad():
         return torch.stack(
             [
-                _layer_costs(p, label_map, labels, to_unit(w), weights, ignore_void)
-                for p, w in zip(predictions, words, strict=True)
+                _layer_costs(p, bordered, labels, w, weights, ignore_void)
+                for p, w in zip(predictions, points, strict=True)
             ]
         )
 
 
 def _layer_costs(
     prediction: Prediction,
-    label_map: Tensor,
+    bordered: Tensor,
     labels: Tensor,
     points: Tensor,
     weights: CostWeights,
@@ -69,23 +69,19 @@ def _layer_costs(
     probability = prediction.class_logits.float().softmax(-1)
     index = labels.clamp(min=0)[:, None].expand(-1, probability.shape[1], -1)
     cost = -weights.classify * probability.gather(2, index)
-    target, valid = targets_of_images(label_map, labels.shape[1], points)  # (B, K, P), (B, P)
+    target, void = targets_of_images(bordered, labels.shape[1], points)  # (B, K, P), (B, P)
     logit = sample_maps(prediction.mask_logits.float(), points)  # (B, Q, P)
-    total = float(points.shape[1])
+    total = torch.full((len(labels), 1, 1), float(points.shape[1]), device=points.device)
     entropy, share = F.softplus(logit), logit.sigmoid()
     if ignore_void:
-        entropy, share = entropy * valid[:, None], share * valid[:, None]
-        cost_mask = _pair_sums(entropy, logit, target) / valid.sum(-1).clamp(min=1.0)[:, None, None]
-    else:
-        cost_mask = _pair_sums(entropy, logit, target) / total
+        valid = 1 - void[:, None]  # (B, 1, P)
+        entropy, share = entropy * valid, share * valid
+        total = valid.sum(-1, keepdim=True).clamp(min=1.0)
+    # binary cross entropy of every query with every mask
+    cost_mask = (entropy.sum(-1, keepdim=True) - logit @ target.transpose(1, 2)) / total
     overlap = 2 * share @ target.transpose(1, 2)
     area = share.sum(-1)[..., None] + target.sum(-1)[:, None]
     return cost + weights.mask * cost_mask + weights.dice * (1 - (overlap + 1) / (area + 1))
-
-
-def _pair_sums(entropy: Tensor, logit: Tensor, target: Tensor) -> Tensor:
-    """(B, Q, K): binary cross entropy of every query with every mask, summed over points."""
-    return entropy.sum(-1)[..., None] - logit @ target.transpose(1, 2)
 
 
 class Assigner:

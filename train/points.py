@@ -62,39 +62,42 @@ def point_keys(seed: int, positions: Sequence[int], num_layers: int, purpose: in
     return np.stack(halves, axis=-1)
 
 
-def random_words(keys: Tensor, count: int) -> Tensor:
-    """(..., count, 2) int32 in [0, 2**24): `count` points of integer coordinates for each key (..., 2)."""
+def random_points(keys: Tensor, count: int) -> Tensor:
+    """(..., count, 2) float32 in [0, 1): `count` points for each key (..., 2)."""
     index = torch.arange(2 * count, device=keys.device)
-    words = mix((mix(index ^ keys[..., :1]) + keys[..., 1:]) & LOW_32)
-    return (words >> (32 - UNIT_BITS)).to(torch.int32).unflatten(-1, (count, 2))
+    return _to_unit(mix((mix(index ^ keys[..., :1]) + keys[..., 1:]) & LOW_32)).unflatten(-1, (count, 2))
 
 
 def row_offsets(keys: Tensor, class_ids: Tensor) -> Tensor:
-    """(R, 2) int32 in [0, 2**24): the shift of each row, from its image's and layer's key (R, 2) and
-    its class (R,).
+    """(R, 2) float32 in [0, 1): the shift of each row, from its image's and layer's key (R, 2) and
+    class (R,).
     """
-    words = torch.stack((absorb(keys[:, 0], class_ids), absorb(keys[:, 1], class_ids)), -1)
-    return (words >> (32 - UNIT_BITS)).to(torch.int32)
+    return _to_unit(torch.stack((absorb(keys[:, 0], class_ids), absorb(keys[:, 1], class_ids)), -1))
 
 
-def to_unit(words: Tensor) -> Tensor:
-    """float32 in [0, 1), exact, from integer coordinates; bits above the 24th are wrapped away."""
-    return (words & (2**UNIT_BITS - 1)).to(torch.float32) * 2.0**-UNIT_BITS
+def shifted(points: Tensor, offsets: Tensor) -> Tensor:
+    """Points (R, P, 2) moved by their row's offset (R, 2) and wrapped round at 1."""
+    return (points + offsets[:, None]).frac_()
+
+
+def _to_unit(words: Tensor) -> Tensor:
+    """float32 in [0, 1), exact, from the upper bits of 32-bit words."""
+    return (words >> (32 - UNIT_BITS)).to(torch.float32) * 2.0**-UNIT_BITS
 
 
 def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     """Bilinear samples (N, C, P) of maps (N, C, h, w) at points (N, P, 2), (x, y) in 0..1; zero outside
     the map.
     """
-    grid = (2.0 * points - 1.0).unsqueeze(1)
+    grid = (2.0 * points).sub_(1.0).unsqueeze(1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(2)
 
 
-def nearest_zero(logits: Tensor, words: Tensor, count: int) -> Tensor:
-    """(N, count, 2): of candidates `words` (N, P, 2), the ones where |logits| (N, P) is smallest, in no
+def nearest_zero(logits: Tensor, points: Tensor, count: int) -> Tensor:
+    """(N, count, 2): of candidates `points` (N, P, 2), those with the smallest |logits| (N, P), in no
     set order.
 
     That is where a mask is least certain (PointRend, Kirillov et al. 2020, arXiv 1912.08193).
     """
     chosen = torch.topk(logits.abs(), count, dim=1, largest=False, sorted=False).indices
-    return words.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
+    return points.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))

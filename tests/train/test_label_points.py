@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from shards.batch import VOID
-from train.label_points import labels_present, targets_of_images, targets_of_rows
+from train.label_points import labels_present, padded, targets_of_images, targets_of_rows
 
 
 def random_maps(batch: int = 3, height: int = 9, width: int = 14, labels: int = 5) -> torch.Tensor:
@@ -27,33 +27,38 @@ def one_hot_samples(label_map: torch.Tensor, labels: list[int], points: torch.Te
 
 def test_image_targets_equal_grid_sample_of_one_hot_masks() -> None:
     label_map, points = random_maps(), border_points(3)
-    value, weight = targets_of_images(label_map, 5, points)
+    value, void = targets_of_images(padded(label_map), 5, points)
     expected = one_hot_samples(label_map, [0, 1, 2, 3, 4], points)
     assert torch.allclose(value, expected, atol=1e-6)
-    void = one_hot_samples(label_map, [VOID], points)[:, 0]
-    assert torch.allclose(weight, 1 - void, atol=1e-6)
-    assert float(weight.min()) < 0.1 < 0.9 < float(weight.max())
+    assert torch.allclose(void, one_hot_samples(label_map, [VOID], points)[:, 0], atol=1e-6)
+    assert float(void.min()) < 0.1 < 0.9 < float(void.max())
 
 
 def test_row_targets_equal_grid_sample_of_one_hot_masks() -> None:
     label_map = random_maps()
     images, wanted = torch.tensor([2, 0, 0, 1]), torch.tensor([4, 0, 3, 1])
     points = border_points(4)
-    value, weight = targets_of_rows(label_map, images, wanted, points)
+    value = targets_of_rows(padded(label_map), images, wanted, points)
+    void = targets_of_rows(padded(label_map), images, torch.full((4,), VOID), points)
     for row in range(4):
         image = label_map[images[row]][None]
-        assert torch.allclose(
-            value[row], one_hot_samples(image, [int(wanted[row])], points[row : row + 1])[0, 0], atol=1e-6
-        )
-        assert torch.allclose(
-            weight[row], 1 - one_hot_samples(image, [VOID], points[row : row + 1])[0, 0], atol=1e-6
-        )
+        for ours, label in ((value[row], int(wanted[row])), (void[row], VOID)):
+            assert torch.allclose(
+                ours, one_hot_samples(image, [label], points[row : row + 1])[0, 0], atol=1e-6
+            )
+
+
+def test_label_254_is_neither_void_nor_outside() -> None:
+    label_map = torch.full((1, 3, 3), 254, dtype=torch.uint8)
+    points = torch.tensor([[[0.5, 0.5], [0.0, 0.5]]])
+    images = torch.zeros(1, dtype=torch.int64)
+    assert targets_of_rows(padded(label_map), images, torch.tensor([254]), points).tolist() == [[1.0, 0.5]]
+    assert targets_of_rows(padded(label_map), images, torch.tensor([VOID]), points).tolist() == [[0.0, 0.0]]
 
 
 def test_no_rows_give_no_targets() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    value, weight = targets_of_rows(random_maps(), none, none, torch.zeros(0, 7, 2))
-    assert value.shape == weight.shape == (0, 7)
+    assert targets_of_rows(padded(random_maps()), none, none, torch.zeros(0, 7, 2)).shape == (0, 7)
 
 
 def test_presence_is_a_pixel_count_above_zero() -> None:

@@ -19,7 +19,7 @@ from shards.batch import VOID, CropBatch
 from train.loss import LossSettings, LossTerms, MaskClassificationLoss, MatchedLoss, linear_loss
 from train.model.prediction import Prediction
 from train.nonfinite import NonFiniteError
-from train.points import MATCH, ROWS, point_keys, random_words, row_offsets, to_unit
+from train.points import MATCH, ROWS, point_keys, random_points, row_offsets, shifted
 
 CLASSES, QUERIES, SIZE = 7, 6, 32
 SETTINGS = LossSettings(num_points=50)
@@ -92,15 +92,15 @@ def points_in_reference_order(
     num_layers = layer + 1
     match = torch.from_numpy(point_keys(seed, crops.positions, num_layers, MATCH))[layer]
     for key in match:
-        yield to_unit(random_words(key, settings.num_points))[None]
+        yield random_points(key, settings.num_points)[None]
     here = torch.from_numpy(rows[:, rows[0] == layer])
     keys = torch.from_numpy(point_keys(seed, crops.positions, num_layers, ROWS))[layer, here[1]]
-    drawn = (
-        random_words(keys, candidates + fresh) + row_offsets(keys, crops.labels[here[1], here[3]])[:, None]
+    drawn = shifted(
+        random_points(keys, candidates + fresh), row_offsets(keys, crops.labels[here[1], here[3]])
     )
-    yield to_unit(drawn[:, :candidates])
+    yield drawn[:, :candidates].contiguous()
     if fresh:
-        yield to_unit(drawn[:, candidates:])
+        yield drawn[:, candidates:]
 
 
 def reference_terms(

@@ -10,9 +10,10 @@ from transformers.models.mask2former.modeling_mask2former import (
     sample_point,
 )
 
+from train.label_points import padded
 from train.matcher import Assigner, CostWeights, matching_costs
 from train.model.prediction import Prediction
-from train.points import MATCH, point_keys, random_words, to_unit
+from train.points import MATCH, point_keys, random_points
 
 
 def test_costs_equal_the_reference_for_every_layer_and_image() -> None:
@@ -25,11 +26,11 @@ def test_costs_equal_the_reference_for_every_layer_and_image() -> None:
     ]
     label_map = torch.randint(0, 3, (2, 20, 28), generator=generator).to(torch.uint8)
     labels = torch.tensor([[0, 3, 4], [1, 2, -1]])
-    words = random_words(torch.from_numpy(point_keys(1, [8, 9], 3, MATCH)), 60)
-    costs = matching_costs(predictions, label_map, labels, words, CostWeights(5.0, 4.0, 2.0), False)
+    drawn = random_points(torch.from_numpy(point_keys(1, [8, 9], 3, MATCH)), 60)
+    costs = matching_costs(predictions, padded(label_map), labels, drawn, CostWeights(5.0, 4.0, 2.0), False)
     assert costs.shape == (3, 2, 4, 3)
     for layer, image in itertools.product(range(3), range(2)):
-        points = to_unit(words[layer, image])[None]
+        points = drawn[layer, image][None]
         logits = predictions[layer].mask_logits[image][:, None]
         masks = torch.stack([label_map[image] == k for k in range(3)])[:, None].float()
         logit = sample_point(logits, points.expand(4, -1, -1), align_corners=False).squeeze(1)

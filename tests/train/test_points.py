@@ -6,15 +6,14 @@ import torch
 from train.points import (
     MATCH,
     ROWS,
-    UNIT_BITS,
     absorb,
     mix,
     nearest_zero,
     point_keys,
-    random_words,
+    random_points,
     row_offsets,
     sample_maps,
-    to_unit,
+    shifted,
 )
 
 
@@ -53,7 +52,7 @@ def test_keys_do_not_depend_on_the_batch_but_on_every_word() -> None:
 def test_points_are_uniform_and_unrelated() -> None:
     count = 40_000
     keys = torch.from_numpy(point_keys(0, [5, 6], 2, ROWS))
-    points = to_unit(random_words(keys, count)).double()
+    points = random_points(keys, count).double()
     assert points.shape == (2, 2, count, 2)
     assert float(points.min()) >= 0
     assert float(points.max()) < 1
@@ -77,19 +76,21 @@ def test_points_are_uniform_and_unrelated() -> None:
 
 def test_a_shifted_row_stays_uniform_and_differs_by_class() -> None:
     keys = torch.from_numpy(point_keys(0, [5], 1, ROWS))
-    drawn = random_words(keys, 20_000)[0]
+    drawn = random_points(keys, 20_000).expand(3, -1, -1, -1)[:, 0]
     offsets = row_offsets(keys[0].expand(3, 2), torch.tensor([0, 1, 149]))
     assert len({tuple(row) for row in offsets.tolist()}) == 3
-    points = to_unit(drawn + offsets[:, None]).double()
+    points = shifted(drawn, offsets).double()
     assert float(points.min()) >= 0
     assert float(points.max()) < 1
     assert torch.allclose(points.mean(1), torch.tensor(0.5, dtype=torch.float64), atol=0.01)
     assert torch.allclose(points.var(1), torch.tensor(1 / 12, dtype=torch.float64), atol=0.003)
 
 
-def test_to_unit_wraps_and_never_reaches_one() -> None:
-    words = torch.tensor([0, 2**UNIT_BITS - 1, 2**UNIT_BITS, 2 ** (UNIT_BITS + 1) - 1], dtype=torch.int32)
-    assert to_unit(words).tolist() == [0.0, 1 - 2.0**-24, 0.0, 1 - 2.0**-24]
+def test_shifted_points_wrap_and_never_reach_one() -> None:
+    high = 1 - 2.0**-24
+    points = torch.tensor([[[0.0, high], [0.5, 2.0**-24]]])
+    moved = shifted(points, torch.tensor([[high, high]]))
+    assert moved[0].tolist() == [[high, 1 - 2.0**-23], [0.5, 0.0]]
 
 
 def test_absorb_spreads_a_changed_bit_over_the_word() -> None:
@@ -107,7 +108,7 @@ def test_sample_maps_reads_pixel_centres_and_zeros_outside() -> None:
 
 def test_nearest_zero_keeps_the_least_certain() -> None:
     logits = torch.tensor([[3.0, -0.5, 0.1, -2.0], [-9.0, 8.0, 7.0, -6.0]])
-    words = torch.arange(16, dtype=torch.int32).view(2, 4, 2)
-    kept = nearest_zero(logits, words, 2)
+    points = torch.arange(16.0).view(2, 4, 2)
+    kept = nearest_zero(logits, points, 2)
     assert sorted(kept[0].tolist()) == [[2, 3], [4, 5]]
     assert sorted(kept[1].tolist()) == [[12, 13], [14, 15]]
