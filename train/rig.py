@@ -1,0 +1,145 @@
+"""A training step taken apart for measuring: the trainer's own pieces, with marks between them.
+
+Two kinds: ours, and one put together like the reference (float32 pixel decoder, unfused deformable
+attention, loss called layer by layer on one-hot float masks), so that a ratio compares two ways of
+doing the same work in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shards.augment import CropSettings, class_masks, crop, draw_crops
+from shards.batch import CropBatch, RaggedBatch
+from train.assembly import autocast_dtype, crop_settings
+from train.loss import LossSettings, MatchedLoss, linear_loss
+from train.mask_classification import MaskClassificationLoss
+from train.model.deformable_attention import DeformableAttention
+from train.model.prediction import Prediction
+from train.model.segmenter import Segmenter, build_segmenter
+from train.model.weights import load_backbone
+from train.optimizer import build_optimizer, clip_gradients
+from train.phases import PhaseClock, mark_after
+from train.schema import TrainConfig
+
+Loss = Callable[[Sequence[Prediction], CropBatch], Tensor]
+
+
+@dataclass
+class Rig:
+    """All that one measured step needs."""
+
+    config: TrainConfig
+    segmenter: Segmenter
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    crops: CropSettings
+    device: torch.device
+    autocast: torch.dtype | None
+
+    def step(self, batches: Iterator[RaggedBatch], clock: PhaseClock) -> Tensor:
+        """One optimiser step from the next batch; the loss, still on the device."""
+        decoder = self.segmenter.decoder
+        clock.start()
+        batch = clock.wait_for(lambda: next(batches))
+        batch = batch.to(self.device)
+        clock.mark("copy")
+        crops = crop(batch, draw_crops(batch, self.config.seed, self.crops), self.crops)
+        clock.mark("crop")
+        drops = decoder.draw_drops(batch.positions, self.config.seed)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            answer = decoder(crops.images, self.segmenter.features(crops.images), drops)
+        total = self.loss(answer, crops)
+        clock.mark("loss")
+        total.backward()
+        clock.mark("backward")
+        clip_gradients(decoder, self.config.optimizer.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        clock.mark("optimiser")
+        return total.detach()
+
+    def phases(self) -> dict[str, nn.Module]:
+        """The modules whose forward ends a phase, by the phase's name, in the order in which they run."""
+        adapter, head = self.segmenter.decoder.segmentation_model
+        if self.segmenter.kind == "linear":
+            return {"backbone": self.segmenter.backbone, "linear head": head}
+        parts = dict(head.named_children())
+        return {
+            "backbone": self.segmenter.backbone,
+            "adapter": adapter,
+            "pixel decoder": parts["pixel_decoder"],
+            "query decoder": parts["predictor"],
+        }
+
+    def run(self, batches: Iterator[RaggedBatch], warmup: int, steps: int) -> dict[str, float]:
+        """Median milliseconds of each phase and of the whole step."""
+        clock = PhaseClock(self.device)
+        remove_hooks = mark_after(clock, self.phases())
+        try:
+            for _ in range(warmup + steps):
+                self.step(batches, clock)
+        finally:
+            remove_hooks()
+        return clock.medians_ms(warmup)
+
+
+def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = False) -> Rig:
+    """The model of `config` with a fresh head, its optimiser and its loss, all on `device`."""
+    model = config.model
+    dtype = autocast_dtype(config, device)
+    backbone = load_backbone(
+        model.dino_hub or "",
+        model.weights or model.pretrained_weights,
+        model.revision,
+        dtype=dtype,
+        device=device,
+    )
+    precision = "reference" if reference else "mixed"
+    segmenter = build_segmenter(backbone, config.decoder_head, precision=precision, seed=config.seed).to(
+        device
+    )
+    segmenter.decoder.train()
+    for module in segmenter.decoder.modules():
+        if isinstance(module, DeformableAttention):
+            module.fused = not reference
+    optimizer = build_optimizer(segmenter.decoder, config.optimizer)
+    loss = build_loss(config, device, reference)
+    return Rig(config, segmenter, optimizer, loss, crop_settings(config), device, dtype)
+
+
+def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Loss:
+    """The loss as a function of predictions and crops."""
+    if config.decoder_head.type == "linear":
+        return lambda logits, crops: linear_loss(logits, crops)  # type: ignore[arg-type]
+    wanted = config.m2f_train
+    if reference:
+        layered = MaskClassificationLoss(
+            wanted.num_points, wanted.oversample_ratio, wanted.importance_sample_ratio,
+            wanted.mask_coefficient, wanted.dice_coefficient, wanted.class_coefficient,
+            config.decoder_head.num_classes, wanted.no_object_coefficient,
+        ).to(device)  # fmt: skip
+        return lambda predictions, crops: layer_by_layer(layered, predictions, crops)
+    settings = LossSettings(
+        wanted.num_points, wanted.oversample_ratio, wanted.importance_sample_ratio, wanted.mask_coefficient,
+        wanted.dice_coefficient, wanted.class_coefficient, wanted.no_object_coefficient, wanted.ignore_void,
+    )  # fmt: skip
+    matched = MatchedLoss(settings, config.decoder_head.num_classes)
+    return lambda predictions, crops: matched(predictions, crops, seed=config.seed, world_reduce=None).total
+
+
+def layer_by_layer(
+    loss: MaskClassificationLoss, predictions: Sequence[Prediction], crops: CropBatch
+) -> Tensor:
+    """The reference's way: dense float masks of every class, then one call a layer."""
+    targets = [{"masks": t["masks"].float(), "labels": t["labels"]} for t in class_masks(crops)]
+    terms = {
+        f"{name}_{layer}": value
+        for layer, p in enumerate(predictions)
+        for name, value in loss(p.mask_logits, targets, p.class_logits).items()
+    }
+    return loss.loss_total(terms, lambda *_, **__: None)

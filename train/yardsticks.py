@@ -1,0 +1,73 @@
+"""What a measured step is held against: its own FLOPs, this machine's matmul rate, its memory and its
+syncs.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+SYNC_WARNING = "called a synchronizing CUDA operation"
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of matmuls, convolutions and attention in `call`, backward passes included.
+
+    Gathers are not counted, so neither is the sampling inside deformable attention.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 20) -> float:
+    """10^12 operations a second of square `side` x `side` products, the best of three rounds."""
+    a = torch.ones((side, side), device=device, dtype=dtype)
+    best_s = float("inf")
+    for _ in range(4):  # the first round warms up; `min` forgets it
+        begin = _settled(device)
+        for _ in range(repeats):
+            a.mm(a)
+        best_s = min(best_s, _settled(device) - begin)
+    return 2 * side**3 * repeats / best_s / 1e12
+
+
+def count_syncs(call: Callable[[], object], device: torch.device) -> int | None:
+    """How often the host waits for the device in `call`, as PyTorch's sync debug mode sees it; None off CUDA.
+
+    Waiting for an event, as the matcher's one copy does, is not seen by it.
+    """
+    if device.type != "cuda":
+        return None
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return sum(SYNC_WARNING in str(warning.message) for warning in caught)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far and give cached memory back, so that the next peak is its own."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """Most device memory that tensors held since `reset_peak`, GiB; None off CUDA."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+def _settled(device: torch.device) -> float:
+    """Seconds on the clock, once the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
