@@ -12,12 +12,15 @@ without a jump.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from train.schema import ConfigError, SchedulerConfig, nearest
+
+logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings")
 Schedule = Callable[[int], float]  # steps taken so far -> factor on a group's full learning rate
@@ -53,6 +56,10 @@ def build_schedule(config: SchedulerConfig) -> Schedule:
     """The factor function that `config` describes; ConfigError for an unknown type or argument."""
     if config.type not in MAKERS:
         raise ConfigError(f"scheduler.type is {config.type!r}, expected one of {', '.join(MAKERS)}")
+    warmup = config.constructor_kwargs.get("warmup_iters", 0)
+    if isinstance(warmup, int) and warmup >= config.total_iter:
+        message = "the warm-up of %d steps outlasts the run of %d: little will be learnt"
+        logger.warning(message, warmup, config.total_iter)
     return MAKERS[config.type](config)
 
 

@@ -82,6 +82,11 @@ def test_bad_schedules_are_refused(kind: str, arguments: dict[str, object], expe
         build_schedule(SchedulerConfig(kind, 10, arguments))
 
 
+def test_a_warm_up_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    build_schedule(SchedulerConfig("WarmupOneCycleLR", 10, dict(PUBLISHED)))
+    assert "warm-up of 1500 steps outlasts the run of 10" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["WarmupOneCycleLR", "WarmupPolyLR", "WarmupCosineLR"])
 def test_a_schedule_has_no_rate_beyond_its_end(kind: str) -> None:
     schedule = build_schedule(SchedulerConfig(kind, 10, {}))
