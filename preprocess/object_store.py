@@ -21,7 +21,8 @@ import fsspec
 
 from preprocess.destination import Destination, build_files
 from preprocess.errors import BuildError
-from shards.index import INDEX_NAME, SampleEntry, write_index
+from shards.index import INDEX_NAME, SampleEntry
+from shards.index_file import write_index
 from shards.manifest import MANIFEST_NAME, Manifest, finish_manifest
 
 SCHEMES = ("s3", "gs", "hf", "memory")

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ManifestError, StoreError
-from shards.index import INDEX_NAME, IndexReader, SampleEntry, ShardIndex, ShardInfo, write_index
+from shards.index import INDEX_NAME, SampleEntry, ShardIndex, ShardInfo
+from shards.index_file import IndexFile, IndexReader, write_index
 from shards.record import FORMAT_VERSION
-from shards.store import FILE_NAME, SCHEME, Store, StoreFile, open_store
+from shards.store import FILE_NAME, SCHEME, Store, open_store
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_NAME = "maskshards"
@@ -244,8 +245,14 @@ class Split:
         """The rows of one shard, read and checked anew at each call. ManifestError where they are wrong."""
         with self._lock:
             if self._reader is None:
-                self._reader = IndexReader(StoreFile(self.store, INDEX_NAME), self.manifest.shards)
+                self._reader = IndexReader(IndexFile(self.store), self.manifest.shards)
         return self._reader.read(shard_number)
+
+    def close(self) -> None:
+        """Let go of files and connections; the split may be used again afterwards."""
+        with self._lock:
+            self._reader = None
+        self.store.close()
 
     def __getstate__(self) -> tuple[Manifest, Store]:
         return self.manifest, self.store
@@ -275,10 +282,10 @@ def open_split(place: str | Path) -> Split:
 
 def open_splits(place: str | Path) -> tuple[Split, ...]:
     """The split at `place`, or else all splits one step below it, by name."""
-    below = _splits_below(str(place))
     try:
         return (open_split(place),)
     except ManifestError:
+        below = _splits_below(str(place))
         if not below:
             raise
     return tuple(open_split(f"{str(place).rstrip('/')}/{name}") for name in below)
@@ -288,11 +295,14 @@ def _splits_below(place: str) -> list[str]:
     if SCHEME.match(place):
         found = []
         for name in USUAL_SPLITS:
+            store = open_store(f"{place.rstrip('/')}/{name}")
             try:
-                open_store(f"{place.rstrip('/')}/{name}").size(MANIFEST_NAME)
+                store.size(MANIFEST_NAME)
                 found.append(name)
             except StoreError:
                 continue
+            finally:
+                store.close()
         return found
     folder = Path(place)
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}")) if folder.is_dir() else []

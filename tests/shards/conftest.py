@@ -128,6 +128,29 @@ def make_split(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def make_rows():
+    """make([samples of each shard], seed) -> (ShardInfo of each, rows of each) of shards made in memory."""
+
+    def make(shard_samples, seed=0):
+        random, shards, entries = np.random.default_rng(seed), [], []
+        for number, count in enumerate(shard_samples):
+            writer = TarWriter(io.BytesIO())
+            rows = []
+            for place in range(count):
+                height, width = (int(side) for side in random.integers(1, 9, 2))
+                class_map = random.choice(np.array([0, 5, 600, 65535], np.uint16), (height, width))
+                image = random.bytes(int(random.integers(1, 3000)))
+                runs = encode_label_map(class_map)
+                rows.append(writer.add(Record(f"k{number}_{place}", image, "jpg", height, width, runs, {})))
+            writer.close()
+            shards.append(ShardInfo(f"t-{number:05d}.tar", count, writer.num_bytes, writer.sha256))
+            entries.append(rows)
+        return shards, entries
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def take_keys():
     """The keys of a new loader's first batches, one list."""
 

@@ -22,7 +22,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import shards.index
+import shards.index_file
 from shards.decode import decode_image
 from shards.errors import ManifestError, SampleError, ShardError, StoreError
 from shards.index import ShardInfo
@@ -219,7 +219,7 @@ def forge(tmp_path, make_split, monkeypatch):
         (folder / "training-00000.tar").write_bytes(data)
         info = ShardInfo("training-00000.tar", 1, len(data), hashlib.sha256(data).hexdigest())
         with monkeypatch.context() as careless:
-            careless.setattr(shards.index, "check_rows", lambda rows, shard: None)
+            careless.setattr(shards.index_file, "check_rows", lambda rows, shard: None)
             classes = tuple(map(str, range(150)))
             write_split(folder, Manifest("forged", "training", classes, (info,)), [[alter_entry(entry)]])
         return open_split(folder)

@@ -52,3 +52,21 @@ def test_looking_at_shards_needs_no_torch(make_split):
     program = "import sys; from shards.__main__ import main\n"
     program += f"main(['verify', {str(made.folder)!r}, '--deep']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_every_command_takes_a_url(make_split, serve, tmp_path, capsys):
+    made = make_split("far", [2, 1])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/training").symlink_to(made.folder)
+    server = serve(tmp_path)
+    base = f"{server.url}/out"
+    assert main(["info", base, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["splits"]
+    assert (found["fingerprint"], found["place"]) == (made.manifest.fingerprint, f"{base}/training")
+    assert server.bytes_sent["out/training/training-00000.tar"] == 0
+    assert main(["verify", f"{base}/training", "--deep"]) == 0
+    assert main(["diff", base, str(made.folder)]) == 0
+    assert main(["preview", base, "--out", str(tmp_path / "page.html")]) == 0
+    capsys.readouterr()
+    assert main(["info", f"{server.url}/nothing"]) == 2
+    assert "manifest.json" in capsys.readouterr().err
