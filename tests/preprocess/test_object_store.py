@@ -56,6 +56,7 @@ def test_a_build_to_objects_has_the_bytes_of_a_build_to_a_folder(make_root, tmp_
     assert main(words(root, tmp_path / "out")) == 0
     assert main(words(root, url)) == 0
     assert remote(url) == local(tmp_path / "out")
+    assert main(["verify", url, "--against", str(root), "--workers", "1"]) == 0
 
 
 def test_parts_and_finish_on_objects(make_root, tmp_path, url, capsys):

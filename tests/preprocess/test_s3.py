@@ -154,6 +154,7 @@ def test_a_bucket_gets_the_bytes_of_a_folder(make_root, tmp_path, bucket, cuts, 
     assert main(words(root, url, "--workers", workers)) == 0
     assert proxy.cuts <= 0
     assert remote(url) == local(tmp_path / "out")
+    assert main(["verify", url, "--against", str(root), "--workers", "1"]) == 0
 
 
 def test_a_connection_that_never_holds_stops_the_build_which_goes_on_later(
