@@ -119,7 +119,7 @@ def crop(batch: RaggedBatch, draws: CropDraws, settings: CropSettings) -> CropBa
     counts = window_counts(batch.run_ends, batch.run_owners, windows, labels.shape[1] + 1)
     rows, columns = _chosen_pixels(windows, choose(counts, settings.max_class_share), settings.crop_px)
     label_map = _label_crops(batch, windows, rows, columns)
-    images = _image_crops(batch, plan, rows, columns)
+    images = _image_crops(batch, plan, windows.resized_widths, rows, columns)
     preset = PRESETS[settings.photometric]
     if preset is not None and draws.colour is not None:
         distort(images, colour, draws.colour, preset, inner)
@@ -165,23 +165,18 @@ def _to_device(
     labels = np.full((len(batch), max(1, *map(len, batch.labels), 1)), -1, np.int32)
     for i, own in enumerate(batch.labels):
         labels[i, : len(own)] = own
-    small = np.stack(
-        [
-            np.cumsum(areas) - areas,
-            batch.widths,
-            batch.run_offsets[:-1],
-            np.diff(batch.run_offsets),
-            draws.flips,
-        ]
-    ).astype(np.int32)
+    small = np.empty((6, len(batch)), np.int32)
+    small[0], small[1], small[2] = np.cumsum(areas) - areas, batch.widths, [w for _, w in plan.resized]
+    small[3], small[4], small[5] = batch.run_offsets[:-1], np.diff(batch.run_offsets), draws.flips
     inner = np.array(plan.inner, np.int32)
     colour = np.zeros((5, len(batch)), np.float32) if draws.colour is None else draws.colour.table()
     on_device = upload([small, inner, plan.tops, plan.lefts, labels, colour, *rows, *columns], device)
-    starts, widths, run_starts, run_counts, flips = on_device[0]
+    starts, widths, resized_widths, run_starts, run_counts, flips = on_device[0]
     inner_sizes, tops, lefts, label_ids, colour_table, *tables = on_device[1:]
     windows = Windows(
         pixel_starts=starts,
         widths=widths,
+        resized_widths=resized_widths,
         run_starts=run_starts.long(),
         run_counts=run_counts.long(),
         inner_heights=inner_sizes[:, 0],
@@ -231,15 +226,21 @@ def _label_crops(batch: RaggedBatch, windows: Windows, rows: Tensor, columns: Te
     return label_map
 
 
-def _image_crops(batch: RaggedBatch, plan: WindowPlan, rows: Tensor, columns: Tensor) -> Tensor:
+def _image_crops(
+    batch: RaggedBatch, plan: WindowPlan, widths: Tensor, rows: Tensor, columns: Tensor
+) -> Tensor:
     """(B, 3, h, w) float32, whole grey levels: each image resized as a whole, then its window taken."""
     crops = torch.empty(len(batch), 3, rows.shape[1], columns.shape[1], device=rows.device)
-    y, x = rows.long(), columns.long()
-    for i, (height, width) in enumerate(plan.resized):
-        planes = resize_planes(image_of(batch, i), height, width).view(3, -1)
-        places = (y[i, :, None] * width + x[i]).view(-1)
-        crops[i].view(3, -1).copy_(planes.gather(1, places.expand(3, -1)))
-    return crops
+    for part in stretches(len(batch), rows.device):
+        places = rows[part, :, None].long() * widths[part, None, None] + columns[part, None, :]
+        for i, place in zip(range(len(batch))[part], places.flatten(1), strict=True):
+            planes = resize_planes(image_of(batch, i), *plan.resized[i]).view(3, -1)
+            target, index = crops[i].view(3, -1), place.expand(3, -1)
+            if planes.dtype == crops.dtype:  # everywhere but on the CPU, whose planes are bytes
+                torch.gather(planes, 1, index, out=target)
+            else:
+                target.copy_(planes.gather(1, index))
+    return crops if rows.device.type == "cpu" else crops.round_()
 
 
 def class_masks(crops: CropBatch) -> list[dict[str, Tensor]]:

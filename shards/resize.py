@@ -42,24 +42,21 @@ def nearest_sources(source_px: int, target_px: int) -> NDArray[np.int32]:
 
 
 def resize_image(image: Tensor, out_h: int, out_w: int) -> Tensor:
-    """(3, out_h, out_w) float32, whole numbers 0..255: the (H, W, 3) image as Pillow's BILINEAR resizes it,
-    +-1.
+    """(3, out_h, out_w) float32, whole numbers 0..255: what Pillow's BILINEAR makes of (H, W, 3), +-1.
 
     `image` is uint8, or floating point of the same values. On the CPU uint8 goes through an integer kernel
     several times quicker than the floating one; CUDA has only the latter. Both round to whole grey levels.
     """
-    return resize_planes(image, out_h, out_w).float()
+    return resize_planes(image, out_h, out_w).float().round_()
 
 
 def resize_planes(image: Tensor, out_h: int, out_w: int) -> Tensor:
-    """`resize_image` before the cast: uint8 on the CPU, float32 elsewhere; contiguous planes (3, out_h,
-    out_w).
-    """
+    """`resize_image` before it casts and rounds: uint8 on the CPU, float32 elsewhere; contiguous planes."""
     planes = image.permute(2, 0, 1)[None]
     if image.device.type == "cpu" and image.dtype == torch.uint8:
         return F.interpolate(planes, (out_h, out_w), mode="bilinear", antialias=True)[0].contiguous()
     planes = planes.to(torch.float32, memory_format=torch.contiguous_format)
-    return F.interpolate(planes, (out_h, out_w), mode="bilinear", antialias=True)[0].round_()
+    return F.interpolate(planes, (out_h, out_w), mode="bilinear", antialias=True)[0]
 
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -50,6 +50,7 @@ class Windows:
 
     pixel_starts: Tensor  # (B,) first pixel of each image in the batch
     widths: Tensor  # (B,) of the source images
+    resized_widths: Tensor  # (B,)
     run_starts: Tensor  # (B,) int64, first run of each image
     run_counts: Tensor  # (B,) int64
     inner_heights: Tensor  # (B,)

@@ -49,7 +49,7 @@ def windows_of(class_maps, resized, crop_px, down, right):
     heights, widths = ([m.shape[axis] for m in class_maps] for axis in (0, 1))
     plan = plan_windows(resized, crop_px, down, right)
     areas = np.multiply(heights, widths)
-    arrays = [np.cumsum(areas) - areas, widths, 0, 0, *np.array(plan.inner).T, np.zeros(len(widths))]
+    arrays = [np.cumsum(areas) - areas, widths, 0, 0, 0, *np.array(plan.inner).T, np.zeros(len(widths))]
     arrays += [plan.tops, plan.lefts]
     tables = []
     for axis, sizes in enumerate((heights, widths)):
