@@ -68,6 +68,21 @@ def test_equals_pillow_on_random_scenes(make_batch, random_scenes, seed):
     check_against_oracle(images, class_maps, crop(batch, draws, settings), draws, settings)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 200))
+def test_equals_pillow_on_many_more(make_batch, random_scenes, seed):
+    random = np.random.default_rng(seed)
+    images, class_maps = random_scenes(
+        6, 1, int(random.integers(2, 400)), seed, classes=int(random.integers(1, 60))
+    )
+    batch = make_batch(images, class_maps)
+    low, high = sorted(random.uniform(0.05, 6, 2))
+    crop_px = tuple(random.integers(1, 200, 2).tolist())
+    settings = replace(PLAIN, ratio=(low, high), crop_px=crop_px, image_px=int(random.integers(20, 150)))
+    draws = draw_crops(batch, seed, settings)
+    check_against_oracle(images, class_maps, crop(batch, draws, settings), draws, settings)
+
+
 def test_extreme_shapes_equal_pillow(make_batch):
     random = np.random.default_rng(0)
     sizes = [(1, 1), (1, 300), (300, 1), (2, 7), (200, 31), (40, 40)]
