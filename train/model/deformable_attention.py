@@ -36,6 +36,8 @@ def deformable_attention(
     """
     if fused and kernels_fit(value):
         return deformable_attention_kernel(value, shapes, locations, weights)
+    if torch.compiler.is_exporting():  # budgets would tie the program to one batch size
+        return _all_levels(value, shapes, locations, weights).to(value.dtype)
     wants_gradient = value.requires_grad or locations.requires_grad or weights.requires_grad
     if torch.is_grad_enabled() and wants_gradient and locations.numel() // 2 * value.shape[-1] > KEPT_BUDGET:
         return _Resampled.apply(value, shapes, locations, weights)
