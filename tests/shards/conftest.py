@@ -85,7 +85,7 @@ def random_scenes():
     return scenes
 
 
-def _record(random, key):
+def _record(random, key, formats):
     """A blocky picture with blocky masks: its Record, and what reading it must give."""
     height, width = (int(size) for size in random.integers(20, 60, 2))
     blocks = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
@@ -93,7 +93,7 @@ def _record(random, key):
     present = random.choice([0, 3, 7, 149], random.integers(1, 4), replace=False)
     classes = random.choice(np.array([*present, 65535], np.uint16), blocks.shape[:2])
     classes = classes.repeat(8, 0).repeat(8, 1)[:height, :width]
-    image_format = str(random.choice(["jpg", "jpg", "png"]))
+    image_format = str(random.choice(formats))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG" if image_format == "jpg" else "PNG")
     decoded = np.asarray(Image.open(buffer).convert("RGB"))
@@ -106,7 +106,7 @@ def _record(random, key):
 def make_split(tmp_path_factory):
     """make(name, [samples of each shard], seed) -> .folder, .keys per shard, .truth[key] = (image, map)."""
 
-    def make(name, shard_samples, seed=0):
+    def make(name, shard_samples, seed=0, formats=("jpg", "jpg", "png")):
         random = np.random.default_rng([seed, len(shard_samples)])
         folder = tmp_path_factory.mktemp(name)
         infos, entries, keys, truth = [], [], [], {}
@@ -116,7 +116,7 @@ def make_split(tmp_path_factory):
             with TarWriter(path) as writer:
                 rows = []
                 for key in keys[-1]:
-                    record, truth[key] = _record(random, key)
+                    record, truth[key] = _record(random, key, formats)
                     rows.append(writer.add(record))
             infos.append(ShardInfo(path.name, num_samples, writer.num_bytes, writer.sha256))
             entries.append(rows)
