@@ -40,9 +40,6 @@ class Reject:
         return f"{self.name}: {self.reason}"
 
 
-def reject_table(rejects: tuple[Reject, ...], limit: int = 50) -> str:
-    """One line per refused input, at most `limit` of them, then how many more there are."""
-    lines = [f"  {reject}" for reject in rejects[:limit]]
-    if len(rejects) > limit:
-        lines.append(f"  ... and {len(rejects) - limit} more")
-    return "\n".join(lines)
+def reject_table(rejects: tuple[Reject, ...]) -> str:
+    """One line per refused input, all of them: a list cut short would have to be asked for again."""
+    return "\n".join(f"  {reject}" for reject in rejects)

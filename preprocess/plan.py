@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from preprocess.errors import BuildError, Reject, SourceError
-from preprocess.images import ImagePolicy
+from preprocess.images import RE_ENCODING, ImagePolicy
 from preprocess.sources.source import Source
 
 PLAN_VERSION = 1  # grows when the same settings would give other bytes
@@ -38,7 +38,13 @@ class BuildSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the manifest."""
-        return {"samples_per_shard": self.samples_per_shard, "seed": self.seed, "policy": asdict(self.policy)}
+        facts = {
+            "samples_per_shard": self.samples_per_shard,
+            "seed": self.seed,
+            "policy": asdict(self.policy),
+        }
+        touched = self.policy.convert or self.policy.max_short_side
+        return {**facts, "re_encoding": RE_ENCODING} if touched else facts
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> BuildSettings:

@@ -6,9 +6,11 @@ import hashlib
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +216,39 @@ def test_refused_inputs_are_all_listed_and_nothing_is_published(make_root, tmp_p
         "images/validation/validation_0000.jpg",
     ]
     assert main(["verify", str(out), "--against", str(root), "--workers", "1"]) == 0
+
+
+def test_every_kind_of_bad_file_is_named_in_one_build(make_root, tmp_path, capsys):
+    root = make_root(training=8)
+    images, labels = root / "images/training", root / "annotations/training"
+    jpeg = (images / "training_0000.jpg").read_bytes()
+    lying = bytearray(jpeg)
+    at = lying.index(b"\xff\xc0") + 5
+    lying[at : at + 2] = (4000).to_bytes(2, "big")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    png = (labels / "training_0000.png").read_bytes()
+    bomb = png[:8] + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    (images / "training_0001.jpg").write_bytes(jpeg[:-40])
+    (images / "training_0002.jpg").write_bytes(lying)
+    (labels / "training_0003.png").write_bytes(bomb)
+    (labels / "training_0004.png").write_bytes(b"")
+    Image.new("RGB", (30, 24)).save(labels / "training_0005.png")
+    Image.new("L", (30, 23)).save(labels / "training_0006.png")
+    (images / "training_0007.png").write_bytes(png)
+    assert main(words(root, tmp_path / "out")) == 2
+    told = capsys.readouterr().err
+    for number, words_of in {
+        1: "JPEG does not decode cleanly (Premature end of JPEG file)",
+        2: "JPEG does not decode cleanly",
+        3: "label map claims 60000x60000 pixels",
+        4: "the label map is empty (0 bytes)",
+        5: "label map is a 8-bit RGB PNG; expected one channel",
+        6: "label map is 30x23, image is 30x24 (width x height)",
+        7: "duplicate key 'training_0007'",
+    }.items():
+        assert f"images/training/training_000{number}.jpg: {words_of}" in told
+    assert "images/training/training_0007.png: duplicate key" in told
+    assert "8 inputs were refused" in told
 
 
 def test_mended_inputs_need_only_their_shards(built, tmp_path, monkeypatch):

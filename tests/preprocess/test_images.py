@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from preprocess.errors import RejectedInput
@@ -153,6 +154,28 @@ def test_damaged_files():
     ):
         with pytest.raises(RejectedInput, match=words):
             encode_image(data, KEEP)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_quick_proof_finds_what_a_full_decode_finds(progressive):
+    good = encode(rgb(), "JPEG", progressive=progressive)
+    rng, found = np.random.default_rng(6), []
+    for number in range(60):
+        data = bytearray(good)
+        data[rng.integers(400, len(good) - 2)] ^= 1 << rng.integers(0, 8)
+        del data[len(good) - number * (number % 3) :]
+        try:
+            simplejpeg.decode_jpeg(bytes(data))
+            full = True
+        except ValueError as error:
+            full = "extraneous bytes" in str(error)
+        try:
+            quick = bool(encode_image(bytes(data), KEEP))
+        except RejectedInput:
+            quick = False
+        assert quick == full
+        found.append(full)
+    assert 5 < sum(found) < 55
 
 
 def test_a_jpeg_whose_header_lies_is_refused():

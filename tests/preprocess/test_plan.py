@@ -63,6 +63,8 @@ def test_the_digest_names_the_plan():
 def test_facts_and_settings_survive_json():
     settings = BuildSettings(7, 3, ImagePolicy(True, 512))
     assert BuildSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert "quality 95 4:4:4" in settings.to_json()["re_encoding"]
+    assert "re_encoding" not in BuildSettings().to_json()
     facts = plan_split(listed(NAMES), "training", settings).facts
     assert SplitFacts.from_bytes(facts.to_bytes()) == facts
 
