@@ -315,6 +315,8 @@ def _what_is_there(place: str, error: StoreError) -> str:
     folder = Path(place)
     if not folder.is_dir():
         return f"{place}: there is no such folder; give a folder that python -m preprocess build wrote"
+    if (folder / MANIFEST_NAME).exists():
+        return f"{place}: {error}"
     if below := _splits_below(place):
         return f"{place}: it holds the splits {', '.join(below)}; name one, such as {folder / below[0]}"
     if (folder / "annotations").is_dir() or (folder / "labels").is_dir():

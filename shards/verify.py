@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import zstandard
 from PIL import Image
+from tqdm import tqdm
 
 from shards.decode import decode_image
 from shards.errors import ManifestError, SampleError, StoreError
@@ -28,6 +29,7 @@ from shards.manifest import Split, open_splits
 from shards.record import from_members, member_names
 from shards.tar import BLOCK, END, check_member, tar_header
 
+READ_BYTES = 8 << 20  # at once, unless one sample is larger
 MAX_LISTED = 100  # faults of a split that are told in full; the rest are counted
 PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG"}
 
@@ -88,7 +90,11 @@ class _Checker:
     def whole(self) -> Iterator[Fault]:
         """Every shard, then what concerns all of them together."""
         key_digests = []
-        for number, shard in enumerate(self.split.manifest.shards):
+        # Shown on a terminal only, and on stderr.
+        shards = tqdm(
+            self.split.manifest.shards, self.split.manifest.split, unit="shard", disable=None, leave=False
+        )
+        for number, shard in enumerate(shards):
             try:
                 rows = self.split.index(number)
                 key_digests.append(_key_digests(rows.keys))
@@ -112,7 +118,10 @@ class _Checker:
                     continue
                 rows = self.split.index(number)
                 for place in places.tolist():
-                    yield from self._sample(shard.name, rows.entry(place))[1]
+                    entry = rows.entry(place)
+                    extent = _extent(entry, 0)
+                    data = self._read(shard.name, extent.start, extent.stop - extent.start)
+                    yield from self._sample(shard.name, entry, data, extent.start)
             except (ManifestError, StoreError) as error:
                 yield Fault(shard.name, "", str(error))
 
@@ -122,10 +131,16 @@ class _Checker:
             yield Fault(name, "", f"it has {found} bytes, the manifest says {num_bytes}")
             return
         digest = hashlib.sha256()
-        for place in range(len(rows)):
-            data, faults = self._sample(name, rows.entry(place))
+        for first, last in _stretches(rows):
+            start = int(rows.image_offset[first]) - BLOCK
+            stop = int(rows.image_offset[last]) - BLOCK if last < len(rows) else num_bytes - len(END)
+            data = memoryview(self._read(name, start, stop - start))
             digest.update(data)
-            yield from faults
+            for place in range(first, last):
+                entry = rows.entry(place)
+                yield from self._sample(
+                    name, entry, bytes(data[_extent(entry, start)]), entry.image_offset - BLOCK
+                )
         end = self._read(name, num_bytes - len(END), len(END))
         if end != END:
             yield Fault(name, "", "it does not end in two empty blocks")
@@ -133,17 +148,13 @@ class _Checker:
         if digest.hexdigest() != sha256:
             yield Fault(name, "", f"it has sha256 {digest.hexdigest()}, the manifest says {sha256}")
 
-    def _sample(self, shard: str, entry: SampleEntry) -> tuple[bytes, list[Fault]]:
-        """(all bytes of a sample, its faults)."""
-        start = entry.image_offset - BLOCK
-        stop = entry.runs_offset + entry.runs_size
-        data = self._read(shard, start, stop + -stop % BLOCK - start)
+    def _sample(self, shard: str, entry: SampleEntry, data: bytes, start: int) -> Iterator[Fault]:
+        """What is wrong with a sample whose bytes, headers and padding too, begin at `start` of the shard."""
         self.samples_checked += 1
         try:
             self._check(data, entry, shard, start)
         except SampleError as error:
-            return data, [Fault(shard, entry.key, error.what)]
-        return data, []
+            yield Fault(shard, entry.key, error.what)
 
     def _check(self, data: bytes, entry: SampleEntry, shard: str, start: int) -> None:
         members, expected = [], b""
@@ -191,6 +202,25 @@ class _Checker:
                     yield Fault(shard.name, key, f"its key stands in {seen[key]} as well")
                 elif digest in suspects:
                     seen[key] = shard.name
+
+
+def _extent(entry: SampleEntry, start: int) -> slice:
+    """Where a sample's bytes lie, from its first header to its last padding, counted from `start`."""
+    stop = entry.runs_offset + entry.runs_size
+    return slice(entry.image_offset - BLOCK - start, stop + -stop % BLOCK - start)
+
+
+def _stretches(rows: ShardIndex) -> Iterator[tuple[int, int]]:
+    """Rows [first, last) to read at once: a network pays for each question, memory for each byte."""
+    first = 0
+    for place in range(1, len(rows) + 1):
+        last = place == len(rows)
+        if (
+            last
+            or int(rows.runs_offset[place] + rows.runs_size[place] - rows.image_offset[first]) > READ_BYTES
+        ):
+            yield first, place
+            first = place
 
 
 def _key_digests(keys: tuple[str, ...]) -> np.ndarray:

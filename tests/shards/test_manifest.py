@@ -1,11 +1,16 @@
 """The manifest: its bytes, what the fingerprint covers, atomic publication, what opening says elsewhere."""
 
 import copy
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +25,17 @@ from shards.manifest import (
     parse_manifest,
     write_split,
 )
+from shards.record import Record
+from shards.rle import encode_label_map
+from shards.tar import TarWriter
 
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = {
+    "manifest.json": "d2d93b40f5e10534",
+    "samples.parquet": "59e31a8d1a681778",
+    "t-00000.tar": "c41c5b735b9508c0",
+}
+GOLDEN_FINGERPRINT = "927de2ca2c99f12f"
 DIGESTS = {"sha256": "ab" * 32, "index_sha256": "cd" * 32}
 
 
@@ -229,3 +244,40 @@ def test_importing_writer_and_manifest_loads_neither_pyarrow_nor_torch():
         "import sys, shards.tar, shards.manifest; sys.exit(bool({'pyarrow', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_manifest_that_is_no_file_is_said_to_be_none(tmp_path):
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(ManifestError, match="not a regular file"):
+        open_split(tmp_path)
+
+
+def test_threads_may_share_a_split(make_split):
+    made = make_split("shared", [2, 3, 0, 1, 4, 2])
+    split = open_split(made.folder)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(split.index, list(range(6)) * 20))
+    assert [rows.keys for rows in found] == [tuple(keys) for keys in made.keys] * 20
+
+
+def test_bytes_are_those_on_file_for_the_pinned_libraries(tmp_path):
+    """What was published once must come out of every later version, unless the format version grows."""
+    pins = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for name in ("pyarrow", "zstandard"):
+        if version(name) != pins[name]:
+            pytest.skip(f"{name} is {version(name)}, bytes are promised for {pins[name]}")
+    with TarWriter(tmp_path / "t-00000.tar") as writer:
+        rows = []
+        for number in range(3):
+            class_map = (np.arange(40 * 50).reshape(40, 50) // (7 + number) % 4).astype(np.uint16)
+            class_map[class_map == 3] = 65535
+            runs = encode_label_map(class_map)
+            rows.append(
+                writer.add(Record(f"k/{number}", bytes(range(200)), "jpg", 40, 50, runs, {"name": "ü"}))
+            )
+    info = ShardInfo("t-00000.tar", 3, writer.num_bytes, writer.sha256)
+    made = write_split(tmp_path, Manifest("golden", "training", ("a", "b", "c"), (info,)), [rows])
+    assert {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in tmp_path.iterdir()
+    } == GOLDEN
+    assert made.fingerprint.startswith(GOLDEN_FINGERPRINT)

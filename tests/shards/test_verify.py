@@ -200,3 +200,14 @@ def test_a_flood_of_faults_is_counted(make_split):
     verdict = check_split(open_split(made.folder))
     assert (verdict["num_faults"], len(verdict["faults"])) == (MAX_LISTED + 21, MAX_LISTED)
     assert "and 21 more" in as_text({"splits": [verdict]})
+
+
+@pytest.mark.parametrize(("limit", "reads"), [(1, [3, 0, 4]), (1 << 30, [1, 0, 1])])
+def test_samples_are_read_in_stretches_of_bounded_size(intact, monkeypatch, limit, reads):
+    monkeypatch.setattr("shards.verify.READ_BYTES", limit)
+    split = open_split(intact.folder)
+    asked, read = [], split.store.read
+    monkeypatch.setattr(split.store, "read", lambda name, *span: asked.append(name) or read(name, *span))
+    assert check_split(split) == check_split(open_split(intact.folder))
+    names = [shard.name for shard in split.manifest.shards]
+    assert [asked.count(name) for name in names] == [count + 1 for count in reads]  # and the end of each
