@@ -97,7 +97,8 @@ def upload(arrays: Sequence[NDArray[np.int32] | NDArray[np.float32]], device: to
     """The arrays, 32 bits wide each, as tensors on `device`: one pinned buffer, one copy, nothing waits."""
     flat = torch.from_numpy(np.concatenate([array.reshape(-1).view(np.int32) for array in arrays]))
     if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
+        flat = flat.pin_memory()
+    flat = flat.to(device, non_blocking=True)
     tensors = []
     for part, array in zip(flat.split([array.size for array in arrays]), arrays, strict=True):
         whole = array.dtype == np.int32

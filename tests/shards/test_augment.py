@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+import shards.photometric
+from shards import augment
 from shards.augment import CropSettings, choose, class_masks, crop, draw_crops
 from shards.batch import VOID, CropBatch
 from shards.errors import SampleError
+from shards.resize import resize_planes
 
 PLAIN = CropSettings(
     crop_px=(32, 48), image_px=40, photometric="none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
@@ -268,6 +271,40 @@ def test_real_images_equal_pillow(make_batch):
     batch = make_batch(images, class_maps)
     draws = draw_crops(batch, 1, settings)
     check_against_oracle(images, class_maps, crop(batch, draws, settings), draws, settings)
+
+
+@pytest.mark.parametrize("photometric", ["none", "reference", "eomt"])
+def test_no_number_is_asked_of_the_device(make_batch, random_scenes, photometric):
+    # Tensors on "meta" have shapes and no values: whatever needed one, as a host sync would, raises.
+    batch = make_batch(*random_scenes(4, 12, 110, 5))
+    settings = replace(CropSettings(), crop_px=(64, 96), image_px=48, photometric=photometric)
+    crops = crop(batch.to("meta"), draw_crops(batch, 0, settings), settings)
+    assert crops.images.shape == (4, 3, 64, 96)
+    assert crops.images.dtype == torch.float32
+    assert crops.label_map.shape == (4, 64, 96)
+    assert crops.label_map.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("photometric", ["none", "reference", "mmseg", "eomt"])
+def test_working_on_whole_batches_as_a_gpu_does_gives_the_same(
+    make_batch, random_scenes, photometric, monkeypatch
+):
+    batch = make_batch(*random_scenes(6, 12, 110, 6))
+    settings = replace(PLAIN, photometric=photometric)
+    draws = draw_crops(batch, 0, settings)
+    expected = crop(batch, draws, settings)
+    for module in (augment, shards.photometric):
+        monkeypatch.setattr(module, "stretches", lambda size, device, active=None: [slice(0, size)])
+    got = crop(batch, draws, settings)
+    assert torch.equal(got.label_map, expected.label_map)
+    assert torch.equal(got.images, expected.images)
+    monkeypatch.setattr(
+        augment, "resize_planes", lambda image, *size: resize_planes(image.float(), *size).round()
+    )
+    got = crop(batch, draws, settings)
+    # A grey level of resizing, which contrast and saturation may widen to a few.
+    assert (got.images - expected.images).abs().max() <= (1 if photometric == "none" else 12)
+    assert (got.images - expected.images).abs().mean() < 0.5
 
 
 @pytest.mark.gpu
