@@ -93,6 +93,7 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "stages": best,
         "bottleneck": slowest,
+        "crop_ms_per_batch": best["crop"]["wall_ms"] * words.batch,
         "of_limit": best["limit"]["wall_ms"] / best["loader"]["wall_ms"],
         "of_limit_cpu": best["limit"]["cpu_ms"] / best["loader"]["cpu_ms"],
     }
@@ -123,7 +124,10 @@ def as_text(facts: dict[str, Any]) -> str:
         )
         return "\n".join(lines)
     lines += _table("stage", facts["stages"])
-    lines.append(f"bottleneck: {facts['bottleneck']}, the slowest stage alone (device: {facts['device']})")
+    lines.append(f"bottleneck: {facts['bottleneck']}, the slowest stage alone")
+    lines.append(
+        f"crop: {facts['crop_ms_per_batch']:.2f} ms a batch on {facts['device']}, the copy not counted"
+    )
     lines.append(
         f"the loader reaches {facts['of_limit']:.0%} of the images/s of bare decoding on the same threads "
         f"({facts['of_limit_cpu']:.0%} by CPU time)"

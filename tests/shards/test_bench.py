@@ -42,12 +42,14 @@ def test_the_table_names_the_bottleneck():
         "device": "cpu",
         "stages": stages,
         "bottleneck": "decode",
+        "crop_ms_per_batch": 1.5,
         "of_limit": 0.83,
         "of_limit_cpu": 0.9,
     }
     text = bench.as_text(facts)
     assert "decode                 0.500          0.250      4000" in text
     assert "bottleneck: decode" in text
+    assert "crop: 1.50 ms a batch on cpu" in text
     assert "83%" in text
 
 
