@@ -122,7 +122,11 @@ def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
 
 def write_config(config: TrainConfig, path: Path) -> None:
     """Write the whole merged config as YAML that `config=` accepts again."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    path.write_text(to_yaml(config), encoding="utf-8")
+
+
+def to_yaml(config: TrainConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def known_keys(kind: type = TrainConfig, prefix: str = "") -> Iterator[str]:

@@ -5,6 +5,7 @@ names.
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 from train.assembly import autocast_dtype, build_model, build_parts, nonfinite_folder, open_validation_split
@@ -14,12 +15,15 @@ from train.distributed import Ranks
 from train.evaluate import evaluate, evaluation_settings
 from train.guards import Guard
 from train.log import MetricsFile
-from train.loop import Training, train
+from train.loop import train
 from train.metrics import EvalResult
+from train.progress import ProgressLine
 from train.results import write_results
 from train.resume import begin, check_trained_on
 from train.schema import ConfigError, TrainConfig
+from train.session import Session
 from train.stop import StopSignals
+from train.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +39,26 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     start = begin(config, ranks, parts, folder)
     if ranks.is_first:
         write_config(config, folder / "config.yaml")
-    training = Training(
+    session = Session(
         config=config,
         ranks=ranks,
         parts=parts,
         run=folder,
         metrics=MetricsFile(folder, ranks, start.step),
-        stop=stop,
+        progress=ProgressLine(
+            start.step, config.scheduler.total_iter, sys.stderr if ranks.is_first else None
+        ),
         guard=Guard(config.guards, parts.segmenter.decoder, parts.optimizer, nonfinite_folder(config)),
+        stop=stop,
         best_score=start.best_score,
+        trackers=open_trackers(config, folder, ranks),
     )
     stop.check()
-    result = train(training, start)
+    try:
+        result = train(session, start)
+    finally:
+        for tracker in session.trackers:
+            tracker.close()
     return closing_line(config, result, folder / FINAL)
 
 

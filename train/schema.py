@@ -167,9 +167,10 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    interval: int = (
-        50  # steps between two lines; the only place where training waits for the device's figures
-    )
+    interval: int = 50  # steps between two lines; only there does training wait for figures from the device
+    tensorboard: bool = True  # event files in output_dir/tensorboard
+    wandb_project: str | None = None  # also to Weights & Biases (needs the wandb package)
+    report: bool = True  # output_dir/report.html, renewed at every evaluation
 
 
 @dataclass

@@ -17,8 +17,10 @@ from train.distributed import Ranks
 from train.guards import Guard
 from train.log import Meter, MetricsFile, read_metrics
 from train.loop import checkpoint_due, evaluation_due, is_due
+from train.progress import ProgressLine
 from train.routes import run_training
 from train.schema import TrainConfig
+from train.session import Session
 from train.stop import Stopped, StopSignals
 
 ALONE = Ranks(World(), torch.device("cpu"))
@@ -126,10 +128,10 @@ def test_killed_without_warning_repeats_the_lost_steps(
     again = [*arguments, f"output_dir={tmp_path / 'cut'}", "resume_from=auto", "checkpoint.interval=3"]
     real = loop.one_step
 
-    def dies(training: loop.Training, *given: object) -> None:
-        if training.metrics.has("train", 4) and not training.metrics.has("eval", 8):
+    def dies(session: Session, *given: object) -> None:
+        if session.metrics.has("train", 4) and not session.metrics.has("eval", 8):
             raise MemoryError("killed")
-        real(training, *given)  # type: ignore[arg-type]
+        real(session, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "one_step", dies)
     with pytest.raises(MemoryError):
@@ -152,8 +154,9 @@ def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str]
     metrics = MetricsFile(tmp_path, ALONE, 0)
     with StopSignals() as stop:
         guard = Guard(config.guards, parts.decoder, parts.optimizer, tmp_path)
-        training = loop.Training(config, ALONE, parts, tmp_path, metrics, stop, guard, None)
-        loop.one_step(training, iter(batches), Meter(math.inf), 1)
+        line = ProgressLine(0, 1, None)
+        session = Session(config, ALONE, parts, tmp_path, metrics, line, guard, stop, None)
+        loop.one_step(session, iter(batches), Meter(math.inf), 1)
     for value, gradient in zip(parts.decoder.parameters(), wanted, strict=True):
         assert value.grad is not None
         torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,46 @@
+"""One process's share of a run: what the loop, the evaluations and the reports all hold in their hands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.assembly import Parts
+from train.checkpoint import TrainState
+from train.distributed import Ranks
+from train.guards import Guard
+from train.log import MetricsFile
+from train.metrics import EvalResult
+from train.progress import ProgressLine
+from train.resume import state_of
+from train.schema import TrainConfig
+from train.stop import StopSignals
+from train.trackers import Tracker
+
+
+@dataclass
+class Session:
+    """A run under way. Only `best_score` and `result` change."""
+
+    config: TrainConfig
+    ranks: Ranks
+    parts: Parts
+    run: Path  # the output folder
+    metrics: MetricsFile
+    progress: ProgressLine
+    guard: Guard
+    stop: StopSignals
+    best_score: float | None  # None: no evaluation counted yet
+    trackers: list[Tracker] = field(default_factory=list)
+    result: EvalResult | None = None  # of the newest evaluation
+
+    def record(self, kind: str, step: int, **figures: Any) -> None:
+        """One line of figures, to metrics.jsonl and to every tracker."""
+        record = self.metrics.write(kind, step, **figures)
+        for tracker in self.trackers:
+            tracker.record(record)
+
+    def state(self, step: int) -> TrainState:
+        """The facts of the run after `step` optimiser steps."""
+        return state_of(self.config, self.parts, step, self.best_score)
