@@ -25,12 +25,11 @@ from shards.errors import ManifestError, StoreError
 from shards.index import INDEX_NAME, SampleEntry, ShardIndex, ShardInfo
 from shards.index_file import IndexFile, IndexReader, write_index
 from shards.record import FORMAT_VERSION
-from shards.store import FILE_NAME, SCHEME, Store, open_store
+from shards.store import FILE_NAME, Store, open_store
+from shards.whereabouts import MANIFEST_NAME, splits_below, what_is_there
 
-MANIFEST_NAME = "manifest.json"
 FORMAT_NAME = "maskshards"
 MAX_MANIFEST_BYTES = 1 << 29  # about two million shards
-USUAL_SPLITS = ("training", "validation")  # looked for below a URL, which cannot be listed
 Color = tuple[int, int, int]
 
 __all__ = [
@@ -132,6 +131,7 @@ def parse_manifest(data: bytes) -> Manifest:
             raise ManifestError(
                 f"{MANIFEST_NAME} was changed or damaged: its checksum does not fit; fetch it again"
             )
+        _check_types(facts)
         colors = [tuple(entry["color"]) for entry in facts["classes"] if "color" in entry]
         manifest = Manifest(
             dataset=facts["dataset"],
@@ -152,6 +152,29 @@ def parse_manifest(data: bytes) -> Manifest:
         raise ManifestError(f"{MANIFEST_NAME} cannot be read: {reason}") from error
     _check(manifest, listed)
     return manifest
+
+
+def _check_types(facts: dict[str, Any]) -> None:
+    """TypeError, which `parse_manifest` explains, where a field holds another kind of value."""
+    kinds: dict[str, type] = {
+        "dataset": str,
+        "split": str,
+        "label_rule": dict,
+        "settings": dict,
+        "fingerprint": str,
+    }
+    for name, kind in {**kinds, "rejects": list, "classes": list, "shards": list}.items():
+        if not isinstance(facts[name], kind):
+            raise TypeError(f"{name} is a {type(facts[name]).__name__}, expected {kind.__name__}")
+    if not all(type(facts["num_samples"]) is int and type(entry["id"]) is int for entry in facts["classes"]):
+        raise TypeError("class ids and numbers of samples are integers")
+    if not all(isinstance(entry["name"], str) for entry in (*facts["classes"], *facts["rejects"])):
+        raise TypeError("names are strings")
+    colors = [entry["color"] for entry in facts["classes"] if "color" in entry]
+    if not all(len(color) == 3 and all(type(v) is int and 0 <= v <= 255 for v in color) for color in colors):
+        raise TypeError("colors are three integers from 0 to 255")
+    if not all(isinstance(entry["reason"], str) for entry in facts["rejects"]):
+        raise TypeError("rejects have a name and a reason")
 
 
 def _check(manifest: Manifest, listed: tuple[list[int], int, str]) -> None:
@@ -273,7 +296,7 @@ def open_split(place: str | Path) -> Split:
             )
         data = store.read(MANIFEST_NAME, 0, num_bytes)
     except StoreError as error:
-        raise ManifestError(_what_is_there(str(place), error)) from error
+        raise ManifestError(what_is_there(str(place), error)) from error
     try:
         return Split(parse_manifest(data), store)
     except ManifestError as error:
@@ -285,48 +308,7 @@ def open_splits(place: str | Path) -> tuple[Split, ...]:
     try:
         return (open_split(place),)
     except ManifestError:
-        below = _splits_below(str(place))
+        below = splits_below(str(place))
         if not below:
             raise
     return tuple(open_split(f"{str(place).rstrip('/')}/{name}") for name in below)
-
-
-def _splits_below(place: str) -> list[str]:
-    if SCHEME.match(place):
-        found = []
-        for name in USUAL_SPLITS:
-            store = open_store(f"{place.rstrip('/')}/{name}")
-            try:
-                store.size(MANIFEST_NAME)
-                found.append(name)
-            except StoreError:
-                continue
-            finally:
-                store.close()
-        return found
-    folder = Path(place)
-    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}")) if folder.is_dir() else []
-
-
-def _what_is_there(place: str, error: StoreError) -> str:
-    """Why `place` is no split, and what to do."""
-    if SCHEME.match(place):
-        return f"{place}: no {MANIFEST_NAME} could be read there ({error}); give the URL of a split"
-    folder = Path(place)
-    if not folder.is_dir():
-        return f"{place}: there is no such folder; give a folder that python -m preprocess build wrote"
-    if (folder / MANIFEST_NAME).exists():
-        return f"{place}: {error}"
-    if below := _splits_below(place):
-        return f"{place}: it holds the splits {', '.join(below)}; name one, such as {folder / below[0]}"
-    if (folder / "annotations").is_dir() or (folder / "labels").is_dir():
-        kind = "ade20k" if (folder / "objectInfo150.txt").exists() else "folder --classes FILE"
-        return (
-            f"{place}: it is a source data set (images and label maps), not shards; build them first:"
-            f" python -m preprocess build --dataset {kind} --root {place} --out OUT"
-        )
-    if (folder / ".build").is_dir() or any(folder.glob("*.tar")):
-        return f"{place}: shards without {MANIFEST_NAME}: the build was not finished; run its command again"
-    found = sorted(path.name for path in folder.iterdir())
-    some = f"it holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else "it is empty"
-    return f"{place}: no {MANIFEST_NAME} there ({some}); give a folder that python -m preprocess build wrote"

@@ -26,9 +26,18 @@ import shards.index_file
 from shards.decode import decode_image
 from shards.errors import ManifestError, SampleError, ShardError, StoreError
 from shards.index import ShardInfo
-from shards.manifest import MANIFEST_NAME, Manifest, Split, open_split, parse_manifest, write_split
+from shards.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Split,
+    _digest,
+    finish_manifest,
+    open_split,
+    parse_manifest,
+    write_split,
+)
 from shards.record import from_members, to_members
-from shards.rle import decode_label_map
+from shards.rle import decode_label_map, encode_label_map, pack_runs, unpack_runs
 from shards.store import Store
 from shards.tar import TarWriter, read_members, tar_header
 from shards.verify import check_split
@@ -410,3 +419,126 @@ def test_a_shard_that_is_a_symlink_to_a_device_is_not_read(forge):
 
 def test_checksums_are_castagnoli():
     assert google_crc32c.value(b"123456789") == 0xE3069283  # the check value of CRC-32C (RFC 3720, B.4)
+
+
+def leaves(value, path=()):
+    """Paths of all values inside a JSON document, containers too."""
+    yield path
+    if isinstance(value, dict | list):
+        for name in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[name], (*path, name))
+
+
+def planted(document, path, value):
+    """The document with another value at a path."""
+    if not path:
+        return value
+    document = dict(document) if isinstance(document, dict) else list(document)
+    document[path[0]] = planted(document[path[0]], path[1:], value)
+    return document
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_value_anywhere_in_a_forged_manifest_is_refused_or_typed(data):
+    shard = ShardInfo("t-00000.tar", 1, 2048, "00" * 32, "00" * 32)
+    rejects = ({"name": "a", "reason": "b"},)
+    made = Manifest("d", "s", ("a", "b"), (shard,), {"x": 1}, ((1, 2, 3), (4, 5, 6)), {"y": 2}, rejects)
+    facts = json.loads(finish_manifest(made, made.shards).to_bytes())
+    facts.pop("checksum")
+    facts = planted(facts, data.draw(st.sampled_from(sorted(leaves(facts), key=str))), data.draw(anything))
+    if isinstance(facts, dict):
+        facts["checksum"] = _digest(facts)
+    try:
+        manifest = parse_manifest(json.dumps(facts).encode())
+    except ManifestError:
+        return
+    assert isinstance(manifest.dataset, str)
+    assert isinstance(manifest.split, str)
+    assert all(isinstance(name, str) for name in manifest.classes)
+    assert isinstance(manifest.label_rule, dict)
+    assert isinstance(manifest.settings, dict)
+    assert all(
+        isinstance(text, str) for reject in manifest.rejects for text in (reject["name"], reject["reason"])
+    )
+    assert manifest.palette is None or np.array(manifest.palette).shape == (2, 3)
+    assert parse_manifest(manifest.to_bytes()) == manifest
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_value_anywhere_in_the_json_of_a_sample_is_refused_or_harmless(data):
+    facts = {"version": 1, "height": 2, "width": 3, "class_ids": [4], "areas": [6], "source": {"n": 1}}
+    runs = pack_runs(encode_label_map(np.full((2, 3), 4, np.uint16)), 2, 3)
+    facts = planted(facts, data.draw(st.sampled_from(sorted(leaves(facts), key=str))), data.draw(anything))
+    members = [("k.jpg", b"x"), ("k.json", json.dumps(facts).encode()), ("k.rle.zst", runs)]
+    place = None
+    try:
+        record = from_members(members, shard="t.tar")
+    except SampleError as error:
+        place = error.shard, error.key
+    if place is None:
+        assert (record.height, record.width) == (2, 3)
+        assert isinstance(record.source, dict)
+    else:
+        assert place == ("t.tar", "k")
+
+
+fields = st.sampled_from([0, 1, 2, 3, 4, 6, 254, 255, 256, 65535]) | st.integers(0, 65535)
+
+
+@settings(max_examples=600, deadline=None)
+@given(fields, fields, fields, fields, fields, st.binary(max_size=40))
+def test_any_payload_of_runs_is_refused_or_canonical(flags, num_labels, height, width, num_runs, rest):
+    payload = struct.pack("<4sHHIII", b"MSR1", flags, num_labels, height, width, num_runs) + rest
+    try:
+        runs = unpack_runs(zstandard.ZstdCompressor(level=1).compress(payload), height, width)
+    except ShardError:
+        return
+    class_map = decode_label_map(runs, height, width)
+    assert encode_label_map(class_map) == runs
+
+
+def other_columns(table):
+    import pyarrow as pa
+
+    yield table.drop_columns(["areas"])
+    yield table.append_column("more", pa.array([1] * len(table)))
+    yield table.set_column(1, "key", pa.array([None] * len(table), pa.string()))
+    yield table.set_column(3, "height", pa.array([1.5] * len(table)))
+    yield table.set_column(0, "shard", pa.array([7] * len(table), pa.int32()))
+    yield table.slice(0, 0)
+    yield pa.concat_tables([table, table])
+
+
+def test_parquet_files_of_another_shape_are_refused(intact):
+    import pyarrow.parquet as pq
+
+    whole = pq.ParquetFile(io.BytesIO(intact[INDEX]))
+    groups = [whole.read_row_group(number) for number in range(2)]
+    shapes = 0
+    for number in range(2):
+        for altered in other_columns(groups[number]):
+            tables = [altered if at == number else group for at, group in enumerate(groups)]
+            buffer = io.BytesIO()
+            try:
+                with pq.ParquetWriter(buffer, tables[number].schema) as writer:
+                    for table in tables:
+                        writer.write_table(table.select(tables[number].column_names))
+            except (KeyError, ValueError):
+                continue  # two groups of different columns cannot stand in one file
+            shapes += 1
+            with pytest.raises(ManifestError, match=r"samples\.parquet"):
+                open_memory({**intact, INDEX: buffer.getvalue()}).index(number)
+    assert shapes >= 6
