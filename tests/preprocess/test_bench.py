@@ -49,7 +49,7 @@ def test_ratios_are_to_the_limit_of_as_many_workers():
         for way, speed in ((LIMIT, 100), (WITHOUT_PROOF, 70), (WITH_PROOF, 50))
     ]
     table = BenchResult(10, tuple(rates), (50.0, 51.0)).to_markdown()
-    assert "| build without image proof | 2 | 140 | 0.70 | 1.00 |" in table
+    assert "| build without image proof | 2 | 140 | 0.70 | 1.00 | 1.00 |" in table
     assert "From 1 to 2 workers, build: 2.00 times." in table
     assert "50 MB for one shard" in table
 
