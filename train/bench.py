@@ -3,8 +3,9 @@ time goes.
 
 Real steps of the trainer's own pieces on made-up batches, or on shards where datasets.root is given:
 medians of each phase, images a second, TFLOP/s against this machine's own matmul rate, peak memory,
-syncs, and a validation's share of a whole run. `--only loss` measures the matched loss alone, paired
-with the reference's, on random predictions.
+syncs, and a validation's share of a whole run. `--only memory` counts what a step holds, on any
+machine. `--only loss` measures the matched loss alone, paired with the reference's, on random
+predictions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from train.assembly import autocast_dtype, crop_settings, open_training_split
 from train.config import load_config
 from train.evaluate import evaluation_settings
 from train.inference import label_maps
+from train.memory import count_memory
 from train.model.prediction import Prediction
 from train.phases import PhaseClock
 from train.rig import Rig, build_loss, build_rig
@@ -64,6 +66,7 @@ class Report:
     matmul_tflop_per_s: float | None = None
     steps: list[StepFigures] = field(default_factory=list)
     loss_ms: dict[str, float] = field(default_factory=dict)
+    memory_gib: dict[str, float] = field(default_factory=dict)  # counted, not measured
     validation: dict[str, float] = field(default_factory=dict)
 
 
@@ -85,7 +88,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--compare", choices=["reference"], help="also measure a step put together like the reference"
     )
-    parser.add_argument("--only", choices=["step", "loss", "validation"], help="measure one thing")
+    parser.add_argument("--only", choices=["step", "loss", "validation", "memory"], help="one thing")
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("--warmup", type=int, default=5, help="steps before them")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -118,6 +121,9 @@ def bench(config: TrainConfig, options: argparse.Namespace) -> Report:
         options.only == "loss" or (options.only is None and options.compare)
     ):
         report.loss_ms = measure_loss(config, options, device)
+    if options.only == "memory":
+        count = count_memory(config)
+        report.memory_gib = {**asdict(count), "total_gib": count.total_gib}
     if options.only in (None, "validation"):
         step_ms = report.steps[0].phases_ms["step"] if report.steps else None
         report.validation = measure_validation(config, device, step_ms)
@@ -264,6 +270,7 @@ def to_text(report: Report) -> str:
     for other in report.steps[1:]:
         lines.append(f"ours / {other.name}: {report.steps[0].images_per_s / other.images_per_s:.2f}x")
     lines += [f"loss, {name}: {value:.2f}" for name, value in report.loss_ms.items()]
+    lines += [f"counted memory, {name}: {value:.2f}" for name, value in report.memory_gib.items()]
     lines += [f"validation, {name}: {value:.4g}" for name, value in report.validation.items()]
     return "\n".join(lines) + "\n"
 

@@ -39,6 +39,12 @@ def test_text_names_rates_and_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert "images/s" not in out
 
 
+def test_memory_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--only", "memory", "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory_gib"]
+    assert memory["total_gib"] == pytest.approx(sum(memory.values()) - memory["total_gib"])
+
+
 def test_defaults_yield_to_what_is_given() -> None:
     _, settings = parse(["model.dino_hub=dinov3_vits16", "bs=4"])
     assert "model.dino_hub=dinov3_vitl16" not in settings
