@@ -105,24 +105,34 @@ def _section(number: int, section: Section) -> str:
         f"<p>{facts['samples']:,} images in {facts['shards']:,} shards, {facts['bytes'] / 1e6:,.1f} MB;"
         f" {facts['masks']:,} masks, {each:.1f} an image; {facts['void_share']:.2%} of the pixels in none."
         f"<br><code>{escape(facts['place'])}<br>fingerprint {facts['fingerprint']}</code></p>"
-        f'<h3>Samples</h3><div class="grid mosaic">{"".join(map(_figure, section.mosaic))}</div>'
+        f'<h3>Samples</h3><div class="grid mosaic">{"".join(map(_sample, section.mosaic))}</div>'
         f"<h3>Classes</h3>{_legend(section)}"
         f"<h3>Where each class covers most</h3>"
-        f'<div class="grid examples">{"".join(map(_figure, section.examples))}</div>'
+        f'<div class="grid examples">{"".join(map(_example, section.examples))}</div>'
         f"<h3>Short side, px</h3>{_histogram(facts['short_sides'].items())}"
         f"<h3>Classes in an image</h3>{_histogram(facts['classes_per_image'].items())}</section>"
     )
 
 
-def _figure(card: Card) -> str:
+def _example(card: Card) -> str:
+    return _figure(card, f"<b>{_short_names(card)}</b><br>{escape(card.key)}")
+
+
+def _sample(card: Card) -> str:
+    return _figure(card, f"<b>{escape(card.key)}</b>, {card.width}x{card.height}<br>{_short_names(card)}")
+
+
+def _short_names(card: Card) -> str:
+    """Of a name with synonyms, as ADE20K's are, the first will do below a picture."""
+    return escape(" · ".join(name.split(",")[0] for name in card.classes))
+
+
+def _figure(card: Card, caption: str) -> str:
     photo, mask = (base64.b64encode(data).decode() for data in (card.photo, card.mask))
-    # Of a name with synonyms, as ADE20K's are, the first will do here.
-    classes = escape(" · ".join(name.split(",")[0] for name in card.classes))
     return (
         f'<figure><div class="pair"><img alt="" src="data:image/jpeg;base64,{photo}">'
-        f'<img class="mask" alt="{classes}" src="data:image/png;base64,{mask}"></div>'
-        f"<figcaption><b>{escape(card.key)}</b>, {card.width}x{card.height}<br>{classes}</figcaption>"
-        "</figure>"
+        f'<img class="mask" alt="" src="data:image/png;base64,{mask}"></div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
