@@ -27,6 +27,7 @@ from shards.decode import decode_image
 from shards.gpu_decode import GpuDecoder
 from shards.interference import interference
 from shards.loader import Loader, select
+from shards.manifest import Split, open_splits
 from shards.order import World
 from shards.plans import BatchPlan, TrainingPlans
 from shards.prefetch import in_order
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of the loader (default 2)")
     parser.add_argument("--crop", type=int, default=512, help="side of the crop in pixels (default 512)")
     parser.add_argument("--photometric", default="none", help="preset of colour distortion (default none)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--decode", choices=("cpu", "gpu"), default="cpu", help="where JPEGs are decoded")
     parser.add_argument(
         "--interference",
@@ -71,21 +74,22 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
     for name in ("batch", "batches", "rounds", "threads"):
         if getattr(words, name) < 1:
             raise ValueError(f"--{name} is {getattr(words, name)}; expected at least 1")
+    # Of several splits the one that is trained on.
+    split = max(open_splits(words.url), key=lambda split: split.manifest.split == "training")
     torch.set_num_threads(1)  # figures are compared thread for thread
     facts = {name: getattr(words, name) for name in ("batch", "batches", "threads", "crop", "photometric")}
     if words.baselines:
         from shards.baselines import compare
 
-        (split,) = select(words.url).splits
         return facts | {
             "ways": compare(split, settings, words.batch, words.batches, words.threads, words.rounds)
         }
     if words.interference:
-        with Loader(words.url, batch_per_rank=words.batch, threads=words.threads) as loader:
+        with Loader(split, batch_per_rank=words.batch, threads=words.threads) as loader:
             turns = max(1, words.rounds * 8)
             return facts | {"interference": interference(iter(loader), turns=turns)}
     decoder = GpuDecoder(device) if words.decode == "gpu" else None
-    bench = Bench(words.url, words.batch, words.batches, words.threads, device, settings, decoder)
+    bench = Bench(split, words.batch, words.batches, words.threads, device, settings, decoder)
     best = best_of(bench.timings(), words.rounds)
     alone = [name for name in best if name not in ("loader", "all", "limit")]
     slowest = max(alone, key=lambda name: best[name]["wall_ms"])
@@ -148,7 +152,7 @@ class Bench:
 
     def __init__(
         self,
-        url: str,
+        split: Split,
         batch_size: int,
         num_batches: int,
         threads: int,
@@ -156,7 +160,7 @@ class Bench:
         settings: CropSettings,
         decoder: GpuDecoder | None = None,
     ) -> None:
-        selection = select(url)
+        selection = select(split)
         self.threads, self.device, self.settings = threads, device, settings
         self.batch_size = batch_size
         self.reader = BatchReader(selection, seed=0, pin=device.type == "cuda")

@@ -10,6 +10,7 @@ from shards import bench
 from shards.__main__ import main
 from shards.augment import CropSettings
 from shards.gpu_decode import GpuDecoder
+from shards.manifest import open_split
 
 STAGES = ["read", "decompress", "decode", "pack", "crop", "loader", "all", "limit"]
 SMALL = ["--batch", "3", "--batches", "2", "--rounds", "1", "--crop", "32", "--device", "cpu"]
@@ -74,7 +75,14 @@ def test_decoding_on_the_device_is_measured_in_the_place_of_decoding(split):
         ],
     )
     settings = CropSettings(crop_px=(32, 32), image_px=32)
-    timings = bench.Bench(str(split.folder), 3, 2, 2, torch.device("cpu"), settings, decoder).timings()
+    timings = bench.Bench(open_split(split.folder), 3, 2, 2, torch.device("cpu"), settings, decoder).timings()
     assert timings["decode"].args[0].__name__ == timings["limit"].args[0].__name__ == "_decode_on_device"
     assert timings["loader"]()["wall_ms"] > 0
     assert timings["decode"]()["wall_ms"] > 0
+
+
+def test_a_folder_of_splits_will_do(split, tmp_path, capsys):
+    (tmp_path / "training").symlink_to(split.folder)
+    (tmp_path / "another").symlink_to(split.folder)
+    assert main(["bench", str(tmp_path), *SMALL, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["batches"] == 2
