@@ -134,10 +134,11 @@ def from_members(
         listed = facts["class_ids"], facts["areas"]
         if listed != (found.labels.tolist(), found.areas()[1:].tolist()):
             raise RunsError("class ids and areas in the JSON are not those of the runs")
+        if not 0 < len(image) <= MAX_IMAGE_BYTES:
+            raise ValueError(f"image of {len(image)} bytes, expected 1 to {MAX_IMAGE_BYTES}")
     except ValueError as error:
-        raise SampleError(str(error), shard=shard, key=key) from error
-    if not 0 < len(image) <= MAX_IMAGE_BYTES:
-        raise SampleError(f"image of {len(image)} bytes", shard=shard, key=key)
+        what = f"{error}; fetch the shard again, or build it again if its digest is right"
+        raise SampleError(what, shard=shard, key=key) from error
     return Record(key, image, image_format, facts["height"], facts["width"], found, facts["source"])
 
 
