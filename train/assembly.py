@@ -12,9 +12,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.augment import CropSettings
+from shards.balance import balanced
+from shards.gpu_decode import GpuDecoder
 from shards.loader import Loader
 from shards.manifest import Split, open_split
 from shards.order import num_micro_steps
+from shards.selection import Selection, whole
 from train.config_checks import split_url
 from train.distributed import Ranks, spread
 from train.ema import Ema
@@ -45,6 +48,7 @@ class Parts:
     optimizer: torch.optim.AdamW
     schedule: Schedule
     train_split: Split
+    selection: Selection  # of the training split
     val_split: Split
     micro_steps: int  # batches of this rank for one optimiser step
     average: Ema | None  # of the weights, where `ema.decay` asks for one
@@ -102,7 +106,13 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         dtype=autocast_dtype(config, device),
         device=device,
     )
-    return build_segmenter(backbone, config.decoder_head, seed=config.seed).to(device)
+    return build_segmenter(
+        backbone,
+        config.decoder_head,
+        precision=config.precision,
+        seed=config.seed,
+        checkpointing=config.activation_checkpointing,
+    ).to(device)
 
 
 def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
@@ -126,6 +136,7 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
         optimizer=build_optimizer(segmenter.decoder, config.optimizer),
         schedule=schedule,
         train_split=train_split,
+        selection=select(config, train_split),
         val_split=val_split,
         micro_steps=micro_steps,
         average=None if config.ema.decay is None else Ema(segmenter.decoder, config.ema.decay),
@@ -150,6 +161,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
         config.seed,
         ranks.device,
         autocast_dtype(config, ranks.device),
+        crops_by_position=config.datasets.repeat_threshold is not None,
     )
     if config.decoder_head.type == "linear":
         return PixelObjective(forward, config.train.celoss_weight)
@@ -196,15 +208,24 @@ def triple(values: list[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def open_loader(config: TrainConfig, ranks: Ranks, split: Split, step: int) -> Loader:
+def select(config: TrainConfig, split: Split) -> Selection:
+    """What an epoch is made of: the whole split, rare classes repeated where `repeat_threshold` says so."""
+    threshold = config.datasets.repeat_threshold
+    return whole(split) if threshold is None else balanced(split, threshold)
+
+
+def open_loader(config: TrainConfig, ranks: Ranks, selection: Selection, step: int) -> Loader:
     """The endless stream of this rank's micro-batches, from the first sample after `step` optimiser steps."""
     return Loader(
-        split,
+        selection,
         batch_per_rank=config.bs,
         global_batch=config.images_per_step,
         world=ranks.world,
         seed=config.seed,
         position=step * config.images_per_step,
         threads=config.num_workers,
+        prefetch_batches=config.loader.prefetch_batches,
         pin=ranks.device.type == "cuda",
+        policy=config.loader.policy,
+        decode=GpuDecoder(ranks.device) if config.loader.decode == "gpu" else None,
     )

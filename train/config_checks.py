@@ -99,6 +99,8 @@ def check_numbers(config: TrainConfig) -> None:
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "checkpoint.archive_interval": config.checkpoint.archive_interval,
         "log.interval": config.log.interval,
+        "loader.prefetch_batches": config.loader.prefetch_batches,
+        "datasets.repeat_threshold": config.datasets.repeat_threshold,
         "guards.max_skipped": config.guards.max_skipped,
         "m2f_train.num_points": config.m2f_train.num_points,
         "decoder_head.ffn_dim": config.decoder_head.ffn_dim,
@@ -117,8 +119,15 @@ def check_numbers(config: TrainConfig) -> None:
     for key, beta in (("beta1", config.optimizer.beta1), ("beta2", config.optimizer.beta2)):
         if not 0 <= beta < 1:
             raise ConfigError(f"optimizer.{key} is {beta}, expected 0 <= {key} < 1")
-    if config.guards.non_finite not in ("stop", "skip"):
-        raise ConfigError(f"guards.non_finite is {config.guards.non_finite!r}, expected stop or skip")
+    words = {
+        "guards.non_finite": (config.guards.non_finite, ("stop", "skip")),
+        "loader.decode": (config.loader.decode, ("cpu", "gpu")),
+        "loader.policy": (config.loader.policy, ("raise", "replace")),
+        "precision": (config.precision, ("mixed", "reference")),
+    }
+    for key, (word, known) in words.items():
+        if word not in known:
+            raise ConfigError(f"{key} is {word!r}, expected {' or '.join(known)}")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}, expected 0 or more")
 

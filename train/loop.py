@@ -39,7 +39,7 @@ def train(session: Session, start: Start) -> EvalResult | None:
     if evaluation_due(config, start.step) and not session.metrics.has("eval", start.step):
         evaluate_now(session, start.step)
     if start.step < total:
-        with open_loader(config, session.ranks, session.parts.train_split, start.step) as loader:
+        with open_loader(config, session.ranks, session.parts.selection, start.step) as loader:
             take_steps(session, loader, start.step)
     if session.ranks.is_first:
         with session.parts.scored_weights():

@@ -128,7 +128,7 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
     """
     backbone = parts.segmenter.backbone
     pairs = {
-        "the training data's fingerprint": (state.fingerprint, parts.train_split.manifest.fingerprint),
+        "the training data's fingerprint": (state.fingerprint, parts.selection.fingerprint),
         "seed": (state.seed, config.seed),
         "the global batch": (state.global_batch, config.images_per_step),
         "model.dino_hub": (state.backbone, config.model.dino_hub),
@@ -174,7 +174,7 @@ def state_of(config: TrainConfig, parts: Parts, step: int, score: float | None) 
     return TrainState(
         step=step,
         position=step * config.images_per_step,
-        fingerprint=manifest.fingerprint,
+        fingerprint=parts.selection.fingerprint,
         global_batch=config.images_per_step,
         seed=config.seed,
         backbone=config.model.dino_hub or "",

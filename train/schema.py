@@ -64,6 +64,9 @@ class DatasetConfig:
     root: str = MISSING  # folder or URL that holds the splits; no default on purpose
     train: str = ""  # a split's name, a URL, or the reference's descriptor NAME:split=TRAIN
     val: str = ""
+    # Images with classes in fewer than this share of the images are repeated (LVIS); None: each once an
+    # epoch.
+    repeat_threshold: float | None = None
 
 
 @dataclass
@@ -174,6 +177,13 @@ class LogConfig:
 
 
 @dataclass
+class LoaderConfig:
+    decode: str = "cpu"  # cpu | gpu: where JPEG is decoded (gpu needs torchvision with nvJPEG)
+    policy: str = "raise"  # raise | replace: what a damaged sample does (replacements are counted and logged)
+    prefetch_batches: int = 4  # batches of a process that wait in memory
+
+
+@dataclass
 class GuardConfig:
     non_finite: str = "stop"  # stop | skip: what to do about a step whose gradient is not finite
     max_skipped: int = 10  # steps that skip may leave out in one process's life
@@ -196,9 +206,12 @@ class TrainConfig:
     global_batch: int | None = None  # set it to say the global batch outright
     num_workers: int = 6  # reading threads of one process
     model_dtype: ModelDtype = ModelDtype.FLOAT32
+    precision: str = "mixed"  # mixed | reference (pixel decoder in float32, as the reference computes it)
+    activation_checkpointing: bool = False  # compute activations twice, hold them once
     seed: int = 100
     metric_to_save: str = "mIoU"
     datasets: DatasetConfig = field(default_factory=DatasetConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     decoder_head: DecoderConfig = field(default_factory=DecoderConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -51,10 +51,12 @@ class Forward:
     seed: int
     device: torch.device  # where the batches already are
     autocast_dtype: torch.dtype | None  # None: compute as the weights are
+    crops_by_position: bool = False  # an image that recurs within an epoch gets another crop each time
 
     def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, Any]:
         """The crops of a batch, and the decoder's answer: predictions (m2f) or class score maps (linear)."""
-        crops = crop(batch, draw_crops(batch, self.seed, self.crops), self.crops)
+        keyed = replace(batch, epochs=batch.positions) if self.crops_by_position else batch
+        crops = crop(batch, draw_crops(keyed, self.seed, self.crops), self.crops)
         drops = self.segmenter.decoder.draw_drops(batch.positions, self.seed)
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return crops, self.decoder(crops.images, self.segmenter.features(crops.images), drops)

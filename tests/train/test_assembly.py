@@ -13,6 +13,7 @@ from train.assembly import (
     crop_settings,
     open_loader,
     open_training_split,
+    select,
 )
 from train.config import load_config
 from train.distributed import Ranks
@@ -74,11 +75,11 @@ def test_crop_settings_follow_the_config(tiny_run: list[str]) -> None:
 
 def test_the_loader_starts_after_the_steps_taken(tiny_run: list[str]) -> None:
     config = load_config(tiny_run)
-    split = open_training_split(config)
-    with open_loader(config, ALONE, split, 0) as loader:
+    selection = select(config, open_training_split(config))
+    with open_loader(config, ALONE, selection, 0) as loader:
         batches = iter(loader)
         keys = [next(batches).keys for _ in range(4)]
-    with open_loader(config, ALONE, split, 3) as loader:
+    with open_loader(config, ALONE, selection, 3) as loader:
         assert next(iter(loader)).keys == keys[3]
 
 
@@ -91,3 +92,10 @@ def test_autocast_is_for_cuda_in_bfloat16(
 ) -> None:
     config = load_config([*tiny_run, f"model_dtype={dtype}"])
     assert autocast_dtype(config, torch.device(device)) is expected
+
+
+def test_rare_classes_are_repeated_on_request(tiny_run: list[str]) -> None:
+    config = load_config([*tiny_run, "datasets.repeat_threshold=1.0"])
+    split = open_training_split(config)
+    assert select(load_config(tiny_run), split).fingerprint == split.manifest.fingerprint
+    assert select(config, split).fingerprint != split.manifest.fingerprint

@@ -144,7 +144,7 @@ def test_killed_without_warning_repeats_the_lost_steps(
 def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str], tmp_path: Path) -> None:
     config = load_config([*tiny_run, "bs=1", "global_batch=3", "optimizer.gradient_clip=inf"])
     parts = build_parts(config, ALONE)
-    with open_loader(config, ALONE, parts.train_split, 0) as loader:
+    with open_loader(config, ALONE, parts.selection, 0) as loader:
         batches = list(islice(loader, 3))
     wanted = [torch.zeros_like(value) for value in parts.decoder.parameters()]
     for batch in batches:

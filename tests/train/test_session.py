@@ -33,14 +33,16 @@ def test_a_record_goes_to_file_and_trackers_and_state_tells_the_position(tmp_pat
     manifest = SimpleNamespace(fingerprint="f", classes=("a", "b"))
     parts = SimpleNamespace(
         train_split=SimpleNamespace(manifest=manifest),
+        selection=SimpleNamespace(fingerprint="chosen"),
         segmenter=SimpleNamespace(backbone=SimpleNamespace(digest="d")),
     )
     session = Session(
-        config, ranks, cast(Parts, parts), tmp_path, MetricsFile(tmp_path, ranks, 0), ProgressLine(0, 9, None),
-        cast(Guard, None), StopSignals(), 12.5, list(notes),
+        config, ranks, cast(Parts, parts), tmp_path, MetricsFile(tmp_path, ranks, 0),
+        ProgressLine(0, 9, None), cast(Guard, None), StopSignals(), 12.5, list(notes),
     )  # fmt: skip
     session.record("train", 4, loss=1.0)
     assert all(one.seen == [{"kind": "train", "step": 4, "loss": 1.0}] for one in notes)
     assert session.metrics.has("train", 4)
     state = session.state(4)
     assert (state.step, state.position, state.score, state.class_names) == (4, 24, 12.5, ["a", "b"])
+    assert state.fingerprint == "chosen"

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -16,7 +17,7 @@ ALONE = Ranks(World(), torch.device("cpu"))
 def losses_of(arguments: list[str]) -> tuple[Parts, Losses]:
     config = load_config(arguments)
     parts = build_parts(config, ALONE)
-    with open_loader(config, ALONE, parts.train_split, 0) as loader:
+    with open_loader(config, ALONE, parts.selection, 0) as loader:
         batch = next(islice(loader, 1))
     return parts, parts.objective(batch)
 
@@ -77,3 +78,13 @@ def test_the_loss_weight_of_the_linear_head_scales_it(tiny_run: list[str]) -> No
         for weight in (1, 2)
     )
     assert doubled == pytest.approx(2 * plain)
+
+
+def test_an_image_that_recurs_is_cropped_anew(tiny_run: list[str]) -> None:
+    config = load_config([*tiny_run, "datasets.repeat_threshold=0.01"])
+    parts = build_parts(config, ALONE)
+    with open_loader(config, ALONE, parts.selection, 0) as loader:
+        batch = next(islice(loader, 1))
+    later = replace(batch, positions=tuple(position + 1 for position in batch.positions))
+    first, again = (parts.objective(one).crops.images for one in (batch, later))
+    assert not torch.equal(first, again)
