@@ -24,7 +24,7 @@ NAMES = ["sky", "sea", "sand"]
 def trained() -> tuple[Segmenter, TrainState]:
     config = TrainConfig()
     config.model.dino_hub, config.model.weights = "dinov3_tiny16", "random"
-    config.datasets.root, config.output_dir = "/home/somebody/data", "/home/somebody/run"
+    config.datasets.root, config.output_dir = "somebody/data", "somebody/run"
     config.decoder_head.type, config.decoder_head.num_classes = "linear", len(NAMES)
     config.transforms.eval.img_size, config.eval.crop_size, config.eval.stride = 48, 48, 32
     segmenter = build_model(config, torch.device("cpu"))

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.model.deformable_attention import DeformableAttention, Shapes, reference_points
+from train.model.mixed import lowered
+from train.model.recompute import Recomputing
 
 NUM_EXTRACTORS = 6  # one for each of the four maps, and two more after the last
 DROP_PATH_RATE = 0.3
@@ -121,7 +123,7 @@ class Interaction(nn.Module):
         return [self.extractor, *getattr(self, "extra_extractors", ())]
 
 
-class Adapter(nn.Module):
+class Adapter(Recomputing):
     """Images and four patch maps -> four maps at strides 4, 8, 16 and 32 with D channels.
 
     Batch norms are plain BatchNorm2d; see `train.model.segmenter.with_synced_batch_norm` for several GPUs.
@@ -160,6 +162,7 @@ class Adapter(nn.Module):
         NUM_EXTRACTORS).
         """
         c1, *levels = self.spm(images)
+        features = tuple(lowered(feature) for feature in features)
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         pyramid = torch.cat([to_tokens(c) + self.level_embed[i] for i, c in enumerate(levels)], 1)
         coordinate = torch.promote_types(images.dtype, torch.float32)
@@ -169,7 +172,7 @@ class Adapter(nn.Module):
             patches, patch_shape = to_tokens(patch_map), ((patch_map.shape[-2], patch_map.shape[-1]),)
             for extractor in extractors:
                 factors = None if keep is None else keep[:, step]
-                pyramid = extractor(pyramid, shapes, points, patches, patch_shape, factors)
+                pyramid = self.run(extractor, pyramid, shapes, points, patches, patch_shape, factors)
                 step += 1
         c2, c3, c4 = (
             to_map(tokens, shape)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.model.deformable_kernels import deformable_attention_kernel, kernels_fit
+from train.model.mixed import lowered
 
 SAMPLED_BUDGET = 1 << 26  # sampled features of one level held at a time, elements; beyond it image by image
 KEPT_BUDGET = 1 << 22  # sampled features of a layer that may wait for the backward pass, elements
@@ -175,6 +176,7 @@ class DeformableAttention(nn.Module):
         references (Q, 2), float32 or float64: where each query stands, (x, y) in 0..1.
         """
         grid = (self.num_heads, self.num_levels, self.num_points)
+        query = lowered(query)
         value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
         exact = references.dtype
         weights = self.attention_weights(query).to(exact).unflatten(-1, (grid[0], -1)).softmax(-1)

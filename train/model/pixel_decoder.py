@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from train.model.adapter import to_map, to_tokens
 from train.model.deformable_attention import DeformableAttention, Shapes, reference_points
+from train.model.mixed import GroupNorm, LayerNorm
 from train.model.position import sine_position
+from train.model.recompute import Recomputing
 
 NUM_LAYERS = 6
 NUM_LEVELS = 3
@@ -31,17 +33,17 @@ class EncoderLayer(nn.Module):
     def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
         self.self_attn = DeformableAttention(width, NUM_LEVELS)
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.linear1 = nn.Linear(width, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
 
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
         tokens = self.norm1(tokens + self.self_attn(tokens + position, points, tokens, shapes))
         return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens), inplace=True)))
 
 
-class EncoderStack(nn.Module):
+class EncoderStack(Recomputing):
     """The layers in a row, under the name that published weights give them."""
 
     def __init__(self, width: int, ffn_dim: int) -> None:
@@ -50,7 +52,7 @@ class EncoderStack(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
         for layer in self.layers:
-            tokens = layer(tokens, position, points, shapes)
+            tokens = self.run(layer, tokens, position, points, shapes)
         return tokens
 
 
@@ -86,7 +88,7 @@ class NormedConv(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
         super().__init__(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(NUM_GROUPS, channels_out)
+        self.norm = GroupNorm(NUM_GROUPS, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(super().forward(x))
@@ -105,7 +107,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.precision = precision
         self.input_convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(NUM_GROUPS, width))
+            nn.Sequential(nn.Conv2d(channels, width, 1), GroupNorm(NUM_GROUPS, width))
             for _ in range(NUM_LEVELS)
         )
         self.encoder = PyramidEncoder(width, ffn_dim)

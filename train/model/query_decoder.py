@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.model.adapter import to_tokens
+from train.model.mixed import lowered
 from train.model.position import sine_position
 from train.model.prediction import Prediction
+from train.model.recompute import Recomputing
 
 NUM_LAYERS = 9
 NUM_LEVELS = 3
@@ -58,11 +60,12 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, queries: Tensor, query_position: Tensor, memory: Tensor, position: Tensor, allowed: Tensor
+        self, queries: Tensor, query_position: Tensor, key: Tensor, memory: Tensor, allowed: Tensor
     ) -> Tensor:
-        return self.norm(
-            queries + self.multihead_attn(queries + query_position, memory + position, memory, allowed)
-        )
+        """queries (B, Q, C), key and memory (B, S, C): places with and without their position, allowed (B, Q,
+        S).
+        """
+        return self.norm(queries + self.multihead_attn(queries + query_position, key, memory, allowed))
 
 
 class SelfAttention(nn.Module):
@@ -105,7 +108,7 @@ class MaskEmbedding(nn.Module):
         return self.layers[2](F.relu(self.layers[1](x)))
 
 
-class QueryDecoder(nn.Module):
+class QueryDecoder(Recomputing):
     """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one."""
 
     def __init__(
@@ -129,10 +132,13 @@ class QueryDecoder(nn.Module):
     def forward(self, mask_features: Tensor, maps: list[Tensor]) -> list[Prediction]:
         """mask_features (B, C, H/4, W/4); maps (B, C, ., .) at strides 32, 16, 8."""
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        memories = [to_tokens(m) + self.level_embed.weight[i] for i, m in enumerate(maps)]
+        memories = [lowered(to_tokens(m) + self.level_embed.weight[i]) for i, m in enumerate(maps)]
         exact = torch.promote_types(memories[0].dtype, torch.float32)
         width, device = mask_features.shape[1], mask_features.device
-        positions = [sine_position(shape, width, device, exact).to(memories[0].dtype) for shape in shapes]
+        positions = [sine_position(shape, width, device, exact) for shape in shapes]
+        keys = [
+            memory + position.to(memory.dtype) for memory, position in zip(memories, positions, strict=True)
+        ]
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         query_position = self.query_embed.weight
@@ -140,11 +146,13 @@ class QueryDecoder(nn.Module):
         for i in range(NUM_LAYERS):
             level = i % NUM_LEVELS
             allowed = allowed_places(predictions[-1].mask_logits, shapes[level])
-            queries = self.transformer_cross_attention_layers[i](
-                queries, query_position, memories[level], positions[level], allowed
+            cross, among = (
+                self.transformer_cross_attention_layers[i],
+                self.transformer_self_attention_layers[i],
             )
-            queries = self.transformer_self_attention_layers[i](queries, query_position)
-            queries = self.transformer_ffn_layers[i](queries)
+            queries = self.run(cross, queries, query_position, keys[level], memories[level], allowed)
+            queries = self.run(among, queries, query_position)
+            queries = self.run(self.transformer_ffn_layers[i], queries)
             predictions.append(self.read_out(queries, mask_features))
         return predictions
 

@@ -23,6 +23,7 @@ from train.model.linear_head import LinearHead
 from train.model.pixel_decoder import PRECISIONS, PixelDecoder
 from train.model.prediction import Prediction
 from train.model.query_decoder import QueryDecoder
+from train.model.recompute import set_recompute
 
 COARSEST_STRIDE = 32
 
@@ -158,11 +159,17 @@ def semantic_scores(prediction: Prediction, size: tuple[int, int]) -> Tensor:
 
 
 def build_segmenter(
-    backbone: FrozenBackbone, decoder: DecoderSettings, *, precision: str = "mixed", seed: int = 0
+    backbone: FrozenBackbone,
+    decoder: DecoderSettings,
+    *,
+    precision: str = "mixed",
+    seed: int = 0,
+    checkpointing: bool = False,
 ) -> Segmenter:
     """A segmenter with a freshly initialised head; the same `seed` gives the same head whatever ran before.
 
-    ModelError for settings that cannot work together. `precision`: see PixelDecoder.
+    ModelError for settings that cannot work together. `precision`: see PixelDecoder. `checkpointing` trades
+    arithmetic for memory: see Recomputing.
     """
     indices = layer_indices(decoder.backbone_out_layers, backbone.num_blocks)
     if decoder.type not in ("m2f", "linear"):
@@ -178,6 +185,7 @@ def build_segmenter(
         else:
             _check_mask_head(decoder, indices)
             head = MaskDecoder(channels, decoder, precision)
+    set_recompute(head, checkpointing)
     return Segmenter(backbone, head, indices, decoder.num_classes)
 
 
