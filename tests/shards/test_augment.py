@@ -148,6 +148,17 @@ def test_choice_among_candidates(counts, expected):
     assert choose(torch.tensor([counts, counts], dtype=torch.int32), 0.75).tolist() == [expected] * 2
 
 
+def test_one_class_alone_is_never_good_enough():
+    counts = torch.tensor([[[0, 9, 0], [0, 9, 1], [0, 9, 0]]], dtype=torch.int32)
+    assert choose(counts, 1.5).tolist() == [1]
+
+
+def test_all_numbers_of_a_sample_differ(make_batch, random_scenes):
+    draws = draw_crops(make_batch(*random_scenes(3, 20, 40, 0)), 0, replace(PLAIN, ratio=(0.0001, 1.0001)))
+    numbers = np.concatenate([draws.ratios - 0.0001, draws.down.ravel(), draws.right.ravel()])
+    assert len(np.unique(numbers.round(9))) == 3 * (1 + 10 + 10)
+
+
 def test_numbers_belong_to_seed_epoch_and_key_alone(make_batch, random_scenes):
     images, class_maps = random_scenes(4, 20, 40, 0)
     settings = replace(PLAIN, photometric="reference")
