@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
 OPTIONAL = ("embeddings.mask_token",)  # pretraining only; many files lack it
 IDENTITY = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")  # told apart by these
 MATRIX_DTYPES = (torch.float32, torch.bfloat16)
+TRAINING_ONLY = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")  # would make features random
 SHOWN = 5  # keys of each kind that an error lists
 
 
@@ -76,6 +77,8 @@ def load_backbone(
         raise ModelError("the meta device holds no weights: pass model.weights=random with it")
     if path is not None and path.is_dir():
         config = config_class.from_dict(_checked_config(arch, path))
+    for word in TRAINING_ONLY:
+        setattr(config, word, None)
     with torch.device("meta"):
         vit = model_class(config)
     if path is None:

@@ -71,6 +71,14 @@ def test_training_its_owner_changes_nothing(backbone: FrozenBackbone) -> None:
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
+def test_even_a_model_set_to_training_by_force_has_no_random_positions() -> None:
+    backbone = load_backbone("dinov3_tiny16", "random")
+    images = torch.randn(1, 3, 32, 32)
+    before = backbone(images, (3,))[0]
+    backbone.vit.train()
+    assert torch.equal(backbone(images, (3,))[0], before)
+
+
 def test_bfloat16_matrices_give_bit_for_bit_what_autocast_over_float32_gives() -> None:
     images = torch.randn(1, 3, 64, 96)
     full, half = (load_backbone("dinov3_tiny16", "random", dtype=d) for d in (torch.float32, torch.bfloat16))

@@ -41,7 +41,8 @@ def published_shapes(channels: int, width: int) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("channels", "width", "parameters"), [(1024, 2048, 208_553_344), (1024, 256, 16_001_152)]
+    ("channels", "width", "parameters"),
+    [(1024, 2048, 208_553_344), (1024, 256, 16_001_152), (4096, 2048, 233_719_168)],
 )
 def test_keys_and_shapes_are_the_published_ones(channels: int, width: int, parameters: int) -> None:
     with torch.device("meta"):

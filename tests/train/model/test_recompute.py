@@ -1,5 +1,4 @@
-"""Recomputing changes memory, and no number: outputs, gradients and batch statistics are the same to the bit.
-"""
+"""Recomputing changes memory and no number: outputs, gradients and batch statistics stay the same to the bit."""
 
 from types import SimpleNamespace
 
