@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,28 @@ def test_source_images_where_shards_are_expected(shards, tmp_path, monkeypatch, 
     assert train([*SMALL, f"datasets.root={scenes}", f"output_dir={run}"]) == 2
     assert "python -m preprocess build" in capsys.readouterr().err
     assert not list(run.rglob("*.pth"))
+
+
+def test_the_loop_in_the_readme_feeds_somebody_elses_step(shards):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    (loop,) = [block for block in blocks if "your_step" in block]
+    for shown, here in (
+        ('"data/ade20k-shards/training"', repr(str(shards / "training"))),
+        ('"cuda"', '"cpu"'),
+    ):
+        assert shown in loop
+        loop = loop.replace(shown, here)
+    seen = []
+
+    def your_step(images, targets):
+        seen.append((images, targets))
+        raise StopIteration  # the stream is endless
+
+    with pytest.raises(StopIteration):
+        exec(loop, {"your_step": your_step})
+    ((images, targets),) = seen
+    assert images.shape == (8, 3, 512, 512)
+    assert len(targets) == 8
+    for target in targets:
+        assert target["masks"].shape == (len(target["labels"]), 512, 512)
+        assert target["masks"].flatten(1).any(dim=1).all()

@@ -176,7 +176,7 @@ def test_one_step_reaches_every_trainable_part_and_nothing_frozen(ade20k, tmp_pa
         parts = build_parts(config, ranks)
         frozen = {name: value.clone() for name, value in parts.segmenter.backbone.state_dict().items()}
         before = {name: value.clone() for name, value in parts.segmenter.decoder.state_dict().items()}
-        with open_loader(config, ranks, parts.train_split, 0) as loader:
+        with open_loader(config, ranks, parts.selection, 0) as loader:
             losses = parts.objective(next(iter(loader)))
         losses.total.backward()
         parts.optimizer.step()
@@ -288,6 +288,39 @@ def test_sliding_with_augmentation_scores_camvid_as_a_naive_evaluation_does(camv
     naive = _naive_miou(predictor.segmenter, _source("camvid"), keys, ratios, 96, 96, 64)
     assert naive > 10
     assert results["mIoU"] == pytest.approx(naive, abs=0.01)
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_gives_the_same_scores(camvid, tmp_path):
+    run = tmp_path / "run"
+    words = [*SMALL, *TWENTY, "bs=4", "decoder_head.type=linear", "optimizer.lr=1e-2"]
+    _run("train", *words, *_words("camvid", camvid, run))
+    found = []
+    for num_processes in (1, 3):
+        out = tmp_path / f"scored-{num_processes}"
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", num_processes, "-m"]
+        _run(
+            *(launcher if num_processes > 1 else []),
+            *("train", *words, f"load_from={run / 'model_final.pth'}", *_words("camvid", camvid, out)),
+            *("eval.max_val_samples=null", "eval.compute_metric_per_image=true", "eval.boundary_iou=true"),
+        )
+        found.append({path.name: path.read_text() for path in out.glob("results-*")})
+    assert len(found[0]) == 3
+    assert found[0] == found[1]
+    assert json.loads(found[0]["results-semantic-segmentation.json"])["num_images"] == 101
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_the_smoke_run_at_full_width(ade20k, tmp_path):
+    _run(
+        *("train", SMALL[0], "model.dino_hub=dinov3_vitl16", "model.weights=random"),
+        *("scheduler.total_iter=10", "eval.eval_interval=10", "eval.max_val_samples=10", "log.interval=1"),
+        *("bs=1", "n_gpus=1", *_words("ade20k", ade20k, tmp_path / "run")),
+    )
+    assert all(math.isfinite(loss) for loss in _losses(tmp_path / "run"))
+    results = json.loads((tmp_path / "run" / "results-semantic-segmentation.json").read_text())
+    assert results["num_images"] == 5
 
 
 @pytest.mark.slow
