@@ -43,7 +43,13 @@ def count_memory(config: TrainConfig) -> MemoryCount:
     """
     low = config.model_dtype.autocast_dtype
     backbone = load_backbone(config.model.dino_hub or "", RANDOM, dtype=low, device="meta")
-    segmenter = build_segmenter(backbone, config.decoder_head, seed=config.seed)
+    segmenter = build_segmenter(
+        backbone,
+        config.decoder_head,
+        precision=config.precision,
+        seed=config.seed,
+        checkpointing=config.activation_checkpointing,
+    )
     segmenter.decoder.train()
     return MemoryCount(
         frozen_gib=sum(p.numel() * p.element_size() for p in backbone.parameters()) / GIB,

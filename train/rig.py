@@ -8,20 +8,19 @@ doing the same work in one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from shards.augment import CropSettings, class_masks, crop, draw_crops
 from shards.batch import CropBatch, RaggedBatch
-from train.assembly import autocast_dtype, crop_settings
+from train.assembly import autocast_dtype, build_model, crop_settings
 from train.loss import LossSettings, MatchedLoss, linear_loss
 from train.mask_classification import MaskClassificationLoss
 from train.model.deformable_attention import DeformableAttention
 from train.model.prediction import Prediction
-from train.model.segmenter import Segmenter, build_segmenter
-from train.model.weights import load_backbone
+from train.model.segmenter import Segmenter
 from train.optimizer import build_optimizer, clip_gradients
 from train.phases import PhaseClock, mark_after
 from train.schema import TrainConfig
@@ -90,26 +89,16 @@ class Rig:
 
 def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = False) -> Rig:
     """The model of `config` with a fresh head, its optimiser and its loss, all on `device`."""
-    model = config.model
-    dtype = autocast_dtype(config, device)
-    backbone = load_backbone(
-        model.dino_hub or "",
-        model.weights or model.pretrained_weights,
-        model.revision,
-        dtype=dtype,
-        device=device,
-    )
-    precision = "reference" if reference else "mixed"
-    segmenter = build_segmenter(backbone, config.decoder_head, precision=precision, seed=config.seed).to(
-        device
-    )
+    segmenter = build_model(replace(config, precision="reference") if reference else config, device)
     segmenter.decoder.train()
     for module in segmenter.decoder.modules():
         if isinstance(module, DeformableAttention):
             module.fused = not reference
     optimizer = build_optimizer(segmenter.decoder, config.optimizer)
     loss = build_loss(config, device, reference)
-    return Rig(config, segmenter, optimizer, loss, crop_settings(config), device, dtype)
+    return Rig(
+        config, segmenter, optimizer, loss, crop_settings(config), device, autocast_dtype(config, device)
+    )
 
 
 def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Loss:
