@@ -26,7 +26,7 @@ from shards.index import INDEX_NAME, SampleEntry, ShardIndex, ShardInfo
 from shards.index_file import IndexFile, IndexReader, write_index
 from shards.record import FORMAT_VERSION
 from shards.store import FILE_NAME, Store, open_store
-from shards.whereabouts import MANIFEST_NAME, splits_below, what_is_there
+from shards.whereabouts import MANIFEST_NAME, splits_below, unreachable, what_is_there
 
 FORMAT_NAME = "maskshards"
 MAX_MANIFEST_BYTES = 1 << 29  # about two million shards
@@ -307,8 +307,8 @@ def open_splits(place: str | Path) -> tuple[Split, ...]:
     """The split at `place`, or else all splits one step below it, by name."""
     try:
         return (open_split(place),)
-    except ManifestError:
-        below = splits_below(str(place))
+    except ManifestError as error:
+        below = [] if unreachable(error.__cause__) else splits_below(str(place))
         if not below:
             raise
     return tuple(open_split(f"{str(place).rstrip('/')}/{name}") for name in below)

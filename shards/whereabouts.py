@@ -8,10 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from shards.errors import StoreError
+from shards.retry import Transient
 from shards.store import SCHEME, open_store
 
 MANIFEST_NAME = "manifest.json"
 USUAL_SPLITS = ("training", "validation")
+
+
+def unreachable(error: BaseException | None) -> bool:
+    """Whether a place did not answer at all, so that asking it again would only take the same time again."""
+    return isinstance(error, StoreError) and isinstance(error.__cause__, Transient)
 
 
 def splits_below(place: str) -> list[str]:

@@ -1,10 +1,14 @@
 """What is said about a place that is no split, and which splits are found below one that holds some."""
 
+import socket
+
 import pytest
 
 from shards.errors import ManifestError, StoreError
+from shards.http_store import HttpStore
 from shards.manifest import open_split, open_splits
-from shards.whereabouts import splits_below, what_is_there
+from shards.retry import RetrySettings
+from shards.whereabouts import splits_below, unreachable, what_is_there
 
 
 def test_opening_says_what_was_found_instead(make_split, tmp_path):
@@ -53,3 +57,23 @@ def test_below_a_url_the_usual_names_are_tried(make_split, serve, tmp_path):
     assert splits_below(server.url) == ["validation"]
     assert splits_below(str(tmp_path)) == ["other", "validation"]
     assert "no manifest.json could be read" in what_is_there(server.url, StoreError("404"))
+
+
+def test_a_server_that_does_not_answer_is_asked_once(monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/out"
+    opened = []
+
+    def impatient(place):
+        opened.append(place)
+        return HttpStore(place, RetrySettings(attempts=2, first_delay_s=0.001))
+
+    monkeypatch.setattr("shards.manifest.open_store", impatient)
+    monkeypatch.setattr("shards.whereabouts.open_store", impatient)
+    with pytest.raises(ManifestError, match="no answer") as caught:
+        open_splits(url)
+    assert unreachable(caught.value.__cause__)
+    assert opened == [url]
+    assert not unreachable(StoreError("404"))
+    assert not unreachable(None)
