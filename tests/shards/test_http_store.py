@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from shards.errors import StoreError
-from shards.http_store import HttpStore
+from shards.http_store import HttpStore, _redirected
 from shards.retry import RetrySettings
 
 CONTENT = bytes(range(256)) * 40
@@ -109,3 +109,10 @@ def test_a_copy_makes_its_own_connections(store, server):
     assert other.read("a.tar", 0, 3) == store.read("a.tar", 0, 3)
     other.close()
     assert server.num_connections == 2
+
+
+def test_a_redirect_never_leaves_https():
+    assert _redirected("https://a/x.tar", "/y.tar") == "https://a/y.tar"
+    assert _redirected("http://a/x.tar", "https://b/y.tar") == "https://b/y.tar"
+    with pytest.raises(StoreError, match="which is not followed"):
+        _redirected("https://a/x.tar", "http://a/x.tar")

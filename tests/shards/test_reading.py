@@ -3,12 +3,13 @@
 import io
 import shutil
 import threading
+from itertools import islice
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shards.errors import SampleError, StoreError
+from shards.errors import SampleError, ShardError, StoreError
 from shards.index import ShardInfo
 from shards.loader import Loader
 from shards.manifest import Manifest, open_split, write_split
@@ -191,3 +192,54 @@ def test_encoded_reading_trusts_as_little(damaged, made):
     assert batch.rest.keys[0] != "reading_1_2"
     assert len(batch.rest.pixels) == 0
     assert batch.encoded_offsets[-1] == len(batch.encoded)
+
+
+def test_tar_headers_are_never_obeyed(damaged, made):
+    """Reading goes by the index: a header that says symbolic link, PAX or directory leads nowhere."""
+    want = reader(damaged).read(plan((0, 0), (0, 1)))
+    path, row = damaged / "training-00000.tar", entry(damaged, 0, 0)
+    for kind in b"125xgLK":
+        data = bytearray(path.read_bytes())
+        data[row.image_offset - 512 + 156] = kind
+        data[row.image_offset - 512 + 157 : row.image_offset - 512 + 168] = b"/etc/passwd"
+        path.write_bytes(data)
+        got = reader(damaged).read(plan((0, 0), (0, 1)))
+        assert got.pixels.equal(want.pixels)
+        assert got.keys == want.keys
+
+
+def test_a_shard_deleted_while_training_is_named_when_it_is_needed(damaged):
+    with Loader(str(damaged), batch_per_rank=1, threads=1, prefetch_batches=1) as loader:
+        batches = iter(loader)
+        next(batches)
+        for path in damaged.glob("*.tar"):
+            path.unlink()
+        with pytest.raises(StoreError, match=r"training-0000\d\.tar cannot be opened: No such file"):
+            list(islice(batches, 20))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("maskshards")]
+
+
+@pytest.mark.slow
+def test_thousands_of_flips_in_any_file_are_errors_or_without_effect(damaged):
+    """Manifest, index and shards: whatever bit flips, a typed error or the same batches."""
+    everything = plan(*((0, place) for place in range(4)), *((1, place) for place in range(6)))
+    want = reader(damaged).read(everything)
+    random, refused = np.random.default_rng(1), 0
+    paths = sorted(path for path in damaged.iterdir() if path.is_file())
+    assert len(paths) == 4
+    for _ in range(3000):
+        path = paths[int(random.integers(len(paths)))]
+        healthy = path.read_bytes()
+        flip(path, int(random.integers(len(healthy))), 1 << int(random.integers(8)))
+        try:
+            got = reader(damaged).read(everything)
+        except ShardError:
+            refused += 1
+        else:
+            assert got.keys == want.keys
+            assert got.labels == want.labels
+            assert got.pixels.equal(want.pixels)
+            assert got.run_ends.equal(want.run_ends)
+            assert got.run_owners.equal(want.run_owners)
+        path.write_bytes(healthy)
+    assert refused > 1500  # three quarters hit manifest, index or members
