@@ -2,7 +2,8 @@
 
 Without `--sample`, every byte of every shard is read once: headers, members and padding must be exactly those
 that the index implies, digests must fit, every mask must decode to its canonical form with the class ids and
-areas that JSON and index name, every image's header must give the indexed size, and no key may come twice.
+areas that JSON and index name, every image's header must give the indexed size, no key may come twice, and no
+tar may stand beside those of the manifest.
 `--deep` also decodes the images. `--sample N` checks N samples spread evenly, for a quick look at a large
 set; it reads no whole shard, so it compares lengths but no shard digests.
 """
@@ -15,6 +16,7 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from shards.errors import ManifestError, SampleError, StoreError
 from shards.index import OFFSET_COLUMNS, SIZE_COLUMNS, SampleEntry, ShardIndex
 from shards.manifest import Split, open_splits
 from shards.record import from_members, member_names
+from shards.store import LocalStore
 from shards.tar import BLOCK, END, check_member, tar_header
 
 READ_BYTES = 8 << 20  # at once, unless one sample is larger
@@ -102,6 +105,7 @@ class _Checker:
             except (ManifestError, StoreError) as error:
                 yield Fault(shard.name, "", str(error))
         yield from self._repeated(key_digests)
+        yield from self._strangers()
 
     def some(self, num_samples: int) -> Iterator[Fault]:
         """Samples spread evenly over the split."""
@@ -186,6 +190,16 @@ class _Checker:
     def _read(self, name: str, offset: int, size: int) -> bytes:
         self.bytes_read += size
         return self.split.store.read(name, offset, size)
+
+    def _strangers(self) -> Iterator[Fault]:
+        """Tars beside those of the manifest; only a folder can be listed."""
+        listed = {shard.name for shard in self.split.manifest.shards}
+        found = Path(self.split.base).glob("*.tar") if isinstance(self.split.store, LocalStore) else ()
+        for path in sorted(found):
+            if path.name not in listed:
+                yield Fault(
+                    path.name, "", "the manifest does not list it, but who reads *.tar would take it in"
+                )
 
     def _repeated(self, key_digests: list[np.ndarray]) -> Iterator[Fault]:
         """Keys that two samples share. Eight bytes a key are kept; equal ones are looked up again by name."""

@@ -211,3 +211,12 @@ def test_samples_are_read_in_stretches_of_bounded_size(intact, monkeypatch, limi
     assert check_split(split) == check_split(open_split(intact.folder))
     names = [shard.name for shard in split.manifest.shards]
     assert [asked.count(name) for name in names] == [count + 1 for count in reads]  # and the end of each
+
+
+def test_a_tar_that_the_manifest_does_not_list_is_found(copied):
+    folder, _, _ = copied
+    shutil.copy(folder / "training-00000.tar", folder / "training-00007.tar")
+    (folder / "README").touch()
+    (fault,) = check_split(open_split(folder))["faults"]
+    assert fault["shard"] == "training-00007.tar"
+    assert "does not list" in fault["what"]
