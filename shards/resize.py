@@ -18,6 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+# CUDA's kernel keeps a block's weights in shared memory, which a factor of about 20 along its rows fills, one
+# of 180 along its columns; beyond this factor each axis is done on its own, as columns.
+LARGEST_SHRINK = 16
+
+
 def short_side_size(height: int, width: int, short_px: int) -> tuple[int, int]:
     """(height, width) after the shorter side became `short_px` pixels; the other side rounds half up, at
     least 1.
@@ -54,9 +59,17 @@ def resize_planes(image: Tensor, out_h: int, out_w: int) -> Tensor:
     """`resize_image` before it casts and rounds: uint8 on the CPU, float32 elsewhere; contiguous planes."""
     planes = image.permute(2, 0, 1)[None]
     if image.device.type == "cpu" and image.dtype == torch.uint8:
-        return F.interpolate(planes, (out_h, out_w), mode="bilinear", antialias=True)[0].contiguous()
+        return _interpolate(planes, out_h, out_w)[0].contiguous()
     planes = planes.to(torch.float32, memory_format=torch.contiguous_format)
-    return F.interpolate(planes, (out_h, out_w), mode="bilinear", antialias=True)[0]
+    height, width = planes.shape[2:]
+    if max(height / out_h, width / out_w) <= LARGEST_SHRINK:
+        return _interpolate(planes, out_h, out_w)[0]
+    across = _interpolate(planes, height, out_w)
+    return _interpolate(across.transpose(2, 3).contiguous(), out_w, out_h)[0].transpose(1, 2).contiguous()
+
+
+def _interpolate(planes: Tensor, out_h: int, out_w: int) -> Tensor:
+    return F.interpolate(planes, (out_h, out_w), mode="bilinear", antialias=True)
 
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
