@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-
-# CUDA's kernel keeps a block's weights in shared memory, which a factor of about 20 along its rows fills, one
-# of 180 along its columns; beyond this factor each axis is done on its own, as columns.
+# PyTorch's CUDA kernel keeps a block's weights in shared memory and refuses factors that fill it, sooner for
+# rows (about 20, estimated) than for columns; beyond this factor each axis is done on its own, as columns.
 LARGEST_SHRINK = 16
 
 
 def short_side_size(height: int, width: int, short_px: int) -> tuple[int, int]:
-    """(height, width) after the shorter side became `short_px` pixels; the other side rounds half up, at
-    least 1.
-    """
+    """(height, width) once the shorter side is `short_px` pixels; the other rounds half up, at least 1."""
     shorter = min(height, width)
     sides = [max(1, (2 * side * short_px + shorter) // (2 * shorter)) for side in (height, width)]
     return sides[0], sides[1]
