@@ -43,7 +43,7 @@ SHOWN = [
 
 
 def _accept(program, words):
-    """Parse `words` as the program would, without doing anything."""
+    """Parse `words` as the program would, without doing anything; True if it takes them."""
     if program == "preprocess":
         preprocess_parser().parse_args(words)
     elif program == "shards":
@@ -60,13 +60,14 @@ def _accept(program, words):
     elif program == "train.bench":
         load_config(bench.parse(words)[1])
     else:
-        pytest.fail(f"no program {program}")
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("program", "words"), SHOWN)
 def test_shown_command_is_one_that_the_program_takes(program, words, monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes are named from here
-    _accept(program, words)
+    assert _accept(program, words)
 
 
 def test_pages_show_commands_of_every_program():

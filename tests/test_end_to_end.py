@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_source_images_where_shards_are_expected(shards, tmp_path, monkeypatch, 
     assert not list(run.rglob("*.pth"))
 
 
-def test_the_loop_in_the_readme_feeds_somebody_elses_step(shards):
+def test_the_loop_in_the_readme_feeds_somebody_elses_step(shards, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     (loop,) = [block for block in blocks if "your_step" in block]
     for shown, here in (
@@ -132,8 +133,10 @@ def test_the_loop_in_the_readme_feeds_somebody_elses_step(shards):
         seen.append((images, targets))
         raise StopIteration  # the stream is endless
 
+    script = tmp_path / "loop.py"
+    script.write_text(loop)
     with pytest.raises(StopIteration):
-        exec(loop, {"your_step": your_step})
+        runpy.run_path(str(script), {"your_step": your_step})
     ((images, targets),) = seen
     assert images.shape == (8, 3, 512, 512)
     assert len(targets) == 8

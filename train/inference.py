@@ -16,24 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from shards.resize import normalise, resize_image, short_side_size
+from train.model.segmenter import Segmenter
 
 STRIP_BYTES = 256 << 20  # largest score map at output size that is held at once
-
-
-class Scorer(Protocol):
-    """What inference asks of a segmenter."""
-
-    num_classes: int
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, C, H, W) semantic scores, larger is likelier."""
 
 
 class NonFiniteScores(ValueError):
@@ -100,7 +91,7 @@ def _starts(size: int, window: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def score_maps(
-    segmenter: Scorer,
+    segmenter: Segmenter,
     images: Sequence[Tensor],
     settings: InferenceSettings,
     autocast_dtype: torch.dtype | None = None,
@@ -137,7 +128,7 @@ def score_maps(
 
 @torch.no_grad()
 def label_maps(
-    segmenter: Scorer,
+    segmenter: Segmenter,
     images: Sequence[Tensor],
     settings: InferenceSettings,
     autocast_dtype: torch.dtype | None = None,
