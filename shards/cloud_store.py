@@ -27,6 +27,8 @@ class CloudStore(Store):
             raise StoreError(
                 f"{base}: not a place that shards are read from; use a folder, http(s), s3, gs or hf"
             )
+        if not base[scheme.end() :].strip("/"):
+            raise StoreError(f"{base}: name a bucket or repository and a folder in it")
         self.base, self.settings, self._scheme = base.rstrip("/"), settings, scheme[1]
         self._start()
 
@@ -100,3 +102,5 @@ class CloudStore(Store):
             raise
         except (OSError, EOFError) as error:
             raise Transient(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # client libraries have errors of their own, such as missing credentials
+            raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error})") from error

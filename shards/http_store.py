@@ -13,7 +13,7 @@ import http.client
 import re
 import threading
 import time
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from shards.errors import StoreError
 from shards.retry import PATIENT, RetrySettings, Transient, with_retries
@@ -145,13 +145,9 @@ class HttpStore(Store):
         for _ in range(MAX_REDIRECTS):
             parts = urlsplit(target)
             place = (parts.scheme, parts.netloc)
-            connection = self._connection(place)
+            path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+            connection, answer = self._answer(place, method, path, headers)
             with _closing_on_error(connection):
-                try:
-                    connection.request(method, parts.path, headers={"Accept-Encoding": "identity", **headers})
-                    answer = connection.getresponse()
-                except (OSError, http.client.HTTPException) as error:
-                    raise Transient(f"no answer ({type(error).__name__}: {error})") from error
                 if answer.status in PASSING:
                     raise Transient(f"status {answer.status} {answer.reason}")
                 if answer.status in {401, 403, 404, 410}:
@@ -162,12 +158,30 @@ class HttpStore(Store):
             target = _redirected(target, answer.headers.get("Location", ""))
         raise StoreError(f"{url} was redirected more than {MAX_REDIRECTS} times, at last to {target}")
 
-    def _connection(self, place: tuple[str, str]) -> http.client.HTTPConnection:
+    def _answer(
+        self, place: tuple[str, str], method: str, path: str, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Ask over a kept connection, which its server may have closed meanwhile, or else over a new one."""
+        kept = self._kept(place)
+        for connection in (kept, self._connection(place)) if kept else (self._connection(place),):
+            try:
+                connection.request(method, path, headers={"Accept-Encoding": "identity", **headers})
+                return connection, connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if connection is not kept or isinstance(error, TimeoutError):
+                    raise Transient(f"no answer ({type(error).__name__}: {error})") from error
+        raise AssertionError("unreachable: a new connection returns or raises")
+
+    def _kept(self, place: tuple[str, str]) -> http.client.HTTPConnection | None:
         with self._lock:
             for number, (kept_place, connection) in enumerate(self._idle):
                 if kept_place == place:
                     del self._idle[number]
                     return connection
+        return None
+
+    def _connection(self, place: tuple[str, str]) -> http.client.HTTPConnection:
         scheme, host = place
         kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
         return kind(host, timeout=self.settings.stall_s)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import socket
 import sys
 import threading
 from collections import Counter
@@ -178,12 +179,17 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.faults, self.bytes_sent = folder, {}, Counter()
-        self.num_connections, self.ended = 0, threading.Event()
+        self.num_connections, self.ended, self.queries, self.open = 0, threading.Event(), [], []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def process_request(self, request, client_address):
         self.num_connections += 1
+        self.open.append(request)
         super().process_request(request, client_address)
+
+    def close_connections(self):
+        while self.open:
+            self.open.pop().shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):
@@ -202,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._head(200 if path.is_file() else 404, path.stat().st_size if path.is_file() else 0)
 
     def do_GET(self):
-        name = self.path.strip("/")
+        name, _, query = self.path.strip("/").partition("?")
+        self.server.queries += [query] if query else []
         path, planned = self.server.folder / name, self.server.faults.get(name)
         fault = planned.pop(0) if planned else ""
         if fault.isdigit() or not path.is_file():

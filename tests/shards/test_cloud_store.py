@@ -56,6 +56,20 @@ def test_the_list_of_schemes_is_closed(base):
         open_store(base).read("a.tar", 0, 1)
 
 
+def test_errors_of_client_libraries_become_ours(store, monkeypatch):
+    class NoCredentialsError(Exception):
+        pass
+
+    def info(path):
+        raise NoCredentialsError("unable to locate credentials")
+
+    monkeypatch.setattr(store._open(), "info", info)
+    with pytest.raises(StoreError, match=r"a\.tar cannot be read \(NoCredentialsError: unable to locate"):
+        store.size("a.tar")
+    with pytest.raises(StoreError, match="name a bucket"):
+        open_store("s3://")
+
+
 def test_a_missing_package_is_named(monkeypatch):
     def unknown(scheme):
         raise ImportError(scheme)

@@ -91,6 +91,21 @@ def test_the_end_of_the_file_is_an_error(store):
         store.size("b.tar")
 
 
+def test_a_query_survives_a_redirect(store, server):
+    server.faults["a.tar"] = [f"redirect {server.url}/a.tar?signature=1%2F2"]
+    assert store.read("a.tar", 9, 9) == CONTENT[9:18]
+    assert server.queries == ["signature=1%2F2"]
+
+
+def test_a_connection_that_the_server_closed_meanwhile_costs_no_attempt(server):
+    store = HttpStore(server.url, RetrySettings(attempts=1))
+    assert store.read("a.tar", 0, 3) == CONTENT[:3]
+    server.close_connections()
+    assert store.read("a.tar", 3, 3) == CONTENT[3:6]
+    store.close()
+    assert server.num_connections == 2
+
+
 def test_nobody_listens():
     store = HttpStore("http://127.0.0.1:9", QUICK)
     with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9/a\.tar: no answer"):
