@@ -41,6 +41,13 @@ class FrozenBackbone(nn.Module):
         """Stays in eval mode, whatever `mode` says."""
         return super().train(False)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Let torch.compile fuse each block; `options` go to it. All blocks share one compiled program, made
+        at the first image of each size.
+        """
+        for block in blocks_of(self.vit):
+            block.compile(**options)
+
     @torch.no_grad()
     def forward(self, images: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Patch maps (B, D, H/p, W/p) of blocks `indices` (ascending), through the final norm.

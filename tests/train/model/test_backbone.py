@@ -90,6 +90,21 @@ def test_bfloat16_matrices_give_bit_for_bit_what_autocast_over_float32_gives() -
     assert half.vit.norm.weight.dtype is torch.float32
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_blocks_give_what_plain_ones_give(backbone: FrozenBackbone, backend: str) -> None:
+    side = 2 * backbone.patch_px
+    images = [torch.randn(1, 3, side, side), torch.randn(2, 3, 2 * side, side)]
+    expected = [backbone(x, (1, 3)) for x in images]
+    backbone.compile_blocks(backend=backend)
+    try:
+        for x, maps in zip(images, expected, strict=True):
+            for found, wanted in zip(backbone(x, (1, 3)), maps, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.compiler.reset()
+
+
 def test_a_size_that_does_not_divide_is_an_error(backbone: FrozenBackbone) -> None:
     with pytest.raises(ModelError, match="does not divide"):
         backbone(torch.randn(1, 3, 70, 75), (3,))

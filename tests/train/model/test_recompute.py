@@ -1,4 +1,4 @@
-"""Recomputing changes memory and no number: outputs, gradients and batch statistics stay the same to the bit."""
+"""Recomputing saves memory and changes no number: not outputs, gradients or batch statistics."""
 
 from types import SimpleNamespace
 
