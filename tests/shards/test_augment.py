@@ -1,6 +1,7 @@
 """Crops against Pillow and numpy doing the same to whole images, one after the other."""
 
 import os
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,6 +317,19 @@ def test_working_on_whole_batches_as_a_gpu_does_gives_the_same(
     # A grey level of resizing, which contrast and saturation may widen to a few.
     assert (got.images - expected.images).abs().max() <= (1 if photometric == "none" else 12)
     assert (got.images - expected.images).abs().mean() < 0.5
+
+
+def test_the_documented_loop_runs(make_split, tmp_path):
+    text = (Path(__file__).parents[2] / "docs/augmentation.md").read_text()
+    start = text.index("    from shards.augment import")
+    lines = [line[4:] for line in text[start : text.index("## No waiting")].rstrip().split("\n")]
+    program = "\n".join([*lines, "        masks = class_masks(crops)", "        break", ""])
+    folder = make_split("documented", [8]).folder
+    program = program.replace("data/ade20k-shards/training", str(folder)).replace('"cuda"', '"cpu"')
+    (tmp_path / "documented.py").write_text(program)
+    left = runpy.run_path(str(tmp_path / "documented.py"))
+    assert left["crops"].images.shape == (8, 3, 512, 512)
+    assert len(left["masks"]) == 8
 
 
 @pytest.mark.gpu
