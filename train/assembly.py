@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.augment import CropSettings
 from shards.balance import balanced
+from shards.cache import CacheSettings, cached
 from shards.gpu_decode import GpuDecoder
 from shards.loader import Loader
 from shards.manifest import Split, open_split
@@ -68,16 +69,21 @@ class Parts:
 
 def open_training_split(config: TrainConfig) -> Split:
     """The training split; ConfigError if its classes are not as many as the head has."""
-    split = open_split(split_url(config.datasets.root, config.datasets.train))
-    check_classes(config, split)
-    return split
+    return open_checked(config, config.datasets.train)
 
 
 def open_validation_split(config: TrainConfig) -> Split:
     """The validation split, under the same check."""
-    split = open_split(split_url(config.datasets.root, config.datasets.val))
+    return open_checked(config, config.datasets.val)
+
+
+def open_checked(config: TrainConfig, descriptor: str) -> Split:
+    """A split, read through the node's cache where `loader.cache_dir` names one."""
+    split = open_split(split_url(config.datasets.root, descriptor))
     check_classes(config, split)
-    return split
+    if config.loader.cache_dir is None:
+        return split
+    return cached(split, CacheSettings(config.loader.cache_dir, int(config.loader.cache_gb * 1e9)))
 
 
 def check_classes(config: TrainConfig, split: Split) -> None:

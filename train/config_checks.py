@@ -100,6 +100,7 @@ def check_numbers(config: TrainConfig) -> None:
         "checkpoint.archive_interval": config.checkpoint.archive_interval,
         "log.interval": config.log.interval,
         "loader.prefetch_batches": config.loader.prefetch_batches,
+        "loader.cache_gb": config.loader.cache_gb,
         "datasets.repeat_threshold": config.datasets.repeat_threshold,
         "guards.max_skipped": config.guards.max_skipped,
         "m2f_train.num_points": config.m2f_train.num_points,

@@ -181,6 +181,8 @@ class LoaderConfig:
     decode: str = "cpu"  # cpu | gpu: where JPEG is decoded (gpu needs torchvision with nvJPEG)
     policy: str = "raise"  # raise | replace: what a damaged sample does (replacements are counted and logged)
     prefetch_batches: int = 4  # batches of a process that wait in memory
+    cache_dir: str | None = None  # copies of remote shards, for all processes and jobs of a node; None: none
+    cache_gb: float = 100.0
 
 
 @dataclass

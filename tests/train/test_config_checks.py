@@ -53,6 +53,7 @@ def test_good_settings_pass() -> None:
         ("seed=-1", "seed"),
         ("ema.decay=1", r"ema\.decay"),
         ("loader.decode=tpu", "cpu or gpu"),
+        ("loader.cache_gb=0", "cache_gb"),
         ("precision=half", "mixed or reference"),
         ("datasets.repeat_threshold=0", "repeat_threshold"),
         ("guards.non_finite=ignore", "stop or skip"),

@@ -127,6 +127,7 @@ def test_two_nodes_stream_from_a_third_and_equal_two_local_ranks(
             *shared,
             f"datasets.root=http://{network.addresses[2]}:8123",
             f"output_dir={tmp_path / 'far'}",
+            f"loader.cache_dir={tmp_path / 'cache'}",
         ]
         nodes = [launch(network, node, 29611, remote) for node in (0, 1)]
         outputs = [node.communicate(timeout=TIMEOUT_S)[0] for node in nodes]
