@@ -84,8 +84,8 @@ def run_finish(words: argparse.Namespace) -> str:
         destinations = place.unfinished()
         if not destinations:
             raise BuildError(
-                f"{words.out}: nothing to finish there; build its parts: python -m preprocess build --part "
-                "I/N"
+                f"{words.out}: nothing to finish there; build its parts:"
+                " python -m preprocess build ... --part I/N"
             )
         done = publish_splits(destinations, words.allow_rejects)
     return "\n".join(_summary(entry) for entry in done)
@@ -96,9 +96,8 @@ def _summary(done: Published) -> str:
     size = sum(shard.bytes for shard in manifest.shards)
     refused = f", {len(manifest.rejects)} inputs refused (listed in the manifest)" if manifest.rejects else ""
     return (
-        f"{done.place}: {manifest.num_samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} "
-        f"MB{refused},"
-        f" fingerprint {manifest.fingerprint}"
+        f"{done.place}: {manifest.num_samples} samples in {len(manifest.shards)} shards,"
+        f" {size / 1e6:.1f} MB{refused}, fingerprint {manifest.fingerprint}"
     )
 
 
@@ -109,8 +108,8 @@ def run_verify(words: argparse.Namespace) -> str:
         folder = split.base
         check = verify_split(split, words.against, partial(run_tasks, workers=words.workers))
         lines.append(
-            f"{folder}: {check.samples} samples, {check.pixels} label pixels compared, {len(check.faults)} "
-            "differences"
+            f"{folder}: {check.samples} samples, {check.pixels} label pixels compared,"
+            f" {len(check.faults)} differences"
         )
         faults += [f"{folder}: {fault}" for fault in check.faults]
     if faults:

@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 
 from preprocess import png
 from preprocess.errors import RejectedInput
-from preprocess.labels import DECODER_FAULTS
-from shards.rle import MAX_PIXELS
+from preprocess.pillow import check_size, opened
 
+JPEG_START = b"\xff\xd8\xff"
+FOUR_INKS = ("CMYK", "YCCK")
 JPEG_QUALITY = 95  # of re-encoded images; subsampling 4:4:4, so that colours keep their edges
 RE_ENCODING = (
     f"JPEG quality {JPEG_QUALITY} 4:4:4, or PNG where the source is PNG; scaled by Lanczos, labels by nearest"
@@ -29,6 +30,10 @@ CONVERTIBLE = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # what --convert re
 WAY_OUT = "re-encode it to 8-bit RGB, or let the build do so with --convert"
 ORIENTATION = 0x0112  # the EXIF tag; 1 = upright
 _HARMLESS = re.compile(r"extraneous bytes before marker")  # padding between segments; no pixel depends on it
+
+
+class DamagedImage(RejectedInput):
+    """Pixels are lost, so that converting would only hide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ def encode_image(data: bytes, policy: ImagePolicy) -> Encoded:
         raise RejectedInput("the image file is empty (0 bytes)")
     try:
         kept = _keep(data, policy.prove)
+    except DamagedImage:
+        raise
     except RejectedInput as refused:
         if not policy.convert:
             raise
@@ -71,7 +78,7 @@ def encode_image(data: bytes, policy: ImagePolicy) -> Encoded:
 
 
 def _keep(data: bytes, prove: bool) -> Encoded:
-    if data[:3] == b"\xff\xd8\xff":
+    if data[:3] == JPEG_START:
         return _keep_jpeg(data, prove)
     if data[:8] == png.SIGNATURE:
         return _keep_png(data, prove)
@@ -83,25 +90,31 @@ def _keep_jpeg(data: bytes, prove: bool) -> Encoded:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise RejectedInput(f"JPEG header is broken or unusual ({error}); {WAY_OUT}") from error
-    _check_size(height, width)
+    check_size(height, width)
     if colour not in ("YCbCr", "RGB", "Gray"):
         raise RejectedInput(f"{colour} JPEG; {WAY_OUT}")
     _check_upright(data)
     if prove:
-        try:
-            # At an eighth of the size: all coded data is read, which is what can be broken, at half the time.
-            simplejpeg.decode_jpeg(data, min_height=1, min_width=1)
-        except ValueError as error:
-            if not _HARMLESS.search(str(error)):
-                raise RejectedInput(
-                    f"JPEG does not decode cleanly ({error}); get a good copy of the file"
-                ) from error
+        _prove_jpeg(data, colour)
     return Encoded(data, "jpg", height, width, height, width)
+
+
+def _prove_jpeg(data: bytes, colour: str) -> None:
+    """Decode at an eighth of the size: all coded data is read, which is what can be broken, at half the
+    time.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "CMYK" if colour in FOUR_INKS else "RGB", min_height=1, min_width=1)
+    except ValueError as error:
+        if not _HARMLESS.search(str(error)):
+            raise DamagedImage(
+                f"JPEG does not decode cleanly ({error}); get a good copy of the file"
+            ) from error
 
 
 def _keep_png(data: bytes, prove: bool) -> Encoded:
     header = png.read_header(data)
-    _check_size(header.height, header.width)
+    check_size(header.height, header.width)
     if header.transparent or header.colour in (png.GREY_ALPHA, png.RGB_ALPHA):
         raise RejectedInput(f"{header} with transparency; {WAY_OUT}")
     if header.bit_depth != 8:
@@ -110,15 +123,9 @@ def _keep_png(data: bytes, prove: bool) -> Encoded:
         raise RejectedInput(f"animated PNG; {WAY_OUT} (its first frame)")
     _check_upright(data)
     if prove:
-        _load(data, ("PNG",))
+        with opened(data, ("PNG",)) as image:
+            image.load()
     return Encoded(data, "png", header.height, header.width, header.height, header.width)
-
-
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise RejectedInput(
-            f"the header claims {width}x{height} pixels; 1 to {MAX_PIXELS} are allowed; scale the image down"
-        )
 
 
 def _check_upright(data: bytes) -> None:
@@ -133,11 +140,8 @@ def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 where there is none; the parse is only paid for by files that carry EXIF."""
     if not (_has_exif_segment(data) if data[:2] == b"\xff\xd8" else b"eXIf" in data):
         return 1
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
-            return int(image.getexif().get(ORIENTATION, 1))
-    except DECODER_FAULTS as error:
-        raise RejectedInput(f"its EXIF data cannot be read ({error}); {WAY_OUT}") from error
+    with opened(data, ("JPEG", "PNG")) as image:
+        return int(image.getexif().get(ORIENTATION, 1))
 
 
 def _has_exif_segment(data: bytes) -> bool:
@@ -156,27 +160,15 @@ def _has_exif_segment(data: bytes) -> bool:
     return True  # not the order that we know: let the parser look
 
 
-def _load(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            _check_size(image.height, image.width)
-            image.load()
-            return image.copy()
-    except RejectedInput:
-        raise
-    except DECODER_FAULTS as error:
-        raise RejectedInput(f"the image does not decode ({error}); get a good copy of the file") from error
-    except Image.DecompressionBombError as error:
-        raise RejectedInput(f"the image is too large to decode ({error}); scale it down") from error
-
-
 def _convert(data: bytes, policy: ImagePolicy, reason: str) -> Encoded:
     """Upright 8-bit RGB: PNG stays PNG, everything else becomes a JPEG of quality 95 without chroma
     subsampling.
     """
-    source = _load(data, CONVERTIBLE)
+    if data[:3] == JPEG_START:
+        _prove_before_converting(data)
+    with opened(data, CONVERTIBLE) as source:
+        upright = _to_rgb(ImageOps.exif_transpose(source))
     image_format = "png" if data[:8] == png.SIGNATURE else "jpg"
-    upright = _to_rgb(ImageOps.exif_transpose(source))
     size = upright.height, upright.width
     height, width = scaled_size(*size, policy.max_short_side)
     scaled = (height, width) != size
@@ -193,6 +185,16 @@ def _convert(data: bytes, policy: ImagePolicy, reason: str) -> Encoded:
     notes += [f"Lanczos to {width}x{height}"] if scaled else []
     note = f"re-encoded as {how} ({', '.join(notes)})"
     return Encoded(out.getvalue(), image_format, height, width, *size, note)
+
+
+def _prove_before_converting(data: bytes) -> None:
+    """Pillow paints over lost data without a word, so libjpeg is asked first, if it reads the header."""
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return
+    check_size(height, width)
+    _prove_jpeg(data, colour)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,31 +7,20 @@ sample, with the values named.
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from preprocess import png
 from preprocess.errors import RejectedInput, SourceError
-from shards.rle import IGNORE, MAX_PIXELS, MOST_BYTE_LABELS, LabelledRuns, encode_label_map
+from preprocess.pillow import check_size, opened
+from shards.rle import IGNORE, MOST_BYTE_LABELS, LabelledRuns, encode_label_map
 
 UNKNOWN = -1  # in a rule's table: a value that no label map may hold
-DECODER_FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)  # Pillow on broken files
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +40,10 @@ class LabelRule:
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes < IGNORE:
             raise SourceError(f"{self.num_classes} classes: between 1 and {IGNORE - 1} are possible")
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= 65535:
+            raise SourceError(
+                f"--ignore-index is {self.ignore_index}; label maps hold values from 0 to 65535"
+            )
         for value, label in self.mapping or ():
             if not 0 <= value <= 65535 or (label is not None and not 0 <= label < self.num_classes):
                 raise SourceError(
@@ -150,11 +143,9 @@ def _lookup(rule: LabelRule) -> tuple[np.ndarray, int]:
 def read_mapping(path: Path, num_classes: int) -> LabelRule:
     """The rule in a JSON file `{"value in the label map": class id or null, ...}`; null means void."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        pairs = tuple(
-            sorted((int(value), None if label is None else int(label)) for value, label in facts.items())
-        )
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+        pairs = tuple(sorted((int(value), None if label is None else int(label)) for value, label in facts))
+    except (OSError, ValueError, TypeError) as error:
         raise SourceError(
             f'{path}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'
         ) from error
@@ -176,13 +167,10 @@ def decode_label_file(data: bytes) -> np.ndarray:
             f"label map is a {header}; expected one channel: 8 or 16 bit grey, or a palette whose indices "
             "are the labels"
         )
-    if header.height * header.width > MAX_PIXELS:
-        raise RejectedInput(
-            f"label map claims {header.width}x{header.height} pixels; at most {MAX_PIXELS} are allowed"
-        )
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        check_size(header.height, header.width)
+        with opened(data, ("PNG",)) as image:
             values = np.asarray(image)
-    except DECODER_FAULTS as error:
-        raise RejectedInput(f"label map does not decode: {error}") from error
+    except RejectedInput as error:
+        raise RejectedInput(f"label map: {error}") from error
     return values if values.dtype == np.uint8 else values.astype(np.uint16)

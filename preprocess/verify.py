@@ -65,8 +65,8 @@ def verify_split(
     kind = manifest.settings.get("source")
     if kind is None:
         raise BuildError(
-            f"{out}: the manifest does not say from which kind of source it was built, so it cannot be "
-            "compared"
+            f"{out}: the manifest does not say from which kind of source it was built,"
+            " so it cannot be compared"
         )
     source = reopen_source(kind, manifest.dataset, manifest.classes, rule, root)
     names = {source.item(manifest.split, name).key: name for name in source.listing(manifest.split).names}

@@ -40,8 +40,8 @@ class Ade20kSource(FolderSource):
         if missing and not (self.allow_count_mismatch and present):
             raise SourceError(
                 f"{self.root}: no images/{missing[0]}; found {', '.join(sorted(present))}. Name the splits "
-                "with --splits, or pass"
-                " --allow-count-mismatch if this copy is meant to be partial"
+                "with"
+                " --splits, or pass --allow-count-mismatch if this copy is meant to be partial"
             )
         return tuple(split for split in COUNTS if split in present) or tuple(sorted(present))
 
@@ -66,9 +66,7 @@ class Ade20kSource(FolderSource):
 
 
 def open_ade20k(root: Path, classes: tuple[str, ...] | None, allow_count_mismatch: bool) -> Ade20kSource:
-    """The release at `root`. Class names: `classes`, else the release's own table, else the list in
-    configs/.
-    """
+    """The release at `root`, with `classes`, else its own table of names, else the list in configs/."""
     if classes is None:
         table = root / CLASS_TABLE
         classes = read_object_info(table) if table.is_file() else ade20k_classes()
@@ -79,9 +77,7 @@ def open_ade20k(root: Path, classes: tuple[str, ...] | None, allow_count_mismatc
 
 @lru_cache(maxsize=4)
 def scene_categories(root: Path) -> Mapping[str, str]:
-    """Image stem -> scene category from sceneCategories.txt (two words a line); empty where there is no
-    such file.
-    """
+    """Image stem -> scene category from sceneCategories.txt, two words a line; empty without that file."""
     path = root / SCENE_TABLE
     if not path.is_file():
         return {}

@@ -8,6 +8,7 @@ loss.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,17 +174,23 @@ def find_labels_folder(root: Path) -> str:
 def read_unchanged(root: Path, path: str) -> bytes:
     """A whole file below `root`; RejectedInput where it cannot be read or changes while it is read."""
     try:
-        with open(f"{root}/{path}", "rb") as file:
+        with open(f"{root}/{path}", "rb", opener=_open_at_once) as file:
             before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise RejectedInput(f"{path} is no regular file")
             data = file.read()
             after = os.fstat(file.fileno())
     except OSError as error:
         raise RejectedInput(f"{path} cannot be read: {error.strerror}") from error
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(
-        data
-    ) != after.st_size:
+    stamps = [(facts.st_size, facts.st_mtime_ns) for facts in (before, after)]
+    if stamps[0] != stamps[1] or len(data) != after.st_size:
         raise RejectedInput(f"{path} changed while it was read; let it rest and build again")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A named pipe opens without waiting for its writer, to be refused."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _file_stamp(path: str) -> str:

@@ -54,9 +54,7 @@ def open_source(request: SourceRequest) -> Source:
 def reopen_source(
     settings: dict[str, Any], dataset: str, classes: tuple[str, ...], rule: LabelRule, root: str
 ) -> Source:
-    """The source that a manifest describes, now at `root`; it is compared, so counts need not be right to
-    open it.
-    """
+    """The source that a manifest describes, now at `root`, whatever its counts: it is to be compared."""
     words = dict(settings)
     kind = words.pop("kind")
     if kind == "hf":
@@ -93,16 +91,15 @@ def _open_ade20k(request: SourceRequest, root: Path) -> Source:
 def _classes_and_rule(request: SourceRequest) -> tuple[tuple[str, ...], LabelRule]:
     if request.classes is None:
         raise SourceError(
-            f"--dataset {request.kind} needs --classes FILE, a text file with one class name a line in the "
-            "order of "
-            "the ids"
+            f"--dataset {request.kind} needs --classes FILE, a text file with one class name a line,"
+            " in the order of the ids"
         )
     classes = read_classes(request.classes)
     if request.mapping is not None:
         if request.ignore_index is not None or request.reduce_zero_label is not None:
             raise SourceError(
-                "--mapping says what every value means; --ignore-index and --reduce-zero-label do not go "
-                "with it"
+                "--mapping says what every value means;"
+                " --ignore-index and --reduce-zero-label do not go with it"
             )
         return classes, read_mapping(request.mapping, len(classes))
     void = 255 if request.ignore_index is None else request.ignore_index

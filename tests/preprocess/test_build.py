@@ -240,7 +240,7 @@ def test_every_kind_of_bad_file_is_named_in_one_build(make_root, tmp_path, capsy
     for number, words_of in {
         1: "JPEG does not decode cleanly (Premature end of JPEG file)",
         2: "JPEG does not decode cleanly",
-        3: "label map claims 60000x60000 pixels",
+        3: "label map: the header claims 60000x60000 pixels",
         4: "the label map is empty (0 bytes)",
         5: "label map is a 8-bit RGB PNG; expected one channel",
         6: "label map is 30x23, image is 30x24 (width x height)",

@@ -152,8 +152,22 @@ def test_damaged_files():
         (jpeg[:12], "JPEG header is broken"),
         (lossless[: len(lossless) // 2], "does not decode"),
     ):
-        with pytest.raises(RejectedInput, match=words):
-            encode_image(data, KEEP)
+        for policy in (KEEP, CONVERT, ImagePolicy(max_short_side=8)):
+            with pytest.raises(RejectedInput, match=words if policy is not CONVERT else None):
+                encode_image(data, policy)
+
+
+def test_damage_is_not_converted_away():
+    for data in (
+        encode(rgb().convert("CMYK"), "JPEG"),
+        encode(rgb(), "JPEG", exif=exif(6)),
+        encode(rgb(), "JPEG"),
+        encode(rgb(), "WEBP"),
+        encode(rgb().convert("RGBA"), "PNG"),
+    ):
+        for end in (b"", b"\xff\xd9"):
+            with pytest.raises(RejectedInput, match="decode"):
+                encode_image(data[: len(data) * 2 // 3] + end, CONVERT)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -182,8 +196,9 @@ def test_a_jpeg_whose_header_lies_is_refused():
     data = bytearray(encode(rgb(), "JPEG"))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 2] = (400).to_bytes(2, "big")
-    with pytest.raises(RejectedInput, match="does not decode cleanly"):
-        encode_image(bytes(data), KEEP)
+    for policy in (KEEP, CONVERT):
+        with pytest.raises(RejectedInput, match="does not decode cleanly"):
+            encode_image(bytes(data), policy)
     data[at : at + 4] = (65500).to_bytes(2, "big") * 2
     with pytest.raises(RejectedInput, match="claims 65500x65500 pixels"):
         encode_image(bytes(data), KEEP)

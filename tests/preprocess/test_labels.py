@@ -94,6 +94,9 @@ def test_mapping_file(tmp_path):
     path.write_text('{"7": 2}')
     with pytest.raises(SourceError, match=r"classes in 0..1"):
         read_mapping(path, 2)
+    path.write_text('{"7": 0, "7": 1}')
+    with pytest.raises(SourceError, match="stands twice"):
+        read_mapping(path, 2)
     path.write_text("[1, 2]")
     with pytest.raises(SourceError, match="not a label mapping"):
         read_mapping(path, 2)
@@ -104,6 +107,9 @@ def test_impossible_class_counts():
         LabelRule(0)
     with pytest.raises(SourceError, match="65535 classes"):
         LabelRule(65535)
+    for value in (-1, 65536):
+        with pytest.raises(SourceError, match=f"--ignore-index is {value}"):
+            LabelRule(3, ignore_index=value)
 
 
 def test_label_files_keep_their_values():
@@ -126,7 +132,7 @@ def test_label_maps_of_other_modes_are_refused(mode):
 def test_broken_and_bloated_label_files():
     rng = np.random.default_rng(0)
     good = encode(rng.integers(0, 9, (64, 64), dtype=np.uint8))
-    with pytest.raises(RejectedInput, match="does not decode"):
+    with pytest.raises(RejectedInput, match="label map: it does not decode"):
         decode_label_file(good[: len(good) // 2])
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header

@@ -129,6 +129,12 @@ def test_stamps_follow_the_files(tmp_path):
         source.read(item)
 
 
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RejectedInput, match="pipe is no regular file"):
+        read_unchanged(tmp_path, "pipe")
+
+
 def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     touch(tmp_path, "a")
     real, calls = os.fstat, []
