@@ -23,7 +23,7 @@ from shards.batch import EncodedBatch, RaggedBatch
 from shards.cache import CacheSettings, cached
 from shards.manifest import Split, open_split
 from shards.order import ORDER_VERSION, Order, World, num_micro_steps
-from shards.plans import BatchPlan, TrainingPlans, evaluation_plans
+from shards.plans import BatchPlan, TrainingPlans, announced, evaluation_plans
 from shards.prefetch import InOrder, in_order
 from shards.reading import BatchReader
 from shards.selection import Selection, whole
@@ -223,13 +223,14 @@ def evaluation_batches(
     prefetch_batches: int = 4,
     max_samples: int | None = None,
     pin: bool = False,
+    cache: CacheSettings | None = None,
 ) -> Iterator[RaggedBatch]:
     """Each of the first `max_samples` samples (default all) once over all ranks, in the order of the shards.
 
     Every rank gets the same number of batches: rows with `valid` False repeat the last sample and must not be
     counted. Positions are numbers of samples in the split, epochs are 0.
     """
-    selection = select(split)
+    selection = select(split, cache)
     plans = evaluation_plans(selection.shard_samples, batch_per_rank, world, max_samples)
     reader = BatchReader(selection, seed=0, pin=pin)
-    return in_order(plans, reader.read, threads, max(prefetch_batches, threads))
+    return in_order(announced(selection, plans), reader.read, threads, max(prefetch_batches, threads))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -51,7 +51,7 @@ class TrainingPlans:
         order = Order(self.selection.shard_samples, self.seed, self.global_batch)
         first_step = self.position // self.global_batch
         caching = any(isinstance(split.store, CachedStore) for split in self.selection.splits)
-        announced: set[int] = set()
+        told: set[int] = set()
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         numbers: Iterable[int] = count(first, stride)
@@ -69,8 +69,8 @@ class TrainingPlans:
             parts, places = order.samples(positions)
             if caching:
                 wanted = {*parts.tolist(), *order.next_shards(positions).tolist()}
-                self._announce(wanted - announced)
-                announced = wanted
+                announce(self.selection, wanted - told)
+                told = wanted
             yield BatchPlan(
                 positions=tuple(positions.tolist()),
                 epochs=tuple(order.epochs(positions).tolist()),
@@ -79,13 +79,25 @@ class TrainingPlans:
                 valid=(True,) * len(positions),
             )
 
-    def _announce(self, numbers: set[int]) -> None:
-        """Let the caches fetch the shards that a batch's lanes are in and those that they come to next."""
-        for number in sorted(numbers):
-            part = self.selection.parts[number]
-            split = self.selection.splits[part.split]
-            if isinstance(split.store, CachedStore):
-                split.store.prefetch([split.manifest.shards[part.shard].name])
+
+def announce(selection: Selection, numbers: set[int]) -> None:
+    """Let the caches of a selection, where it has any, fetch the shards of these parts in the background."""
+    for number in sorted(numbers):
+        part = selection.parts[number]
+        split = selection.splits[part.split]
+        if isinstance(split.store, CachedStore):
+            split.store.prefetch([split.manifest.shards[part.shard].name])
+
+
+def announced(selection: Selection, plans: Sequence[BatchPlan]) -> Iterator[BatchPlan]:
+    """The plans; with each, the caches hear of the part after those that it reads. For reading front to back.
+    """
+    told: set[int] = set()
+    for plan in plans:
+        wanted = {*plan.parts, min(max(plan.parts) + 1, len(selection.parts) - 1)}
+        announce(selection, wanted - told)
+        told |= wanted
+        yield plan
 
 
 def evaluation_plans(

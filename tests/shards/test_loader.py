@@ -10,7 +10,7 @@ import pytest
 import torch
 import webdataset as wds
 
-from shards.cache import CacheSettings
+from shards.cache import CacheSettings, cached
 from shards.decode import decode_image
 from shards.loader import Loader, evaluation_batches
 from shards.manifest import open_split
@@ -291,3 +291,16 @@ def test_images_may_be_decoded_by_the_consumer(split):
         )
         assert a.pixels.equal(b.pixels)
         assert a.run_ends.equal(b.run_ends)
+
+
+def test_evaluation_through_a_cache_fetches_each_shard_once(make_split, serve, tmp_path):
+    made = make_split("scored", [5, 4, 6])
+    server = serve(made.folder)
+    split = cached(open_split(server.url), CacheSettings(tmp_path / "cache"))
+    batches = list(evaluation_batches(split, batch_per_rank=2))
+    split.store.close()
+    assert [key for batch in batches for key, ok in zip(batch.keys, batch.valid, strict=True) if ok] == list(
+        made.truth
+    )
+    for shard in made.manifest.shards:
+        assert server.bytes_sent[shard.name] == shard.bytes

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from shards.cache import CacheSettings
+from shards.errors import SampleError
 from shards.loader import Loader
+from shards.manifest import open_split
 from shards.order import World
 
 pytestmark = pytest.mark.slow
@@ -202,3 +206,25 @@ def test_an_interrupt_leaves_no_process_behind(folder, program):
     assert child.wait(60) != 0
     command = ["ps", "-o", "args=", "-s", str(child.pid)]
     assert "endless" not in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def test_worker_processes_share_a_cache_and_stop_at_the_end(make_split, serve, tmp_path, take_keys):
+    made = make_split("shared", [6, 5, 7])
+    server = serve(made.folder)
+    settings = {"batch_per_rank": 3, "global_batch": 6, "end": 18}
+    got = take_keys(server.url, 99, **settings, processes=2, cache=CacheSettings(tmp_path / "cache"))
+    assert got == take_keys(str(made.folder), 99, **settings)
+    assert len(got) == 18
+    tars = {shard.name: shard.bytes for shard in made.manifest.shards}
+    assert {name: sent for name, sent in server.bytes_sent.items() if name in tars} == tars
+
+
+def test_damage_seen_by_a_worker_process_is_named(make_split, tmp_path):
+    folder = shutil.copytree(make_split("hurt", [4]).folder, tmp_path / "hurt")
+    path = folder / "training-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[open_split(str(folder)).index(0).entry(2).image_offset + 9] ^= 8
+    path.write_bytes(data)
+    with Loader(str(folder), batch_per_rank=4, processes=1) as loader:
+        with pytest.raises(SampleError, match=r"training-00000\.tar, sample 'hurt_0_2'"):
+            next(iter(loader))
