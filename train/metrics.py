@@ -104,17 +104,26 @@ class ConfusionMatrix:
                 f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape"
             )
         counted = label != self.ignored
-        rows, columns = label[counted].long(), prediction[counted].long()
-        for name, ids in (("label", rows), ("prediction", columns)):
-            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_classes:
-                raise ValueError(
-                    f"{name} ids go from {int(ids.min())} to {int(ids.max())}, expected 0 to "
-                    f"{self.num_classes - 1}" + (f" or {self.ignored}" if name == "label" else "")
-                )
-        cells = torch.bincount(rows * self.num_classes + columns, minlength=self.num_classes**2)
-        self.counts[:-1] += cells
+        rows = torch.where(counted, label, 0).long()
+        columns = torch.where(counted, prediction, 0).long()
+        self._check_ids(rows, columns)
+        beyond = self.num_classes**2  # one cell more, for the pixels that do not count
+        cells = torch.where(counted, rows * self.num_classes + columns, beyond)
+        counts = torch.bincount(cells.flatten(), minlength=beyond + 1)[:-1]
+        self.counts[:-1] += counts
         self.counts[-1] += 1
-        return cells.view(self.num_classes, self.num_classes)
+        return counts.view(self.num_classes, self.num_classes)
+
+    def _check_ids(self, rows: Tensor, columns: Tensor) -> None:
+        if not rows.numel():
+            return
+        extremes = torch.stack([*torch.aminmax(rows), *torch.aminmax(columns)]).tolist()
+        for name, least, most in (("label", *extremes[:2]), ("prediction", *extremes[2:])):
+            if not 0 <= least <= most < self.num_classes:
+                raise ValueError(
+                    f"{name} ids go from {least} to {most}, expected 0 to {self.num_classes - 1}"
+                    + (f" or {self.ignored}" if name == "label" else "")
+                )
 
     def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
         """Sum over ranks: `all_reduce` adds one flat int64 tensor up in place. Call it once, at the end."""
