@@ -23,7 +23,7 @@ def main(run: Path) -> None:
     print(f"\nprediction pictures ({len(overlays)}):")
     for path in overlays[:5]:
         print(f"  {path}")
-    print("\nbackbone: dinov3_tiny16 with RANDOM frozen weights; all that was learned is in the adapter and head")
+    print("\nbackbone: dinov3_tiny16 with RANDOM frozen weights; all that was learned is in adapter and head")
     print(f"mIoU before training: {miou[first]:6.2f}   (step {first})")
     print(f"mIoU after training:  {miou[last]:6.2f}   (step {last})")
 

@@ -1,4 +1,4 @@
-"""The architecture as a test: who may import whom, what stays free of torch, and that every module has its test."""
+"""The architecture as a test: who may import whom, what stays free of torch, and that each module has tests."""
 
 import ast
 import subprocess
@@ -51,7 +51,9 @@ def test_every_module_has_its_test(room):
 @pytest.mark.parametrize("command", [["preprocess", "build", "--help"], ["preprocess", "verify", "--help"]])
 def test_building_shards_never_loads_torch(command):
     program = f"import runpy, sys; sys.argv = {['x', *command[1:]]!r}\n"
-    program += f"try:\n    runpy.run_module({command[0]!r}, run_name='__main__')\nexcept SystemExit:\n    pass\n"
+    program += (
+        f"try:\n    runpy.run_module({command[0]!r}, run_name='__main__')\nexcept SystemExit:\n    pass\n"
+    )
     program += "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
