@@ -230,7 +230,8 @@ def _image_crops(
     batch: RaggedBatch, plan: WindowPlan, widths: Tensor, rows: Tensor, columns: Tensor
 ) -> Tensor:
     """(B, 3, h, w) float32, whole grey levels: each image resized as a whole, then its window taken."""
-    crops = torch.empty(len(batch), 3, rows.shape[1], columns.shape[1], device=rows.device)
+    shape = (len(batch), 3, rows.shape[1], columns.shape[1])
+    crops = torch.empty(shape, dtype=torch.float32, device=rows.device)
     for part in stretches(len(batch), rows.device):
         places = rows[part, :, None].long() * widths[part, None, None] + columns[part, None, :]
         for i, place in zip(range(len(batch))[part], places.flatten(1), strict=True):
