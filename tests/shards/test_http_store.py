@@ -9,7 +9,7 @@ from shards.http_store import HttpStore, _redirected
 from shards.retry import RetrySettings
 
 CONTENT = bytes(range(256)) * 40
-QUICK = RetrySettings(attempts=3, first_delay_s=0.001, stall_s=0.3, total_s=1.0, slowest_bytes_per_s=1e6)
+QUICK = RetrySettings(attempts=3, first_delay_s=0.001, stall_s=0.3, total_s=0.5, slowest_bytes_per_s=1e6)
 
 
 @pytest.fixture

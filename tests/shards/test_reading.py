@@ -70,7 +70,7 @@ def test_every_bit_of_a_shard_is_guarded_or_without_effect(damaged, made):
     everything = plan(*((0, place) for place in range(4)))
     want = reader(damaged).read(everything)
     random, refused, unchanged = np.random.default_rng(0), 0, 0
-    for offset in random.integers(0, len(healthy), 300):
+    for offset in random.integers(0, len(healthy), 200):
         flip(path, int(offset), 1 << int(random.integers(8)))
         try:
             got = reader(damaged).read(everything)
@@ -83,8 +83,8 @@ def test_every_bit_of_a_shard_is_guarded_or_without_effect(damaged, made):
             assert got.run_owners.equal(want.run_owners)
             unchanged += 1
         path.write_bytes(healthy)
-    assert refused + unchanged == 300
-    assert refused > 20  # most of a small tar is padding
+    assert refused + unchanged == 200
+    assert refused > 10  # most of a small tar is padding
 
 
 def test_truncation_is_a_fault_of_the_shard(damaged):
