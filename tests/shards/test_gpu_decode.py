@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from shards import gpu_decode
 from shards.batch import EncodedBatch
 from shards.decode import decode_image
 from shards.errors import SampleError
@@ -105,6 +107,20 @@ def test_the_self_test_catches_a_decoder_that_is_wrong():
         GpuDecoder("cpu", lambda files: [planes.flip(2) for planes in stand_in(files)])
     with pytest.raises(GpuDecodeError, match="refuses"):
         GpuDecoder("cpu", lambda files: [planes[:, :5] for planes in stand_in(files)])
+
+
+def test_the_stream_is_waited_for_before_the_decoder_starts(monkeypatch):
+    order = []
+    decoder = GpuDecoder("cpu", lambda files: order.append("decode") or stand_in(files))
+    order.clear()
+    stream = SimpleNamespace(synchronize=lambda: order.append("wait"))
+    monkeypatch.setattr(gpu_decode.torch.cuda, "current_stream", lambda device: stream)
+    decoder.device = torch.device("cuda")
+    image = np.zeros((8, 16, 3), np.uint8)
+    out = torch.ones(8, 16, 3, dtype=torch.uint8)
+    assert decoder._decode([torch.frombuffer(bytearray(encode(image)), dtype=torch.uint8)], [out])
+    assert order == ["wait", "decode"]
+    assert (out == 0).all()
 
 
 def test_a_cpu_has_no_gpu_decoder():
