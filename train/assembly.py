@@ -36,6 +36,8 @@ from train.schedule import Schedule, build_schedule
 from train.schema import ConfigError, TrainConfig
 from train.step import Forward, MaskObjective, Objective, PixelObjective
 
+NONFINITE = "nonfinite"  # folder in a run for what was not finite
+
 
 @dataclass
 class Parts:
@@ -189,7 +191,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
 
 def nonfinite_folder(config: TrainConfig) -> Path:
     """Where batches go whose loss or gradient is not finite."""
-    return Path(config.output_dir or ".") / "nonfinite"
+    return Path(config.output_dir or ".") / NONFINITE
 
 
 def crop_settings(config: TrainConfig) -> CropSettings:

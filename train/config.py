@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.checkpoint import replacing
 from train.config_checks import check_config
 from train.schema import ConfigError, TrainConfig, nearest
 
@@ -122,7 +123,8 @@ def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
 
 def write_config(config: TrainConfig, path: Path) -> None:
     """Write the whole merged config as YAML that `config=` accepts again."""
-    path.write_text(to_yaml(config), encoding="utf-8")
+    with replacing(path) as hidden:
+        hidden.write_text(to_yaml(config), encoding="utf-8")
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -8,8 +8,16 @@ import logging
 import sys
 from pathlib import Path
 
-from train.assembly import autocast_dtype, build_model, build_parts, nonfinite_folder, open_validation_split
+from train.assembly import (
+    NONFINITE,
+    autocast_dtype,
+    build_model,
+    build_parts,
+    nonfinite_folder,
+    open_validation_split,
+)
 from train.checkpoint import FINAL, load_weights, read_checkpoint
+from train.checkpoint import FOLDER as CHECKPOINTS
 from train.config import write_config
 from train.distributed import Ranks
 from train.evaluate import evaluate, evaluation_settings
@@ -23,9 +31,12 @@ from train.resume import begin, check_trained_on
 from train.schema import ConfigError, TrainConfig
 from train.session import Session
 from train.stop import StopSignals
+from train.tensorboard import FOLDER as BOARDS
 from train.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
+
+SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE)
 
 
 def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
@@ -90,6 +101,11 @@ def output_folder(config: TrainConfig, ranks: Ranks) -> Path:
     folder = Path(config.output_dir or "")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; name a folder")
+    for name in SUBFOLDERS:
+        if (folder / name).is_symlink():
+            raise ConfigError(
+                f"{folder / name} is a link; a run writes into its own folder only, remove the link"
+            )
     if ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
     ranks.wait("the output folder")

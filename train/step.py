@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,7 @@ class Losses:
     crops: CropBatch
 
 
-class Objective(Protocol):
-    """What the loop asks of a kind of head."""
-
-    def __call__(self, batch: RaggedBatch) -> Losses: ...
+Objective = Callable[[RaggedBatch], Losses]  # what the loop asks of a kind of head
 
 
 @dataclass(frozen=True)

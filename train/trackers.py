@@ -6,32 +6,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from train.config import to_plain
 from train.distributed import Ranks
 from train.schema import ConfigError, TrainConfig
 from train.tensorboard import TensorBoardFile
-
-
-class Tracker(Protocol):
-    """Takes each line of metrics.jsonl as it is written."""
-
-    def record(self, record: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def open_trackers(config: TrainConfig, run: Path, ranks: Ranks) -> list[Tracker]:
-    """The trackers that `log` asks for; none on ranks other than the first."""
-    if not ranks.is_first:
-        return []
-    trackers: list[Tracker] = []
-    if config.log.tensorboard:
-        trackers.append(TensorBoardFile(run))
-    if config.log.wandb_project is not None:
-        trackers.append(WandbRun(config, run))
-    return trackers
 
 
 class WandbRun:
@@ -52,3 +32,18 @@ class WandbRun:
 
     def close(self) -> None:
         self._run.finish()
+
+
+Tracker = TensorBoardFile | WandbRun  # takes each line of metrics.jsonl as it is written
+
+
+def open_trackers(config: TrainConfig, run: Path, ranks: Ranks) -> list[Tracker]:
+    """The trackers that `log` asks for; none on ranks other than the first."""
+    if not ranks.is_first:
+        return []
+    trackers: list[Tracker] = []
+    if config.log.tensorboard:
+        trackers.append(TensorBoardFile(run))
+    if config.log.wandb_project is not None:
+        trackers.append(WandbRun(config, run))
+    return trackers

@@ -91,3 +91,18 @@ def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(
         main([*tiny_run, "eval.eval_interval=400", f"scheduler.total_iter={stop}", "resume_from=auto"]) == 0
     )
     assert read_metrics(run / "metrics.jsonl")[-1]["step"] == stop
+
+
+@pytest.mark.gpu
+def test_the_full_width_trains_ten_steps_on_cuda(tiny_run: list[str], tmp_path: Path) -> None:
+    arguments = [
+        *tiny_run, "model.dino_hub=dinov3_vitl16", "model_dtype=BFLOAT16", "scheduler.total_iter=10",
+        "eval.eval_interval=10", "eval.max_val_samples=10", "bs=1", "decoder_head.hidden_dim=2048",
+        "decoder_head.ffn_dim=4096", "decoder_head.num_queries=100", "m2f_train.num_points=12544",
+        "transforms.train.img_size=512", "transforms.train.crop_size=[512,512]",
+        "transforms.eval.img_size=896", "eval.crop_size=896", "eval.stride=596",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(record["loss"] is not None for record in records if record["kind"] == "train")
+    assert records[-1]["num_images"] == 4

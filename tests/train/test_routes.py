@@ -71,3 +71,23 @@ def test_an_output_folder_that_is_a_file(arguments: list[str], tmp_path: Path) -
     (tmp_path / "run").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         go(arguments)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "nonfinite"])
+def test_links_that_lead_out_of_the_folder_are_refused(
+    arguments: list[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="is a link"):
+        go(arguments)
+
+
+def test_a_linked_config_is_replaced_not_followed(arguments: list[str], tmp_path: Path) -> None:
+    outside = tmp_path / "precious.yaml"
+    outside.write_text("keep")
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "model_final.pth"):
+        (tmp_path / "run" / name).symlink_to(outside)
+    go(arguments)
+    assert outside.read_text() == "keep"

@@ -13,6 +13,7 @@ from train.progress import ProgressLine
 from train.schema import TrainConfig
 from train.session import Session
 from train.stop import StopSignals
+from train.trackers import Tracker
 
 
 class Notes:
@@ -38,7 +39,7 @@ def test_a_record_goes_to_file_and_trackers_and_state_tells_the_position(tmp_pat
     )
     session = Session(
         config, ranks, cast(Parts, parts), tmp_path, MetricsFile(tmp_path, ranks, 0),
-        ProgressLine(0, 9, None), cast(Guard, None), StopSignals(), 12.5, list(notes),
+        ProgressLine(0, 9, None), cast(Guard, None), StopSignals(), 12.5, cast(list[Tracker], notes),
     )  # fmt: skip
     session.record("train", 4, loss=1.0)
     assert all(one.seen == [{"kind": "train", "step": 4, "loss": 1.0}] for one in notes)
