@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,25 +20,23 @@ from pathlib import Path
 
 import torch
 
-from shards.augment import crop, draw_crops
-from shards.batch import CropBatch, RaggedBatch
+from shards.batch import RaggedBatch
 from shards.loader import Loader
 from shards.order import World
-from train.assembly import autocast_dtype, crop_settings, open_training_split
+from train.assembly import autocast_dtype, open_training_split
 from train.config import load_config
 from train.evaluate import evaluation_settings
 from train.inference import label_maps
 from train.memory import count_memory
-from train.model.prediction import Prediction
+from train.paired import attention_ms, loss_ms
 from train.phases import PhaseClock
-from train.rig import Rig, build_loss, build_rig
+from train.rig import Rig, build_rig
 from train.schema import TrainConfig
 from train.synthetic import synthetic_batch, synthetic_batches
 from train.yardsticks import count_flops, count_syncs, matmul_tflops, peak_gib, reset_peak
 
 RECIPE = Path(__file__).parents[1] / "configs" / "config-ade20k-m2f-training.yaml"
 SYNTHETIC = "synthetic"  # datasets.root where none is given
-NUM_LAYERS = 10  # supervised predictions of the query decoder
 VALIDATION_IMAGES = 2000  # ADE20K's, for a validation's share of a run
 
 
@@ -66,6 +63,7 @@ class Report:
     matmul_tflop_per_s: float | None = None
     steps: list[StepFigures] = field(default_factory=list)
     loss_ms: dict[str, float] = field(default_factory=dict)
+    attention_ms: dict[str, float] = field(default_factory=dict)
     memory_gib: dict[str, float] = field(default_factory=dict)  # counted, not measured
     validation: dict[str, float] = field(default_factory=dict)
 
@@ -88,7 +86,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--compare", choices=["reference"], help="also measure a step put together like the reference"
     )
-    parser.add_argument("--only", choices=["step", "loss", "validation", "memory"], help="one thing")
+    parser.add_argument(
+        "--only", choices=["step", "loss", "attention", "validation", "memory"], help="one thing"
+    )
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("--warmup", type=int, default=5, help="steps before them")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -120,7 +120,9 @@ def bench(config: TrainConfig, options: argparse.Namespace) -> Report:
     if config.decoder_head.type == "m2f" and (
         options.only == "loss" or (options.only is None and options.compare)
     ):
-        report.loss_ms = measure_loss(config, options, device)
+        report.loss_ms = loss_ms(config, device, options.warmup, options.steps)
+    if options.only == "attention":
+        report.attention_ms = attention_ms(config, device, options.warmup, options.steps)
     if options.only == "memory":
         count = count_memory(config)
         report.memory_gib = {**asdict(count), "total_gib": count.total_gib}
@@ -184,50 +186,6 @@ def open_input(config: TrainConfig, device: torch.device) -> Iterator[RaggedBatc
     )  # fmt: skip
 
 
-def measure_loss(config: TrainConfig, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Forward and backward milliseconds of both losses on the same random predictions, taken in turns."""
-    batch = synthetic_batch(config.bs, config.decoder_head.num_classes).to(device)
-    settings = crop_settings(config)
-    crops = crop(batch, draw_crops(batch, config.seed, settings), settings)
-    ours, theirs = (build_loss(config, device, reference) for reference in (False, True))
-    figures: dict[str, list[float]] = {}
-    for turn in range(options.warmup + options.steps):
-        for name, loss in (("matched", ours), ("reference", theirs)):
-            clock = PhaseClock(device)
-            predictions = random_predictions(config, crops, turn)
-            clock.start()
-            total = loss(predictions, crops)
-            clock.mark("forward")
-            total.backward()
-            clock.mark("backward")
-            if turn >= options.warmup:
-                for phase, value in clock.medians_ms(0).items():
-                    figures.setdefault(f"{name} {phase}", []).append(value)
-    ratios = [b / a for a, b in zip(figures["matched forward"], figures["reference forward"], strict=True)]
-    whole = [b / a for a, b in zip(figures["matched step"], figures["reference step"], strict=True)]
-    medians = {name.replace("step", "both"): statistics.median(values) for name, values in figures.items()}
-    return medians | {"forward ratio": statistics.median(ratios), "both ratio": statistics.median(whole)}
-
-
-def random_predictions(config: TrainConfig, crops: CropBatch, seed: int) -> list[Prediction]:
-    """What the query decoder would give: class and mask logits of every layer, with gradients."""
-    device = crops.images.device
-    generator = torch.Generator(device).manual_seed(seed)
-    head, (batch, _, height, width) = config.decoder_head, crops.images.shape
-    dtype = autocast_dtype(config, device) or torch.float32
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_()
-
-    return [
-        Prediction(
-            draw(batch, head.num_queries, head.num_classes + 1),
-            draw(batch, head.num_queries, height // 4, width // 4),
-        )
-        for _ in range(NUM_LAYERS)
-    ]
-
-
 def measure_validation(config: TrainConfig, device: torch.device, step_ms: float | None) -> dict[str, float]:
     """Images a second of sliding evaluation, and the share of a whole run that its validations take."""
     rig = build_rig(config, device)
@@ -270,6 +228,7 @@ def to_text(report: Report) -> str:
     for other in report.steps[1:]:
         lines.append(f"ours / {other.name}: {report.steps[0].images_per_s / other.images_per_s:.2f}x")
     lines += [f"loss, {name}: {value:.2f}" for name, value in report.loss_ms.items()]
+    lines += [f"deformable attention, {name}: {value:.2f}" for name, value in report.attention_ms.items()]
     lines += [f"counted memory, {name}: {value:.2f}" for name, value in report.memory_gib.items()]
     lines += [f"validation, {name}: {value:.4g}" for name, value in report.validation.items()]
     return "\n".join(lines) + "\n"
