@@ -109,13 +109,17 @@ class ObjectDestination(Destination):
         return self.url
 
     def _try(self, verb: str, name: str, do: Callable[[Any, str], Answer]) -> Answer:
-        """Do it, again if it fails. FileNotFoundError passes; everything else ends as TransferError."""
+        """Do it, again if it fails. On reading, FileNotFoundError passes; all else ends as TransferError."""
         path = f"{self.url}/{name}" if name else self.url
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return do(file_system(self.url), path)
-            except FileNotFoundError:
-                raise
+            except FileNotFoundError as error:
+                if verb == "read":
+                    raise
+                raise TransferError(
+                    f"cannot {verb} {path}: {error}; make sure that the bucket is there"
+                ) from error
             except Exception as error:
                 # Drivers raise their network library's own types, which share no base but this one.
                 if attempt == ATTEMPTS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,13 @@ from preprocess.sources.source import Source
 
 KINDS = ("ade20k", "folder", "hf:NAME")
 HUGGING_FACE = "hf:"
+LAYOUT = ("images_folder", "labels_folder", "image_ending", "label_ending")
+COLUMNS = ("image_column", "label_column")
+NOT_FOR = {
+    "ade20k": (*LAYOUT, *COLUMNS, "mapping", "ignore_index"),
+    "folder": (*COLUMNS, "allow_count_mismatch"),
+    HUGGING_FACE: (*LAYOUT, "root", "allow_count_mismatch"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +47,11 @@ class SourceRequest:
 
 def open_source(request: SourceRequest) -> Source:
     """The source that the user asked for. SourceError where words are missing or do not fit its kind."""
+    if not request.kind.startswith(HUGGING_FACE) and request.kind not in NOT_FOR:
+        raise SourceError(f"--dataset {request.kind}: unknown; known are {', '.join(KINDS)}")
+    _check_words(request)
     if request.kind.startswith(HUGGING_FACE):
         return _open_hugging_face(request)
-    if request.kind not in ("ade20k", "folder"):
-        raise SourceError(f"--dataset {request.kind}: unknown; known are {', '.join(KINDS)}")
     if request.root is None:
         raise SourceError(f"--dataset {request.kind} needs --root FOLDER, the one that holds images/")
     if not request.root.is_dir():
@@ -70,22 +78,25 @@ def reopen_source(
 
 
 def _open_ade20k(request: SourceRequest, root: Path) -> Source:
-    given = {
-        "--mapping": request.mapping,
-        "--ignore-index": request.ignore_index,
-        "--images-folder": request.images_folder,
-        "--labels-folder": request.labels_folder,
-        "--image-ending": request.image_ending,
-        "--label-ending": request.label_ending,
-    }
-    wrong = [word for word, value in given.items() if value not in (None, "")]
-    if wrong or request.reduce_zero_label is False:
-        word = wrong[0] if wrong else "--no-reduce-zero-label"
-        raise SourceError(
-            f"{word} does not go with --dataset ade20k, whose labels are fixed; use --dataset folder"
-        )
+    if request.reduce_zero_label is False:
+        raise SourceError(_misplaced("--no-reduce-zero-label", request))
     classes = read_classes(request.classes) if request.classes else None
-    return open_ade20k(root, classes, request.allow_count_mismatch)
+    source = open_ade20k(root, classes, request.allow_count_mismatch)
+    return replace(source, dataset=request.name) if request.name else source
+
+
+def _check_words(request: SourceRequest) -> None:
+    """SourceError for a word that this kind of source would ignore."""
+    kind = HUGGING_FACE if request.kind.startswith(HUGGING_FACE) else request.kind
+    for name in NOT_FOR[kind]:
+        value = getattr(request, name)
+        if value is not None and value is not False and value != "":
+            raise SourceError(_misplaced(f"--{name.replace('_', '-')}", request))
+
+
+def _misplaced(word: str, request: SourceRequest) -> str:
+    hint = ", whose labels are fixed; use --dataset folder" if request.kind == "ade20k" else ""
+    return f"{word} does not go with --dataset {request.kind}{hint}"
 
 
 def _classes_and_rule(request: SourceRequest) -> tuple[tuple[str, ...], LabelRule]:
@@ -107,8 +118,6 @@ def _classes_and_rule(request: SourceRequest) -> tuple[tuple[str, ...], LabelRul
 
 
 def _open_hugging_face(request: SourceRequest) -> Source:
-    if request.root is not None:
-        raise SourceError("--root does not go with --dataset hf:NAME; the name says where it is")
     name, columns = request.kind.removeprefix(HUGGING_FACE), (request.image_column, request.label_column)
     return open_hugging_face(name, *_classes_and_rule(request), request.name, *columns)
 

@@ -149,6 +149,12 @@ def test_damage_on_the_way_is_never_published(tmp_path, url, breaking):
     assert not path.exists()
 
 
+def test_a_bucket_that_is_not_there_is_named(make_root, url, breaking, capsys):
+    breaking(FileNotFoundError("no such bucket"))
+    assert main(words(make_root(), url)) == 2
+    assert f"error: cannot write {url}/training/training-00000.tar: no such bucket" in capsys.readouterr().err
+
+
 def test_other_schemes_are_refused_by_name():
     with pytest.raises(BuildError, match=r"to a local folder, s3://, gs://, hf://, memory://, not to ftp://"):
         object_store.file_system("ftp://host/x")

@@ -19,7 +19,9 @@ def test_a_folder_is_opened_with_the_users_rule(make_root):
 @pytest.mark.parametrize("kind", ["folder", "ade20k"])
 def test_what_a_manifest_holds_opens_the_same_source(make_root, kind):
     root = make_root()
-    source = open_source(SourceRequest(kind, root, classes=root / "classes.txt", allow_count_mismatch=True))
+    request = SourceRequest(kind, root, classes=root / "classes.txt", name="mine")
+    source = open_source(dataclasses.replace(request, allow_count_mismatch=kind == "ade20k"))
+    assert source.dataset == "mine"
     again = reopen_source(source.settings(), source.dataset, source.classes, source.label_rule, str(root))
     assert again == source
 
@@ -38,8 +40,15 @@ def test_a_mapping_file_replaces_the_other_words(make_root):
     [
         ({"kind": "folder"}, "needs --classes FILE"),
         ({"kind": "pascal"}, "--dataset pascal: unknown; known are"),
-        ({"kind": "ade20k", "ignore_index": 255}, "--ignore-index does not go with"),
+        ({"kind": "ade20k", "ignore_index": 0}, "--ignore-index does not go with"),
         ({"kind": "ade20k", "reduce_zero_label": False}, "--no-reduce-zero-label does not go with"),
+        (
+            {"kind": "ade20k", "labels_folder": "x"},
+            "--labels-folder does not go with --dataset ade20k, whose",
+        ),
+        ({"kind": "folder", "image_column": "x"}, "--image-column does not go with --dataset folder"),
+        ({"kind": "folder", "allow_count_mismatch": True}, "--allow-count-mismatch does not go with"),
+        ({"kind": "hf:x", "label_ending": ".png"}, "--label-ending does not go with --dataset hf:x"),
     ],
 )
 def test_words_that_do_not_fit(make_root, words, message):
