@@ -114,13 +114,16 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         dtype=autocast_dtype(config, device),
         device=device,
     )
-    return build_segmenter(
+    segmenter = build_segmenter(
         backbone,
         config.decoder_head,
         precision=config.precision,
         seed=config.seed,
         checkpointing=config.activation_checkpointing,
     ).to(device)
+    if config.compile_backbone:
+        segmenter.backbone.compile_blocks()
+    return segmenter
 
 
 def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:

@@ -210,6 +210,7 @@ class TrainConfig:
     model_dtype: ModelDtype = ModelDtype.FLOAT32
     precision: str = "mixed"  # mixed | reference (pixel decoder in float32, as the reference computes it)
     activation_checkpointing: bool = False  # compute activations twice, hold them once
+    compile_backbone: bool = False  # torch.compile its blocks
     seed: int = 100
     metric_to_save: str = "mIoU"
     datasets: DatasetConfig = field(default_factory=DatasetConfig)
