@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from transformers.models.mask2former import modeling_mask2former as reference
 
 from shards.batch import VOID, CropBatch
+from train.dense_targets import crops_from_masks
 from train.loss import LossSettings, LossTerms, MaskClassificationLoss, MatchedLoss, linear_loss
 from train.model.prediction import Prediction
 from train.nonfinite import NonFiniteError
@@ -335,6 +336,14 @@ def test_non_finite_predictions_are_named_and_dumped(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "dump").iterdir()] == [
         "nonfinite-position41-layer1.safetensors"
     ]
+
+
+def test_dense_targets_give_the_same_loss() -> None:
+    crops, predictions = make_crops([[0, 1, 3], [2, 3]]), make_predictions(2, 2)
+    loss = MatchedLoss(SETTINGS, CLASSES)
+    dense = crops_from_masks(dense_targets(crops), crops.positions)
+    ours = loss(predictions, dense, seed=5, world_reduce=None)
+    assert torch.equal(ours.total, loss(predictions, crops, seed=5, world_reduce=None).total)
 
 
 def test_carried_values_come_back_on_the_host() -> None:
