@@ -75,9 +75,7 @@ class CachedStore(Store):
 
     def _start(self) -> None:
         self._local = LocalStore(self.folder)
-        self._used: dict[
-            str, float
-        ] = {}  # file names that this process has open, and when it last noted a use
+        self._used: dict[str, float] = {}  # files that this process has open: when it last noted a use
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._background: ThreadPoolExecutor | None = None
@@ -98,8 +96,9 @@ class CachedStore(Store):
         file_name = self._ensure(shard)
         try:
             return self._local.read(file_name, offset, size)
-        except StoreError:  # dropped by another job after this process had closed it
+        except StoreError:  # dropped by another job after this process had closed it, or cut short
             self._used.pop(file_name, None)
+            self._local.forget(file_name)
             return self._local.read(self._ensure(shard), offset, size)
 
     def size(self, name: str) -> int:
@@ -159,15 +158,22 @@ class CachedStore(Store):
         if now - self._used.get(file_name, -FRESH_S) < FRESH_S:
             return file_name
         with self._shard_lock(shard):
-            try:
-                self._local.size(file_name)  # opens it: from now on dropping its name does no harm
-            except StoreError:
+            # Asking for the size opens the file: from now on dropping its name does no harm.
+            if not self._is_whole(shard):
+                self._local.forget(file_name)
                 self._fetch(shard, path)
                 self._local.size(file_name)
             with suppress(FileNotFoundError):  # open here, but dropped by another job
                 os.utime(path)  # the time of last use, by which copies are dropped
             self._used[file_name] = now
         return file_name
+
+    def _is_whole(self, shard: ShardInfo) -> bool:
+        """Whether there is a copy of the right length; what it holds was verified when it came."""
+        try:
+            return self._local.size(_file_name(shard)) == shard.bytes
+        except StoreError:
+            return False
 
     def _fetch(self, shard: ShardInfo, path: Path) -> None:
         for left in self.folder.glob(f".{shard.sha256}.{socket.gethostname()}.*.part"):

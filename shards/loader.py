@@ -42,9 +42,10 @@ class Loader:
     global_batch. `threads` read; at most `prefetch_batches` batches (at least one a thread) wait in memory,
     in pinned memory with `pin`. `policy`: "raise" a damaged sample as SampleError, or "replace" it by a
     substitute drawn from (seed, position), counted in `num_replaced`. `cache`: where whole shards of a remote
-    split are kept; without one its samples are fetched by ranges. `stages`: webdataset stages, generators
-    from batches to batches, run in the consumer's thread; they must hand over one batch for each that they
-    take.
+    split are kept; without one its samples are fetched by ranges. `decode`: with one, images stay as their
+    files hold them while threads read, and it decodes them, on a GPU for instance, in the consumer's thread.
+    `stages`: webdataset stages, generators from batches to batches, run in the consumer's thread after that;
+    they must hand over one batch for each that they take.
     """
 
     def __init__(

@@ -90,8 +90,7 @@ def announce(selection: Selection, numbers: set[int]) -> None:
 
 
 def announced(selection: Selection, plans: Sequence[BatchPlan]) -> Iterator[BatchPlan]:
-    """The plans; with each, the caches hear of the part after those that it reads. For reading front to back.
-    """
+    """The plans; with each, the caches hear of its parts and the next one. For reading front to back."""
     told: set[int] = set()
     for plan in plans:
         wanted = {*plan.parts, min(max(plan.parts) + 1, len(selection.parts) - 1)}

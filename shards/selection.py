@@ -55,8 +55,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which samples of a split are taken, and how often in an epoch. ValueError where a value makes no sense.
-    """
+    """Which samples of a split are taken, and how often in an epoch. ValueError for values without sense."""
 
     classes: tuple[int, ...] = ()  # class ids; a sample needs a pixel of one of them. Empty: any sample
     min_side_px: int = 0  # of the shorter side

@@ -253,3 +253,15 @@ def test_local_splits_need_no_cache(made, tmp_path):
     once = cached(remote, CacheSettings(tmp_path))
     assert isinstance(once.store, CachedStore)
     assert cached(once, CacheSettings(tmp_path)) is once
+
+
+def test_a_copy_that_was_cut_short_is_fetched_again(server, made, tmp_path):
+    shard, settings = made.manifest.shards[0], CacheSettings(tmp_path / "cache")
+    for _ in range(2):
+        store = CachedStore(HttpStore(server.url, QUICK), made.manifest.shards, settings)
+        assert store.read(shard.name, shard.bytes - 20, 20) == tar_bytes(made, 0)[-20:]
+        os.truncate(store.folder / f"{shard.sha256}.tar", 700)
+        assert store.read(shard.name, shard.bytes - 20, 20) == tar_bytes(made, 0)[-20:]
+        store.close()
+        os.truncate(store.folder / f"{shard.sha256}.tar", 900)
+    assert server.bytes_sent[shard.name] == 4 * shard.bytes
