@@ -117,7 +117,6 @@ def test_label_files_keep_their_values():
     assert decode_label_file(encode(values)).tolist() == values.tolist()
     wide = np.array([[0, 300, 65535]], np.uint16)
     assert decode_label_file(encode(wide)).tolist() == wide.tolist()
-    palette = Image.fromarray(values, "L").copy()
     palette = Image.frombytes("P", (3, 2), values.tobytes())
     palette.putpalette(bytes(range(256)) * 3)
     assert decode_label_file(encode(palette)).tolist() == values.tolist()
