@@ -62,7 +62,7 @@ class Predictor:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status (2 for a fault of the user's, told in one block on stderr)."""
-    signal.signal(signal.SIGTERM, _leave)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         count, folder = predict(argv)
     except (ValueError, OSError) as error:
@@ -71,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what is written is whole\n")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.stdout.write(f"{count} images labelled: {folder / 'labels'} and {folder / 'overlays'}\n")
     return 0
 

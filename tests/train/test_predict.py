@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -247,3 +249,38 @@ def test_outputs_of_an_earlier_run_are_no_inputs(checkpoint, photos):
     for _ in range(2):
         assert _run(checkpoint, photos, out) == 0
     assert len(list((out / "labels").rglob("*.png"))) == 3
+
+
+def test_a_head_that_is_not_the_checkpoints_is_refused(checkpoint, photos, tmp_path, capsys):
+    overrides = [
+        "decoder_head.type=m2f",
+        "decoder_head.hidden_dim=32",
+        "decoder_head.backbone_out_layers=FOUR_LAST",
+    ]
+    assert _run(checkpoint, photos, tmp_path / "out", *overrides) == 2
+    told = capsys.readouterr().err
+    assert "is of another model" in told
+    assert "missing" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_leaves_whole_files_only(checkpoint, photos, tmp_path, monkeypatch):
+    real, count = Image.Image.save, []
+
+    def save_half_then_die(picture, target, *args, **kwargs):
+        real(picture, target, *args, **kwargs)
+        count.append(target)
+        if len(count) == 4:  # the second overlay, as far as it got
+            Path(target).write_bytes(Path(target).read_bytes()[:100])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Image.Image, "save", save_half_then_die)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        _run(checkpoint, photos, tmp_path / "out")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.code == 128 + signal.SIGTERM
+    written = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
+    )
+    assert written == ["classes.csv", "labels/a.png", "labels/c.gif.png", "overlays/a.jpg"]
