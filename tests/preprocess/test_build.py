@@ -474,3 +474,18 @@ def test_refused_inputs_of_parts_are_told_by_finish(make_root, tmp_path, capsys)
     assert "training_0001.jpg: the image file is empty" in capsys.readouterr().err
     assert main(["finish", str(out), "--allow-rejects", "1"]) == 0
     assert open_split(out / "training").manifest.num_samples == 2
+
+
+def test_a_mapping_that_says_the_same_as_a_rule_gives_the_same_shards(built, tmp_path):
+    root, _, expected = built
+    pairs = ", ".join(f'"{value}": {value - 1 if value else "null"}' for value in range(6))
+    (tmp_path / "map.json").write_text(f"{{{pairs}}}")
+    options = ["--dataset", "folder", "--root", str(root), "--classes", str(root / "classes.txt"), "--quiet"]
+    more = ["--mapping", str(tmp_path / "map.json"), "--samples-per-shard", "2", "--workers", "1"]
+    assert main(["build", *options, "--out", str(tmp_path / "mapped"), *more]) == 0
+    found = contents(tmp_path / "mapped")
+    assert {name: found[name] for name in found if name.endswith(".tar")} == {
+        name: expected[name] for name in expected if name.endswith(".tar")
+    }
+    assert open_split(tmp_path / "mapped/training").manifest.label_rule["mapping"]["3"] == 2
+    assert main(["verify", str(tmp_path / "mapped"), "--against", str(root), "--workers", "1"]) == 0
