@@ -34,8 +34,13 @@ class HttpStore(Store):
 
     def __init__(self, base: str, settings: RetrySettings = PATIENT) -> None:
         self._start()
-        if urlsplit(base).query or urlsplit(base).fragment:
-            raise StoreError(f"{base}: a split's URL can have no query or fragment")
+        parts = urlsplit(base)
+        if parts.username is not None:
+            raise StoreError(
+                f"the URL at {parts.hostname} holds a user name; secrets do not belong into a URL"
+            )
+        if parts.query or parts.fragment or not parts.hostname:
+            raise StoreError(f"{base}: a split's URL has a host, and no query or fragment")
         self.base, self.settings = base.rstrip("/"), settings
 
     def _start(self) -> None:

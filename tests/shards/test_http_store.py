@@ -115,8 +115,12 @@ def test_nobody_listens():
 def test_names_and_urls_are_plain(store, server):
     with pytest.raises(StoreError, match="not a plain file name"):
         store.read("../a.tar", 0, 1)
-    with pytest.raises(StoreError, match="no query"):
-        HttpStore(f"{server.url}?token=1")
+    for url in (f"{server.url}?token=1", "https:///x", f"{server.url}#x"):
+        with pytest.raises(StoreError, match="no query"):
+            HttpStore(url)
+    with pytest.raises(StoreError, match="secrets do not belong into a URL") as caught:
+        HttpStore("https://me:hunter2@example.org/x")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_copy_makes_its_own_connections(store, server):
