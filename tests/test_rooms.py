@@ -1,4 +1,4 @@
-"""The architecture as a test: who may import whom, what stays free of torch, and that each module has tests."""
+"""The architecture as a test: who may import whom, what stays free of torch, and that modules have tests."""
 
 import ast
 import subprocess
