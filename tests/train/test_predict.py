@@ -203,6 +203,11 @@ def test_faults_of_the_command_line(arguments, message, checkpoint, photos, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_help_says_what_is_written(capsys):
+    assert main(["--help"]) == 0
+    assert "OUT/overlays/NAME.jpg" in capsys.readouterr().out
+
+
 def test_a_truncated_image_is_named_and_nothing_half_written_stays(checkpoint, photos, tmp_path, capsys):
     data = (photos / "a.jpg").read_bytes()
     (photos / "a.jpg").write_bytes(data[: len(data) // 2])
