@@ -29,11 +29,11 @@ library_name: maskshards
 pipeline_tag: image-segmentation
 tags: [semantic-segmentation{tags}]
 ---
-# {title}
+# {kind} for {backbone}
 
-{kind} on a frozen {backbone} backbone, {num_classes} classes, trained for {step} steps{score}. The folder
-holds the trained head only. The backbone's weights are taken from its own publisher, under its own licence
-(`model.weights=PATH` where you have them already); their digest must be `{digest}`.
+{kind} on a frozen {backbone} backbone, {num_classes} classes, trained for {step} steps{score}.
+The folder holds the trained head only. The backbone's weights come from their own publisher, under their own
+licence (`model.weights=PATH` where you have them already); their digest must be `{digest}`.
 
 From an image to class ids, with `pip install maskshards` and this folder as `FOLDER`:
 
@@ -52,7 +52,9 @@ for k in np.unique(label_map):
 
 Or pictures for a whole folder: `python -m train.predict checkpoint=FOLDER inputs=IMAGES output_dir=OUT`.
 
-Classes: {classes}
+## Classes
+
+{classes}
 """
 
 
@@ -94,15 +96,14 @@ def head_of(state: TrainState) -> dict[str, Any]:
 
 def model_card(state: TrainState) -> str:
     """README.md of the folder, with a script that loads it."""
-    kind = "Mask2Former head with a ViT adapter" if head_of(state)["type"] == "m2f" else "Linear head"
+    is_m2f = head_of(state)["type"] == "m2f"
     return _CARD.format(
-        tags=f", {state.backbone.split('_')[0]}, mask2former" if head_of(state)["type"] == "m2f" else "",
-        title=f"{kind} for {state.backbone}",
-        kind=kind,
+        tags=f", {state.backbone.split('_')[0]}" + (", mask2former" if is_m2f else ""),
+        kind="Mask2Former head with a ViT adapter" if is_m2f else "Linear head",
         backbone=state.backbone,
         num_classes=len(state.class_names),
         step=state.step,
         score="" if state.score is None else f" (validation score {state.score:.2f})",
         digest=state.backbone_digest,
-        classes=", ".join(state.class_names),
+        classes="\n".join(f"{k}. {name}" for k, name in enumerate(state.class_names)),
     )

@@ -131,6 +131,6 @@ def test_the_card_names_what_a_reader_needs() -> None:
         "7 steps",
         "61.25",
         "random:0",
-        "sky, sea, sand",
+        "0. sky\n1. sea\n2. sand",
     ):
         assert words in card

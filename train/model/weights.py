@@ -46,6 +46,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
 }
 OPTIONAL = ("embeddings.mask_token",)  # pretraining only; many files lack it
 IDENTITY = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")  # told apart by these
+GATES = ("use_gated_mlp", "use_swiglu_ffn")  # and by these, which count as false where they are absent
 MATRIX_DTYPES = (torch.float32, torch.bfloat16)
 TRAINING_ONLY = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")  # would make features random
 SHOWN = 5  # keys of each kind that an error lists
@@ -183,20 +184,19 @@ def _random_entries(vit: nn.Module, shapes_only: bool) -> Iterator[Named]:
 
 def _checked_config(arch: Architecture, folder: Path) -> dict[str, Any]:
     config = read_config(folder)
-    found = {"model_type": config.get("model_type")} | {key: config.get(key) for key in IDENTITY}
-    expected = {"model_type": arch.family} | {key: arch.settings[key] for key in IDENTITY}
+    found, expected = _identity(str(config.get("model_type")), config), _identity(arch.family, arch.settings)
     wrong = [
         f"{key} {found[key]!r} (expected {expected[key]!r})"
         for key in expected
         if found[key] != expected[key]
     ]
     if wrong:
-        fits = [
-            other.name
-            for other in ARCHITECTURES.values()
-            if other.family == found["model_type"]
-            and all(found[key] == other.settings[key] for key in IDENTITY)
-        ]
+        fits = [o.name for o in ARCHITECTURES.values() if _identity(o.family, o.settings) == found]
         hint = f"; model.dino_hub={fits[0]} would fit" if fits else ""
         raise WeightsError(f"{folder / 'config.json'}: not {arch.name}: {', '.join(wrong)}{hint}")
     return config
+
+
+def _identity(family: str, settings: dict[str, Any]) -> dict[str, Any]:
+    gated = any(settings.get(key) for key in GATES)
+    return {"model_type": family} | {key: settings.get(key) for key in IDENTITY} | {"gated": gated}

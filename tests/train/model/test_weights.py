@@ -1,5 +1,6 @@
 """Loading: the same weights from every kind of file give the same features; wrong ones are listed."""
 
+import json
 import os
 from pathlib import Path
 
@@ -167,6 +168,15 @@ def test_a_folder_of_another_model_names_the_one_that_fits(
 ) -> None:
     tuned["dinov2_tiny14"].save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"not dinov3_vits16.*model.dino_hub=dinov2_tiny14 would fit"):
+        load_backbone("dinov3_vits16", str(tmp_path))
+
+
+def test_a_folder_of_the_gated_sister_is_told_apart(tmp_path: Path) -> None:
+    arch = architecture("dinov3_vits16plus")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": arch.family, **arch.settings}))
+    with pytest.raises(
+        WeightsError, match=r"gated True \(expected False\); model.dino_hub=dinov3_vits16plus"
+    ):
         load_backbone("dinov3_vits16", str(tmp_path))
 
 
