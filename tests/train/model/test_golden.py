@@ -122,17 +122,17 @@ def loss_of(answer: list[Prediction], crops: CropBatch) -> list[list[float]]:
     return [terms.mask.tolist(), terms.dice.tolist(), terms.classify.tolist()]
 
 
-def compare(found: object, expected: object, place: str) -> None:
+def check_numbers(found: object, expected: object, place: str) -> None:
     if isinstance(expected, dict):
         assert isinstance(found, dict)
         assert sorted(found) == sorted(expected), place
         for key in expected:
-            compare(found[key], expected[key], f"{place}.{key}")
+            check_numbers(found[key], expected[key], f"{place}.{key}")
     elif isinstance(expected, list):
         assert isinstance(found, list)
         assert len(found) == len(expected), place
         for i, (a, b) in enumerate(zip(found, expected, strict=True)):
-            compare(a, b, f"{place}[{i}]")
+            check_numbers(a, b, f"{place}[{i}]")
     else:
         tolerance = (
             1e-4 if ".loss" in place or ".gradients" in place else 1e-7
@@ -147,11 +147,11 @@ def test_numbers_are_those_on_file(case: str) -> None:
         FOLDER.mkdir(exist_ok=True)
         rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.10g}"))
         path.write_text(json.dumps(rounded, indent=0) + "\n")
-    compare(found, json.loads(path.read_text()), case)
+    check_numbers(found, json.loads(path.read_text()), case)
 
 
 def test_a_changed_number_is_noticed() -> None:
     good = {"a": [1.0, 2.0]}
-    compare(good, good, "case")
+    check_numbers(good, good, "case")
     with pytest.raises(AssertionError, match=r"case\.a\[1\]"):
-        compare({"a": [1.0, 2.0001]}, good, "case")
+        check_numbers({"a": [1.0, 2.0001]}, good, "case")

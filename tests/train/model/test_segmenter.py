@@ -239,3 +239,26 @@ def test_the_forward_and_backward_pass_never_wait_for_the_device() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert all(p.grad.isfinite().all() for p in segmenter.decoder.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "batch", "limit_gb"), [("dinov3_vitl16", 16, 80), ("dinov3_vit7b16", 1, 80)]
+)
+def test_a_full_width_step_fits_the_card(name: str, batch: int, limit_gb: int) -> None:
+    """Forward, backward and AdamW at 512x512 px and width 2048, without activation checkpointing."""
+    device = torch.device("cuda")
+    backbone = load_backbone(name, "random", dtype=torch.bfloat16, device=device)
+    segmenter = build_segmenter(backbone, Head(hidden_dim=2048, num_classes=150, **PUBLISHED)).to(device)
+    segmenter.train()
+    optimizer = torch.optim.AdamW(segmenter.decoder.parameters(), fused=True)
+    images = torch.randn(batch, 3, 512, 512, device=device)
+    for _ in range(2):  # the moments exist from the second step on
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            predictions = segmenter.decoder(images, segmenter.features(images))
+        total([Prediction(p.class_logits.float(), p.mask_logits.float()) for p in predictions]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    assert torch.cuda.max_memory_allocated() < limit_gb * 1e9
+    assert all(p.isfinite().all() for p in segmenter.decoder.parameters())
