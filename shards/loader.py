@@ -39,13 +39,14 @@ class Loader:
 
     `split`: an open Split, its URL or folder, or a Selection. `global_batch` is batch_per_rank * num_ranks
     unless given. `position` is where to start and `end` where to stop, if anywhere; both are multiples of
-    global_batch. `threads` read; at most `prefetch_batches` batches (at least one a thread) wait in memory,
-    in pinned memory with `pin`. `policy`: "raise" a damaged sample as SampleError, or "replace" it by a
-    substitute drawn from (seed, position), counted in `num_replaced`. `cache`: where whole shards of a remote
-    split are kept; without one its samples are fetched by ranges. `decode`: with one, images stay as their
-    files hold them while threads read, and it decodes them, on a GPU for instance, in the consumer's thread.
-    `stages`: webdataset stages, generators from batches to batches, run in the consumer's thread after that;
-    they must hand over one batch for each that they take.
+    global_batch. `epoch_end`: "carry" or "drop", see `shards.order.Order`. `threads` read; at most
+    `prefetch_batches` batches (at least one a thread) wait in memory, in pinned memory with `pin`. `policy`:
+    "raise" a damaged sample as SampleError, or "replace" it by a substitute drawn from (seed, position),
+    counted in `num_replaced`. `cache`: where whole shards of a remote split are kept; without one its samples
+    are fetched by ranges. `decode`: with one, images stay as their files hold them while threads read, and it
+    decodes them, on a GPU for instance, in the consumer's thread. `stages`: webdataset stages, generators
+    from batches to batches, run in the consumer's thread after that; they must hand over one batch for each
+    that they take.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Loader:
         seed: int = 0,
         position: int = 0,
         end: int | None = None,
+        epoch_end: str = "carry",
         threads: int = 2,
         processes: int = 0,
         prefetch_batches: int = 4,
@@ -79,7 +81,8 @@ class Loader:
                 f"threads {threads} and prefetch_batches {prefetch_batches} must be positive, "
                 f"processes {processes} not negative"
             )
-        self.num_samples = Order(self.selection.shard_samples, seed, self.global_batch).num_samples
+        order = Order(self.selection.shard_samples, seed, self.global_batch, epoch_end)
+        self.num_samples, self.epoch_end = order.num_samples, epoch_end
         self.wait_ms = 0.0  # how long the consumer has waited for batches, all together
         self._reader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin and not processes)
         self._running: Iterator[RaggedBatch] | None = None
@@ -132,6 +135,7 @@ class Loader:
             global_batch=self.global_batch,
             position=self._position,
             end=self.end,
+            epoch_end=self.epoch_end,
         )
         num_threads = 0 if self.processes else self.threads
         read = self._reader.read_encoded if self.decode else self._reader.read
@@ -174,6 +178,7 @@ class Loader:
             "fingerprint": self.selection.fingerprint,
             "seed": self.seed,
             "global_batch": self.global_batch,
+            "epoch_end": self.epoch_end,
             "position": self._position if position is None else position,
         }
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 ORDER_VERSION = 1
 SHARD_ORDER, SAMPLE_ORDER = 1, 2  # what a draw is for, the first word of its key
+EPOCH_ENDS = ("carry", "drop")
 KEPT_PERMUTATIONS = 4096  # of 256 samples: 8 MB; a lane needs one
 
 Int64Array = NDArray[np.int64]
@@ -72,11 +73,19 @@ class EpochOrder:
 class Order:
     """The endless order of one (shard sizes, seed, global batch), evaluated at any position at once.
 
-    `shard_samples`: (S,) number of samples of each shard, zeros allowed. Keeps two epochs' shard orders and a
-    bounded number of permutations; may be used by one thread at a time.
+    `shard_samples`: (S,) number of samples of each shard, zeros allowed. `epoch_end`: "carry" lets a global
+    batch straddle two epochs, so that each holds every sample once; "drop" leaves the last N % V entries of
+    base out, other ones in each epoch, so that batches and epochs end together. Keeps two epochs' shard
+    orders and a bounded number of permutations; may be used by one thread at a time.
     """
 
-    def __init__(self, shard_samples: Int64Array | list[int], seed: int, global_batch: int) -> None:
+    def __init__(
+        self,
+        shard_samples: Int64Array | list[int],
+        seed: int,
+        global_batch: int,
+        epoch_end: str = "carry",
+    ) -> None:
         self.shard_samples = np.asarray(shard_samples, np.int64)
         self.num_samples = int(self.shard_samples.sum())
         if self.shard_samples.ndim != 1 or (self.shard_samples < 0).any():
@@ -85,13 +94,22 @@ class Order:
             raise ValueError("there is no sample to put in order: every shard is empty (or filtered empty)")
         if global_batch < 1:
             raise ValueError(f"global_batch is {global_batch}, expected at least 1")
+        if epoch_end not in EPOCH_ENDS:
+            raise ValueError(f"epoch_end is {epoch_end!r}, expected one of {', '.join(EPOCH_ENDS)}")
+        dropped = self.num_samples % global_batch if epoch_end == "drop" else 0
+        self.epoch_samples = self.num_samples - dropped  # positions in an epoch
+        if self.epoch_samples == 0:
+            raise ValueError(
+                f"epoch_end 'drop' leaves nothing of {self.num_samples} samples: they fill no global batch "
+                f"of {global_batch}; use 'carry' or a smaller batch"
+            )
         self.seed, self.global_batch = seed, global_batch
         self._epochs: OrderedDict[int, EpochOrder] = OrderedDict()
         self._permutations: OrderedDict[tuple[int, int], Int64Array] = OrderedDict()
 
     def epochs(self, positions: Int64Array) -> Int64Array:
         """(n,) int64: the epoch in which each position lies."""
-        return np.asarray(positions, np.int64) // self.num_samples
+        return np.asarray(positions, np.int64) // self.epoch_samples
 
     def samples(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
         """(n,) shard numbers and (n,) places inside those shards for (n,) positions."""
@@ -103,7 +121,7 @@ class Order:
         for epoch in np.unique(epochs):
             chosen = np.flatnonzero(epochs == epoch)
             order = self.epoch(int(epoch))
-            entries = self._entries(positions[chosen] - epoch * self.num_samples)
+            entries = self._entries(positions[chosen] - epoch * self.epoch_samples)
             slots = np.searchsorted(order.starts, entries, side="right") - 1
             shards[chosen] = order.shard_order[slots]
             within = entries - order.starts[slots]
@@ -117,7 +135,7 @@ class Order:
         epochs, ahead = self.epochs(positions), []
         for epoch in np.unique(epochs):
             order = self.epoch(int(epoch))
-            offsets = positions[epochs == epoch] - epoch * self.num_samples
+            offsets = positions[epochs == epoch] - epoch * self.epoch_samples
             lanes = offsets % self.global_batch
             slots = np.searchsorted(order.starts, self._entries(offsets), side="right")
             inside = order.starts[slots] < self._lane_starts(lanes + 1)
@@ -132,8 +150,8 @@ class Order:
         return self._epochs[epoch]
 
     def _lane_starts(self, lanes: Int64Array) -> Int64Array:
-        """Where lanes start in the base list; lane V would start at N."""
-        each, extra = divmod(self.num_samples, self.global_batch)
+        """Where lanes start in the base list; lane V would start at the epoch's end."""
+        each, extra = divmod(self.epoch_samples, self.global_batch)
         return lanes * each + np.minimum(lanes, extra)
 
     def _entries(self, offsets: Int64Array) -> Int64Array:

@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from shards.manifest import open_split
-from shards.order import ORDER_VERSION, Order, World, micro_batch_positions, num_micro_steps
+from shards.order import EPOCH_ENDS, ORDER_VERSION, Order, World, micro_batch_positions, num_micro_steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=0, help="which of them (default 0)")
     parser.add_argument("--batch-per-rank", type=int, help="samples in one batch (default: no micro-steps)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epoch-end", choices=EPOCH_ENDS, default="carry", help="default carry")
     parser.add_argument("--step", type=int, default=0, help="optimiser step, from 0 (default 0)")
 
 
@@ -34,7 +35,7 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
     batch_per_rank = words.batch_per_rank or max(1, words.global_batch // words.ranks)
     micro_steps = num_micro_steps(words.global_batch, batch_per_rank, words.ranks)
     split = open_split(words.url)
-    order = Order(split.manifest.shard_samples, words.seed, words.global_batch)
+    order = Order(split.manifest.shard_samples, words.seed, words.global_batch, words.epoch_end)
     samples = []
     for micro_step in range(micro_steps):
         positions = micro_batch_positions(words.step, micro_step, world, batch_per_rank, words.global_batch)

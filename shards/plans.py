@@ -41,14 +41,15 @@ class TrainingPlans:
         global_batch: int,
         position: int,
         end: int | None = None,
+        epoch_end: str = "carry",
     ) -> None:
         self.selection, self.seed, self.world = selection, seed, world
         self.batch_per_rank, self.global_batch = batch_per_rank, global_batch
-        self.position, self.end = position, end
+        self.position, self.end, self.epoch_end = position, end, epoch_end
         self.micro_steps = num_micro_steps(global_batch, batch_per_rank, world.num_ranks)
 
     def __call__(self) -> Iterator[BatchPlan]:
-        order = Order(self.selection.shard_samples, self.seed, self.global_batch)
+        order = Order(self.selection.shard_samples, self.seed, self.global_batch, self.epoch_end)
         first_step = self.position // self.global_batch
         caching = any(isinstance(split.store, CachedStore) for split in self.selection.splits)
         told: set[int] = set()

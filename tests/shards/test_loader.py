@@ -156,6 +156,7 @@ def test_a_new_iterator_starts_after_the_last_whole_step(split):
         ({"seed": 9}, "seed was 9, here it is 0"),
         ({"global_batch": 8}, "global_batch was 8, here it is 4"),
         ({"order_version": 0}, "order_version was 0"),
+        ({"epoch_end": "drop"}, "epoch_end was 'drop', here it is 'carry'"),
         ({"position": 3}, "position 3 is not a multiple of global_batch 4"),
     ],
 )
@@ -240,6 +241,11 @@ def test_processes_give_the_same_batches_as_threads(split):
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.run_ends, b.run_ends)
         assert torch.equal(a.run_owners, b.run_owners)
+
+
+def test_epochs_may_end_with_batches(split):
+    loader = Loader(split, batch_per_rank=4, epoch_end="drop", end=32)  # 19 samples: four batches an epoch
+    assert [set(batch.epochs) for batch in loader] == [{0}] * 4 + [{1}] * 4
 
 
 def test_a_stream_may_have_an_end(split):

@@ -126,6 +126,36 @@ def test_first_places_are_uniform_over_epochs():
     assert chi_square < 24.3  # 7 degrees of freedom, p = 0.001; the draw is fixed, so this never flickers
 
 
+@settings(max_examples=100, deadline=None)
+@given(shard_sizes, st.integers(0, 9), st.integers(1, 30))
+def test_dropping_ends_epochs_with_batches_and_repeats_nothing(sizes, seed, global_batch):
+    num_samples, full = sum(sizes), sum(sizes) // global_batch * global_batch
+    if full == 0:
+        with pytest.raises(ValueError, match="leaves nothing"):
+            Order(sizes, seed, global_batch, "drop")
+        return
+    order = Order(sizes, seed, global_batch, "drop")
+    positions = np.arange(3 * full)
+    assert order.epochs(positions).tolist() == np.repeat([0, 1, 2], full).tolist()
+    shards, indices = order.samples(positions)
+    for epoch in range(3):
+        part = slice(epoch * full, (epoch + 1) * full)
+        got = list(zip(shards[part].tolist(), indices[part].tolist(), strict=True))
+        assert len(set(got)) == full
+        if full == num_samples:
+            assert got == slow_epoch(sizes, seed, epoch, global_batch)
+
+
+def test_dropping_leaves_out_other_samples_in_each_epoch():
+    left = set()
+    for epoch in range(30):
+        _, indices = Order([5, 6], 0, 4, "drop").samples(np.arange(epoch * 8, epoch * 8 + 8))
+        shards, _ = Order([5, 6], 0, 4, "drop").samples(np.arange(epoch * 8, epoch * 8 + 8))
+        everything = {(shard, index) for shard, size in ((0, 5), (1, 6)) for index in range(size)}
+        left |= everything - set(zip(shards.tolist(), indices.tolist(), strict=True))
+    assert len(left) == 11
+
+
 def test_next_shards_are_those_that_the_lanes_enter():
     sizes, global_batch = [4, 6, 3, 5, 7], 3
     num_samples = sum(sizes)
@@ -183,6 +213,8 @@ def test_nonsense_is_refused():
         Order([1, -1], 0, 4)
     with pytest.raises(ValueError, match="at least 1"):
         Order([1], 0, 0)
+    with pytest.raises(ValueError, match="one of carry, drop"):
+        Order([1], 0, 1, "pad")
     with pytest.raises(ValueError, match="rank 2 of 2"):
         World(2, 2)
     with pytest.raises(ValueError, match="negative"):
