@@ -111,7 +111,7 @@ def bench(config: TrainConfig, options: argparse.Namespace) -> Report:
         raise ValueError(
             f"--steps {options.steps} --warmup {options.warmup}: expected at least 1 and at least 0"
         )
-    device = torch.device(options.device)
+    device = chosen_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     model = {"hub": config.model.dino_hub, "hidden_dim": config.decoder_head.hidden_dim, "bs": config.bs}
     report = Report(name, torch.__version__, {**model, "input": config.datasets.root})
@@ -130,6 +130,18 @@ def bench(config: TrainConfig, options: argparse.Namespace) -> Report:
         step_ms = report.steps[0].phases_ms["step"] if report.steps else None
         report.validation = measure_validation(config, device, step_ms)
     return report
+
+
+def chosen_device(name: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:N`; ValueError for anything else and for a GPU that is not there."""
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; say cpu"
+        )
+    return torch.device(name)
 
 
 def measure_steps(

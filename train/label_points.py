@@ -61,6 +61,7 @@ class _Neighbours:
         y = points[..., 1] * (height - 2) + 0.5
         left, top = x.floor(), y.floor()
         self.across, self.down = x.sub_(left), y.sub_(top)
+        # float32 holds every place of a map of up to 4,094 x 4,094 pixels exactly
         place = top.mul_(width).add_(left).to(torch.int64).add_((images * (height * width))[:, None])
         flat = bordered.view(-1)
         self.labels = [flat[place], flat[place + 1], flat[place + width], flat[place + width + 1]]

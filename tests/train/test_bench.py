@@ -54,7 +54,13 @@ def test_defaults_yield_to_what_is_given() -> None:
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["bs=x"], "bs"), (["batch=3"], "unknown key"), (["--steps", "0"], "expected at least 1")],
+    [
+        (["bs=x"], "bs"),
+        (["batch=3"], "unknown key"),
+        (["--steps", "0"], "expected at least 1"),
+        (["--device", "cuda:99"], "CUDA devices"),
+        (["--device", "gpu"], "expected cpu"),
+    ],
 )
 def test_faults_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, *argv]) == 2
