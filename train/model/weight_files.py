@@ -62,11 +62,13 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
             allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
         )
     except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise WeightsError(
-            f"could not fetch {hub_id} (revision {revision or 'latest'}) from the Hugging Face hub, and there is "
-            f"no file or folder of that name: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}\n"
+            f"could not fetch {hub_id} (revision {revision or 'latest'}) from the Hugging Face hub, and there "
+            f"is no file or folder of that name: {reason}\n"
             f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
-            "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
+            "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "
+            "folder)"
         ) from error
     return Path(folder)
 
