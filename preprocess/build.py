@@ -109,8 +109,9 @@ def prepare(destination: Destination, facts: SplitFacts, part: Part) -> None:
     """Leave the plan at the destination and clear what an unfinished build of another plan, or a killed
     one, left there.
     """
-    found = stored_plan(destination)
+    # In this order: another part writes the plan before its first shard, so a shard seen here has its plan.
     strange = [name for name in destination.names() if not name.startswith(f"{BUILD_FOLDER}/")]
+    found = stored_plan(destination)
     if found is None and strange:
         raise BuildError(
             f"{destination} holds {', '.join(strange[:3])}{', ...' if len(strange) > 3 else ''} and no "
