@@ -64,8 +64,8 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise WeightsError(
-            f"could not fetch {hub_id} (revision {revision or 'latest'}) from the Hugging Face hub, and there "
-            f"is no file or folder of that name: {reason}\n"
+            f"could not fetch {hub_id} (revision {revision or 'latest'}) from the Hugging Face hub, and "
+            f"there is no file or folder of that name: {reason}\n"
             f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
             "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "
             "folder)"
