@@ -181,6 +181,12 @@ def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:
     )
 
 
+def batch_statistics(module: nn.Module) -> list[Tensor]:
+    """Every buffer of the batch norms in `module`: what a forward pass in train mode changes."""
+    norms = (one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
+    return [buffer for norm in norms for buffer in norm.buffers()]
+
+
 def average_batch_norms(decoder: nn.Module, ranks: Ranks) -> None:
     """Make the running statistics of all ranks equal to their mean, in one message; nothing to do under
     SyncBN.

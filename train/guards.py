@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shards.batch import CropBatch
+from train.distributed import batch_statistics
 from train.nonfinite import NonFiniteError
 from train.optimizer import named_trainables
 from train.schema import GuardConfig
@@ -60,7 +61,7 @@ class Guard:
             if frozen:
                 raise GuardError(f"batch norms {frozen[:4]} are in eval mode: they would never learn")
         if self.config.non_finite == SKIP:
-            self._kept = [buffer.clone() for buffer in self._buffers()]
+            self._kept = [buffer.clone() for buffer in batch_statistics(self.decoder)]
 
     def after_backward(self) -> None:
         """After the first backward pass of the process: every trainable parameter must have a gradient."""
@@ -76,7 +77,7 @@ class Guard:
         flag = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = flag  # type: ignore[attr-defined]
         if self.config.non_finite == SKIP:
-            for buffer, kept in zip(self._buffers(), self._kept, strict=True):
+            for buffer, kept in zip(batch_statistics(self.decoder), self._kept, strict=True):
                 buffer.copy_(torch.where(flag > 0, kept, buffer))
         if not flag.is_cuda:
             self._pending = step, flag, None, seen
@@ -122,9 +123,6 @@ class Guard:
             f"(first: {', '.join(names[:3])}); "
             f"images {', '.join(keys)}; crops in {', '.join(places)}"
         )
-
-    def _buffers(self) -> list[Tensor]:
-        return [buffer for norm in self._norms for buffer in norm.buffers()]
 
 
 def dump(folder: Path, step: int, seen: Seen) -> Path:

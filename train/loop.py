@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from itertools import chain
 
 from shards.batch import RaggedBatch
 from shards.loader import Loader
 from shards.transfer import DevicePrefetcher
 from train.assembly import open_loader
 from train.checkpoint import prune, save_final, save_last
-from train.distributed import average_batch_norms
+from train.distributed import average_batch_norms, batch_statistics
 from train.guards import Seen, order_digest
 from train.log import Meter
 from train.metrics import EvalResult
@@ -52,7 +53,9 @@ def train(session: Session, start: Start) -> EvalResult | None:
 def take_steps(session: Session, loader: Loader, first: int) -> None:
     config, ranks, parts = session.config, session.ranks, session.parts
     meter = Meter(config.optimizer.gradient_clip)
-    batches = iter(DevicePrefetcher(loader, ranks.device))
+    batches: Iterator[RaggedBatch] = iter(DevicePrefetcher(loader, ranks.device))
+    if ranks.world.num_ranks > 2:
+        batches = rehearse(session, batches)
     for step in range(first, config.scheduler.total_iter):
         rate = set_rates(parts.optimizer, parts.schedule, step)
         one_step(session, batches, meter, step + 1)
@@ -69,6 +72,23 @@ def take_steps(session: Session, loader: Loader, first: int) -> None:
             evaluate_now(session, taken)
         meter.since += time.monotonic() - since
         session.progress.step(taken)
+
+
+def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[RaggedBatch]:
+    """One pass whose gradients are thrown away; returns the same batches from the first on.
+
+    DistributedDataParallel lays its messages out anew after its first backward pass. More than two numbers
+    are not summed the same in every layout, so without this the first step of a continued run would round
+    otherwise than the same step of a run that was not interrupted.
+    """
+    parts = session.parts
+    first = next(batches)
+    kept = [buffer.clone() for buffer in batch_statistics(parts.segmenter.decoder)]
+    parts.objective(first).total.backward()
+    parts.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(batch_statistics(parts.segmenter.decoder), kept, strict=True):
+        buffer.copy_(before)
+    return chain([first], batches)
 
 
 def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:

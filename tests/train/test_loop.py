@@ -162,6 +162,21 @@ def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str]
         torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-4)
 
 
+def test_a_rehearsal_leaves_no_trace(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config(tiny_run)
+    parts = build_parts(config, ALONE)
+    before = {name: value.clone() for name, value in parts.decoder.state_dict().items()}
+    with open_loader(config, ALONE, parts.selection, 0) as loader, StopSignals() as stop:
+        guard = Guard(config.guards, parts.decoder, parts.optimizer, tmp_path)
+        line, metrics = ProgressLine(0, 1, None), MetricsFile(tmp_path, ALONE, 0)
+        session = Session(config, ALONE, parts, tmp_path, metrics, line, guard, stop, None)
+        batches = loop.rehearse(session, iter(loader))
+        positions = [next(batches).positions for _ in range(3)]
+    assert positions == [(0, 1), (2, 3), (4, 5)]
+    assert all(torch.equal(value, before[name]) for name, value in parts.decoder.state_dict().items())
+    assert all(value.grad is None for value in parts.decoder.parameters())
+
+
 def test_a_finished_run_has_nothing_left_to_do(tiny_run: list[str], tmp_path: Path) -> None:
     train([*tiny_run, "decoder_head.type=linear"])
     before = (tmp_path / "run" / "metrics.jsonl").read_text()

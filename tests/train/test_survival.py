@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,18 @@ def test_one_rank_of_two_is_killed_and_torchrun_starts_both_anew(tiny_run: list[
     assert launcher.returncode == 0, "".join(lines)
     assert any("continuing after step" in line for line in lines)
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_three_ranks_continue_bit_for_bit(tiny_run: list[str], tmp_path: Path) -> None:
+    """More than two summands round differently in another order, so the order has to be the same."""
+    shared = ["bs=1", "n_gpus=3", "scheduler.total_iter=4", "checkpoint.interval=2", "resume_from=auto"]
+    arguments = [*tiny_run, *shared, "eval.max_val_samples=1"]
+    finish([*torchrun(3), *arguments])
+    middle = Path("checkpoints", "step-00000002")
+    shutil.copytree(tmp_path / "run" / middle, tmp_path / "again" / middle)
+    finish([*torchrun(3), *arguments, f"output_dir={tmp_path / 'again'}"])
+    assert_same(weights(tmp_path / "again"), weights(tmp_path / "run"))
 
 
 def children_of(pid: int) -> list[int]:
