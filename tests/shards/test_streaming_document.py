@@ -1,6 +1,7 @@
 """The code in docs/streaming.md runs as it is printed."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def test_the_document_has_code():
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_each_block_runs(number, folder, capsys):
-    exec(compile(BLOCKS[number], f"docs/streaming.md block {number}", "exec"), {"SPLIT": folder})
+def test_each_block_runs(number, folder, capsys, tmp_path):
+    (tmp_path / "block.py").write_text(BLOCKS[number])
+    runpy.run_path(str(tmp_path / "block.py"), {"SPLIT": folder})
     assert capsys.readouterr().out
