@@ -1,10 +1,13 @@
 import base64
 import io
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from train.checkpoint import TrainState
@@ -83,3 +86,24 @@ def test_pictures_survive_the_way_into_the_page() -> None:
     shown = Image.open(io.BytesIO(base64.b64decode(pngs[0])))
     expected = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(shown), expected)
+
+
+@pytest.mark.slow
+def test_chromium_draws_it(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    page = write_report(tmp_path, FACTS, RECORDS, score(CONFUSION, NAMES, 3), gallery())
+    picture = tmp_path / "page.png"
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1100,1600",
+        f"--screenshot={picture}",
+    ]
+    subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    blue = (0x2F, 0x6F, 0xD0)  # of curves and bars
+    assert (pixels == blue).all(axis=1).sum() > 500
+    assert len(np.unique(pixels, axis=0)) > 100
