@@ -44,19 +44,36 @@ def what_is_there(place: str, error: StoreError) -> str:
         return f"{place}: no {MANIFEST_NAME} could be read there ({error}); give the URL of a split"
     folder = Path(place)
     if not folder.is_dir():
-        return f"{place}: there is no such folder; give a folder that python -m preprocess build wrote"
+        return f"{place}: there is no such folder; {_instead(folder.parent)}"
     if (folder / MANIFEST_NAME).exists():
         return f"{place}: {error}"
     if below := splits_below(place):
         return f"{place}: it holds the splits {', '.join(below)}; name one, such as {folder / below[0]}"
-    if (folder / "annotations").is_dir() or (folder / "labels").is_dir():
-        kind = "ade20k" if (folder / "objectInfo150.txt").exists() else "folder --classes FILE"
-        return (
-            f"{place}: it is a source data set (images and label maps), not shards; build them first:"
-            f" python -m preprocess build --dataset {kind} --root {place} --out OUT"
-        )
+    if _is_source(folder):
+        return f"{place}: it is {_build_first(folder)}"
     if (folder / ".build").is_dir() or any(folder.glob("*.tar")):
         return f"{place}: shards without {MANIFEST_NAME}: the build was not finished; run its command again"
     found = sorted(path.name for path in folder.iterdir())
     some = f"it holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else "it is empty"
     return f"{place}: no {MANIFEST_NAME} there ({some}); give a folder that python -m preprocess build wrote"
+
+
+def _instead(above: Path) -> str:
+    """What to do about a folder that is not in `above`: a training run names splits below its root."""
+    if _is_source(above):
+        return f"{above} is {_build_first(above)}"
+    if below := splits_below(str(above)):
+        return f"{above} holds the splits {', '.join(below)}; name one of them"
+    return "give a folder that python -m preprocess build wrote"
+
+
+def _is_source(folder: Path) -> bool:
+    return (folder / "annotations").is_dir() or (folder / "labels").is_dir()
+
+
+def _build_first(source: Path) -> str:
+    kind = "ade20k" if (source / "objectInfo150.txt").exists() else "folder --classes FILE"
+    return (
+        "a source data set (images and label maps), not shards; build them first:"
+        f" python -m preprocess build --dataset {kind} --root {source} --out OUT"
+    )

@@ -31,6 +31,8 @@ def test_opening_says_what_was_found_instead(make_split, tmp_path):
         ManifestError, match=r"preprocess build --dataset ade20k --root .*ADEChallengeData2016"
     ):
         open_split(raw)
+    with pytest.raises(ManifestError, match=r"no such folder; .*build --dataset ade20k --root .*Challenge"):
+        open_split(raw / "training")  # what a training run asks for whose root is the raw data
     (raw / "objectInfo150.txt").unlink()
     with pytest.raises(ManifestError, match=r"preprocess build --dataset folder"):
         open_split(raw)
@@ -45,8 +47,10 @@ def test_opening_says_what_was_found_instead(make_split, tmp_path):
     (tmp_path / "photos" / "cat.gif").touch()
     with pytest.raises(ManifestError, match=r"it holds cat\.gif"):
         open_splits(tmp_path / "photos")
-    with pytest.raises(ManifestError, match="no such folder"):
-        open_split(tmp_path / "nowhere")
+    with pytest.raises(ManifestError, match="no such folder; give a folder"):
+        open_split(tmp_path / "nowhere" / "training")
+    with pytest.raises(ManifestError, match=r"no such folder; .* holds the splits training, validation"):
+        open_split(tmp_path / "out" / "trianing")
 
 
 def test_below_a_url_the_usual_names_are_tried(make_split, serve, tmp_path):
