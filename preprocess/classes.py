@@ -21,7 +21,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"class list {path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 ({error.reason})"
+        raise SourceError(
+            f"class list {path} cannot be read: {reason}; give a text file with one class name a line"
+        ) from error
     return _checked(text.rstrip("\n").split("\n"), str(path))
 
 

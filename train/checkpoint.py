@@ -203,7 +203,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         state = read_state(path / STATE)
         return Checkpoint(path, read_part(path, WEIGHTS, state), state)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
+        raise CheckpointError(
+            f"checkpoint {path} does not exist; give a run's output_dir, a folder of its {FOLDER}/, or a .pth"
+        )
     return read_weights_file(path)
 
 

@@ -217,7 +217,9 @@ def read_image(path: Path) -> np.ndarray:
         SyntaxError,
         Image.DecompressionBombError,
     ) as error:
-        raise PredictError(f"{path} cannot be read as an image: {error}") from error
+        raise PredictError(
+            f"{path} cannot be read as an image: {error}; get a good copy of it, or leave it out"
+        ) from error
 
 
 def save_picture(picture: Image.Image, output: Path, name: Path) -> None:

@@ -22,8 +22,16 @@ def test_lists_that_would_shift_ids_are_refused(tmp_path, text, message):
 
 
 def test_a_missing_list_is_named(tmp_path):
-    with pytest.raises(SourceError, match=r"nothing\.txt cannot be read"):
+    with pytest.raises(
+        SourceError, match=r"nothing\.txt cannot be read: No such file .*one class name a line"
+    ):
         read_classes(tmp_path / "nothing.txt")
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(SourceError, match=r"classes\.txt cannot be read: it is not UTF-8 .*one class name"):
+        read_classes(tmp_path / "classes.txt")
 
 
 def test_ade20k_has_150_names_in_order():

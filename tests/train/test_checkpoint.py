@@ -147,7 +147,7 @@ def test_pth_with_code_in_it_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing.pth", "."])
 def test_nothing_there(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"does not exist|holds no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"does not exist; give a run|holds no checkpoint"):
         read_checkpoint(tmp_path / name)
 
 

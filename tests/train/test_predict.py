@@ -212,7 +212,9 @@ def test_a_truncated_image_is_named_and_nothing_half_written_stays(checkpoint, p
     data = (photos / "a.jpg").read_bytes()
     (photos / "a.jpg").write_bytes(data[: len(data) // 2])
     assert _run(checkpoint, photos, tmp_path / "out") == 2
-    assert "a.jpg cannot be read as an image: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "a.jpg cannot be read as an image: " in told
+    assert "get a good copy" in told
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["classes.csv"]
 
 
