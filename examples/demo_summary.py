@@ -19,7 +19,7 @@ def evaluations(metrics: Path) -> dict[int, float]:
 def main(run: Path) -> None:
     miou = evaluations(run / "train" / "metrics.jsonl")
     first, last = min(miou), max(miou)
-    overlays = sorted((run / "pictures").rglob("*overlay*.png"))
+    overlays = sorted((run / "pictures" / "overlays").rglob("*.jpg"))
     print(f"\nprediction pictures ({len(overlays)}):")
     for path in overlays[:5]:
         print(f"  {path}")

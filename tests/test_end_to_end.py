@@ -84,7 +84,7 @@ def _score_by_hand(labels, annotations, num_classes):
     return 100 * (right[union > 0] / union[union > 0]).mean()
 
 
-def test_from_source_images_to_prediction_pictures(shards, tmp_path):
+def test_from_source_images_to_prediction_pictures(shards, tmp_path, monkeypatch, capsys):
     run, places = tmp_path / "run", [f"datasets.root={shards}"]
     trained = _run("train", *SMALL, *places, f"output_dir={run}")
     assert "mIoU" in trained.stdout
@@ -105,7 +105,14 @@ def test_from_source_images_to_prediction_pictures(shards, tmp_path):
         *("train.predict", f"checkpoint={run / 'model_final.pth'}", f"inputs={inputs}"),
         f"output_dir={pictures}",
     )
-    assert len(list((pictures / "overlays").glob("*.jpg"))) == 5
+    overlays = sorted((pictures / "overlays").glob("*.jpg"))
+    assert len(overlays) == 5
+    (tmp_path / "train").symlink_to(run)
+    monkeypatch.setattr(sys, "argv", ["demo_summary.py", str(tmp_path)])
+    runpy.run_path(str(ROOT / "examples" / "demo_summary.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert all(str(path) in told for path in overlays)
+    assert f"mIoU after training:  {results['mIoU']:6.2f}" in told
     annotations = shards.parent / "scenes" / "annotations" / "validation"
     assert results["mIoU"] == pytest.approx(_score_by_hand(pictures / "labels", annotations, 12), abs=0.01)
 
