@@ -1,11 +1,13 @@
 """The shapes that leave the loader and the shapes that enter the model.
 
 A batch of differently sized images travels as a few flat buffers, so that it crosses to the device in two or
-three copies and never as one tensor per image or per mask.
+three copies and never as one tensor per image or per mask: the pixels, the runs, whose two tensors lie back
+to back in one buffer, and the table of numbers that `shards.augment` crops by.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,14 +36,28 @@ class RaggedBatch:
         return len(self.keys)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> RaggedBatch:
-        """The same batch with its three flat tensors on `device`."""
-        return replace(
-            self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in FLAT}
-        )
+        """The same batch with its three flat tensors on `device`, in two copies if its runs are packed."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> RaggedBatch:
         """The same batch with its three flat tensors in pinned memory."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in FLAT})
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> RaggedBatch:
+        pixels, ends, owners = self.pixels, self.run_ends, self.run_owners
+        storages = [tensor.untyped_storage().data_ptr() for tensor in (ends, owners)]
+        if storages[0] == storages[1] and owners.data_ptr() == ends.data_ptr() + ends.nbytes:
+            size, start = ends.nbytes + owners.nbytes, owners.storage_offset() - ends.nbytes
+            run_ends, run_owners = run_tensors(move(owners.as_strided((size,), (1,), start)))
+        else:
+            run_ends, run_owners = move(ends), move(owners)
+        return replace(self, pixels=move(pixels), run_ends=run_ends, run_owners=run_owners)
+
+
+def run_tensors(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) int32 and (R,) uint8, for run_ends and run_owners: views of `packed`, (5R,) uint8."""
+    num_runs = len(packed) // 5
+    return packed[: 4 * num_runs].view(torch.int32), packed[4 * num_runs :]
 
 
 FLAT = ("pixels", "run_ends", "run_owners")

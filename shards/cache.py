@@ -219,11 +219,8 @@ class CachedStore(Store):
     def _make_room(self, num_bytes: int) -> None:
         """Drop the copies that were not used for longest until the new one fits into the limit."""
         with self._held(self.folder / ".room.lock"):
-            copies = sorted(
-                (path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.tar")
-            )
-            parts = sum(path.stat().st_size for path in self.folder.glob(".*.part"))
-            total = parts + sum(size for _, size, _ in copies) + num_bytes
+            copies = self._files("*.tar")
+            total = sum(size for _, size, _ in [*copies, *self._files(".*.part")]) + num_bytes
             for _, size, path in copies:
                 if total <= self.settings.max_bytes:
                     return
@@ -232,6 +229,15 @@ class CachedStore(Store):
                     self._local.forget(path.name)
                     self._used.pop(path.name, None)
                 total -= size
+
+    def _files(self, pattern: str) -> list[tuple[float, int, Path]]:
+        """(time of last use, bytes, path) of the files of this pattern, the least recently used first."""
+        found = []
+        for path in self.folder.glob(pattern):
+            with suppress(FileNotFoundError):  # renamed or dropped meanwhile, by another job perhaps
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        return sorted(found)
 
     @contextmanager
     def _shard_lock(self, shard: ShardInfo) -> Iterator[None]:

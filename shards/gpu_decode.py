@@ -23,7 +23,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from shards.batch import FLAT, EncodedBatch, RaggedBatch
+from shards.batch import EncodedBatch, RaggedBatch
 from shards.decode import decode_image
 from shards.errors import SampleError
 from shards.raster import image_of, pixel_offsets
@@ -56,8 +56,8 @@ class GpuDecoder:
         """Decode; SampleError with the key of an image that neither decoder reads."""
         rest = batch.rest
         num_bytes = 3 * pixel_offsets(rest)[-1]
-        runs = {name: getattr(rest, name).to(self.device, non_blocking=True) for name in FLAT[1:]}
-        decoded = replace(rest, pixels=torch.empty(num_bytes, dtype=torch.uint8, device=self.device), **runs)
+        pixels = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+        decoded = replace(rest.to(self.device), pixels=pixels)
         images = [image_of(decoded, i) for i in range(len(batch))]
         starts, ends = batch.encoded_offsets[:-1], batch.encoded_offsets[1:]
         files = [batch.encoded[start:end] for start, end in zip(starts, ends, strict=True)]

@@ -24,7 +24,7 @@ from shards.cache import CacheSettings, cached
 from shards.manifest import Split, open_split
 from shards.order import ORDER_VERSION, Order, World, num_micro_steps
 from shards.plans import BatchPlan, TrainingPlans, announced, evaluation_plans
-from shards.prefetch import InOrder, in_order
+from shards.prefetch import InOrder, errors_as_values, in_order, values_as_errors
 from shards.reading import BatchReader
 from shards.selection import Selection, whole
 
@@ -145,14 +145,14 @@ class Loader:
             self._in_order = reading
             return wds.DataPipeline(plans, reading, *decoding, *self.stages)
         workers = wds.WebLoader(
-            wds.DataPipeline(plans, reading),
+            wds.DataPipeline(plans, reading, errors_as_values),
             batch_size=None,
             num_workers=self.processes,
             prefetch_factor=max(1, self.prefetch_batches // self.processes),
             multiprocessing_context="forkserver",
         )
         pinned = (wds.map(RaggedBatch.pin_memory),) if self.pin and not self.decode else ()
-        return wds.DataPipeline(workers, *pinned, *decoding, *self.stages)
+        return wds.DataPipeline(workers, values_as_errors, *pinned, *decoding, *self.stages)
 
     def close(self) -> None:
         """Stop reading ahead and end its threads or processes. The loader can be iterated again."""

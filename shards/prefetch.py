@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from shards.errors import ShardError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -58,3 +60,21 @@ class InOrder(Generic[Task, Result]):
         if self._running is not None:
             self._running.close()  # type: ignore[attr-defined]
             self._running = None
+
+
+def errors_as_values(results: Iterable[Result]) -> Iterator[Result | Exception]:
+    """The results, and an error that ends them as one more: torch would carry its text alone out of a worker
+    process, without its shard and key.
+    """
+    try:
+        yield from results
+    except (ShardError, OSError) as error:
+        yield error
+
+
+def values_as_errors(results: Iterable[Result | Exception]) -> Iterator[Result]:
+    """The other end of `errors_as_values`: raises the error in its turn."""
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        yield result

@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import zstandard
 from numpy.typing import NDArray
 
-from shards.batch import EncodedBatch, RaggedBatch
+from shards.batch import EncodedBatch, RaggedBatch, run_tensors
 from shards.decode import check_size, decode_image
 from shards.errors import RunsError, SampleError, StoreError
 from shards.index import SampleEntry, ShardIndex
@@ -117,7 +117,7 @@ class BatchReader:
 
         samples = self._samples(plan, rows, in_place, self._apart)
         if any(sample.row is not row for sample, row in zip(samples, rows, strict=True)):
-            buffer = self._packed([sample.pixels.reshape(-1) for sample in samples], torch.uint8)
+            buffer = self._packed([sample.pixels.reshape(-1) for sample in samples])
         return self.pack(plan, samples, buffer)
 
     def read_encoded(self, plan: BatchPlan) -> EncodedBatch:
@@ -127,7 +127,7 @@ class BatchReader:
             plan, rows, lambda number, load: self.encoded(rows[number], load), self.encoded
         )
         return EncodedBatch(
-            encoded=self._packed([sample.pixels for sample in samples], torch.uint8),
+            encoded=self._packed([sample.pixels for sample in samples]),
             encoded_offsets=tuple(accumulate((len(sample.pixels) for sample in samples), initial=0)),
             image_formats=tuple(sample.row.entry.image_format for sample in samples),
             rest=self.pack(plan, samples, torch.empty(0, dtype=torch.uint8)),
@@ -141,10 +141,13 @@ class BatchReader:
             np.cumsum(sample.runs.lengths, dtype=np.int64) + base
             for sample, base in zip(samples, bases, strict=False)
         ]
+        run_ends, run_owners = run_tensors(self._empty(5 * sum(map(len, ends)), torch.uint8))
+        np.concatenate(ends, out=run_ends.numpy(), casting="unsafe")
+        np.concatenate([sample.runs.owners for sample in samples], out=run_owners.numpy(), casting="unsafe")
         return RaggedBatch(
             pixels=pixels,
-            run_ends=self._packed(ends, torch.int32),
-            run_owners=self._packed([sample.runs.owners for sample in samples], torch.uint8),
+            run_ends=run_ends,
+            run_owners=run_owners,
             run_offsets=tuple(accumulate((len(part) for part in ends), initial=0)),
             heights=tuple(sample.row.entry.height for sample in samples),
             widths=tuple(sample.row.entry.width for sample in samples),
@@ -155,10 +158,10 @@ class BatchReader:
             valid=plan.valid,
         )
 
-    def _packed(self, parts: Sequence[NDArray[Any]], dtype: torch.dtype) -> torch.Tensor:
+    def _packed(self, parts: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """The parts back to back in one new buffer."""
-        buffer = self._empty(sum(len(part) for part in parts), dtype)
-        np.concatenate(parts, out=buffer.numpy(), casting="unsafe")
+        buffer = self._empty(sum(len(part) for part in parts), torch.uint8)
+        np.concatenate(parts, out=buffer.numpy())
         return buffer
 
     def _pixels(self, num_bytes: int) -> torch.Tensor:

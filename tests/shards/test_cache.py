@@ -142,6 +142,13 @@ def test_the_size_limit_drops_what_was_not_used_for_longest(server, made, tmp_pa
     store.close()
 
 
+def test_what_another_job_renames_or_drops_meanwhile_is_no_error(store, made):
+    """Between listing the folder and looking at a file, the file may go; a dangling link is such a name."""
+    for name in (".other.host.1.part", "0" * 64 + ".tar"):
+        (store.folder / name).symlink_to("gone")
+    assert store.read(made.manifest.shards[0].name, 10, 10) == tar_bytes(made, 0)[10:20]
+
+
 def test_a_dropped_copy_stays_readable_for_who_has_it_open(store, made):
     name = made.manifest.shards[0].name
     store.read(name, 0, 10)

@@ -1,10 +1,12 @@
 """Order kept, errors in their turn, look-ahead bounded, and no thread left behind by any exit."""
 
+import pickle
 import threading
 
 import pytest
 
-from shards.prefetch import InOrder, in_order
+from shards.errors import SampleError
+from shards.prefetch import InOrder, errors_as_values, in_order, values_as_errors
 
 
 def live_threads():
@@ -81,3 +83,15 @@ def test_an_error_of_the_task_source_ends_the_threads():
 def test_without_threads_the_consumer_works():
     stage = InOrder(lambda task: threading.current_thread().name, 0, 1)
     assert list(stage([1, 2])) == [threading.current_thread().name] * 2
+
+
+def test_an_error_crosses_to_another_process_whole():
+    def results():
+        yield 0
+        raise SampleError("broken", shard="s.tar", key="k")
+
+    arrived = values_as_errors(pickle.loads(pickle.dumps(list(errors_as_values(results())))))
+    assert next(arrived) == 0
+    with pytest.raises(SampleError, match=r"s\.tar, sample 'k': broken") as caught:
+        next(arrived)
+    assert (caught.value.what, caught.value.shard, caught.value.key) == ("broken", "s.tar", "k")
