@@ -228,7 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = 0, last - first
         body, content_range = data[first : last + 1], f"bytes {first}-{last}/{len(data)}"
         if fault == "flip":
-            body = body[:1000] + bytes([body[1000] ^ 4]) + body[1001:]
+            place = min(1000, len(body) // 4)  # in a sample's range: inside the image
+            body = body[:place] + bytes([body[place] ^ 4]) + body[place + 1 :]
         if fault == "html":
             page = b"<html>log in first</html>"
             self._head(200, len(page), **{"Content-Type": "text/html"})

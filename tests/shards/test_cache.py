@@ -253,6 +253,17 @@ def test_fetching_ahead_gets_whole_shards(store, server, made):
     assert server.bytes_sent[shard.name] == sent
 
 
+def test_a_loader_fetches_its_shards_and_the_next_of_each_lane_ahead(server, made, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(CachedStore, "prefetch", lambda store, names: asked.extend(names))
+    with Loader(server.url, batch_per_rank=1, threads=1, cache=CacheSettings(tmp_path), end=12) as loader:
+        batches = iter(loader.pipeline().pipeline[0]())
+        next(batches)
+        assert len(asked) == 2  # one lane: the shard that it is in, and the one after it
+        list(batches)
+    assert sorted(asked) == [shard.name for shard in made.manifest.shards]  # each announced once an epoch
+
+
 def test_local_splits_need_no_cache(made, tmp_path):
     split = open_split(str(made.folder))
     assert cached(split, CacheSettings(tmp_path)) is split

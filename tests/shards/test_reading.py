@@ -219,6 +219,20 @@ def test_a_shard_deleted_while_training_is_named_when_it_is_needed(damaged):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("maskshards")]
 
 
+def test_a_bit_flipped_on_the_way_is_asked_for_again_and_named_if_it_stays(made, serve):
+    want, server = reader(made.folder).read(plan((1, 3))), serve(made.folder)
+    over_http = reader(server.url)
+    server.faults["training-00001.tar"] = ["flip"]
+    assert over_http.read(plan((1, 3))).pixels.equal(want.pixels)
+    server.faults["training-00001.tar"] = ["flip"] * 2
+    with pytest.raises(
+        SampleError, match=r"training-00001\.tar, sample 'reading_1_3': .* has crc32c"
+    ) as caught:
+        over_http.read(plan((1, 3)))
+    assert (caught.value.shard, caught.value.key) == ("training-00001.tar", "reading_1_3")
+    over_http.selection.splits[0].store.close()
+
+
 @pytest.mark.slow
 def test_thousands_of_flips_in_any_file_are_errors_or_without_effect(damaged):
     """Manifest, index and shards: whatever bit flips, a typed error or the same batches."""
