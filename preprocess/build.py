@@ -118,19 +118,19 @@ def prepare(destination: Destination, facts: SplitFacts, part: Part) -> None:
             "build of ours;"
             " give an empty or a new folder with --out"
         )
-    if part != WHOLE:
-        if found is not None and found != facts:
-            raise BuildError(
-                f"{destination} holds an unfinished build of another plan, so the parts would not fit "
-                "together;"
-                " build all parts from the same files with the same settings, or delete it"
-            )
-    else:
+    other = found if found is not None and found.digest != facts.digest else None
+    if other is not None and (part != WHOLE or not destination.locked):
+        why = "so the parts would not fit together" if part != WHOLE else "and its builder may be at work"
+        raise BuildError(
+            f"{destination} holds an unfinished build of another plan, {why};"
+            " build from the same files with the same settings, or delete it"
+        )
+    if part == WHOLE:
         remove_partials(destination)
-        if found is not None and found.digest != facts.digest:
-            for number in range(found.num_shards):
-                destination.remove(found.shard_name(number))
-            destination.finish()
+    if other is not None:
+        for number in range(other.num_shards):
+            destination.remove(other.shard_name(number))
+        destination.finish()
     if found != facts:
         destination.write(PLAN_FILE, facts.to_bytes())
 

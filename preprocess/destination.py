@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from shards.index import SampleEntry
 from shards.manifest import Manifest, write_split
@@ -26,6 +27,8 @@ class Destination(ABC):
     """The place of one split. Names are relative and use '/'; a name below BUILD_FOLDER is gone after
     `finish`.
     """
+
+    locked: ClassVar[bool] = True  # the build lock keeps every other builder away
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:

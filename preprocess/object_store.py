@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import fsspec
 
@@ -41,6 +41,7 @@ class ObjectDestination(Destination):
     environment.
     """
 
+    locked: ClassVar[bool] = False
     url: str  # without a slash at its end
 
     def read(self, name: str) -> bytes | None:
@@ -120,6 +121,8 @@ class ObjectDestination(Destination):
                 raise TransferError(
                     f"cannot {verb} {path}: {error}; make sure that the bucket is there"
                 ) from error
+            except BuildError:
+                raise  # no driver for this URL: trying again does not help
             except Exception as error:
                 # Drivers raise their network library's own types, which share no base but this one.
                 if attempt == ATTEMPTS:

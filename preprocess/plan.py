@@ -129,7 +129,8 @@ def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan
         source=source.settings(),
         settings=settings.to_json(),
     )
-    digest = hashlib.sha256(f"{PLAN_VERSION} ".encode() + facts.to_bytes())
+    # Without the refused files, so that mending the list of files leaves finished shards their plan.
+    digest = hashlib.sha256(f"{PLAN_VERSION} ".encode() + replace(facts, rejects=()).to_bytes())
     for name in listing.names:
         digest.update(b"\0" + name.encode())
     return SplitPlan(replace(facts, digest=digest.hexdigest()), order)

@@ -68,12 +68,15 @@ class TarWriter:
 
     def close(self) -> None:
         """Write the end marker; a file that this writer opened is synced and closed."""
-        self._write(END)
-        self.sha256 = self._digest.hexdigest()
-        if self._owned:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+        try:
+            self._write(END)
+            if self._owned:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self.sha256 = self._digest.hexdigest()
+        finally:  # a full disk is often noticed only here
+            if self._owned:
+                self._file.close()
 
     def __enter__(self) -> TarWriter:
         return self

@@ -4,6 +4,7 @@ the plan alone.
 
 import hashlib
 import os
+import random
 import resource
 import signal
 import struct
@@ -270,6 +271,18 @@ def test_mended_inputs_need_only_their_shards(built, tmp_path, monkeypatch):
     assert contents(out) == expected
 
 
+def test_removing_a_refused_file_needs_no_shard_again(built, tmp_path, capsys, monkeypatch):
+    root, _, expected = built
+    lonely, out = root / "images/training/lonely.jpg", tmp_path / "mended"
+    lonely.write_bytes(b"x")
+    assert main(words(root, out)) == 2
+    assert "lonely.jpg: image without a label map" in capsys.readouterr().err
+    lonely.unlink()
+    monkeypatch.setattr(shard_task, "_write", None)
+    assert main(words(root, out)) == 0
+    assert contents(out) == expected
+
+
 def test_a_shard_without_a_good_sample_is_left_out(make_root, tmp_path):
     root = make_root(training=4)
     for number in range(4):
@@ -370,6 +383,32 @@ def test_a_disk_that_is_full(make_root, tmp_path):
     assert "Traceback" not in done.stderr
     assert list(contents(out)) == ["training/.build/plan.json"]
     assert main(words(root, out)) == 0
+
+
+def test_a_disk_that_is_full_at_any_point(make_root, tmp_path, capsys):
+    root, chance, stopped_at = make_root(training=10), random.Random(4), set()
+    command = [*words(root, ""), "--samples-per-shard", "1"]
+    out_at = command.index("--out") + 1
+    command[out_at] = str(tmp_path / "undisturbed")
+    assert main(command) == 0
+    expected = contents(tmp_path / "undisturbed")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number in range(8):
+        out = tmp_path / f"out-{number}"
+        command[out_at] = str(out)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(2 ** chance.uniform(9, 14)), unlimited[1]))
+        try:
+            status = main(command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        if status:
+            assert "File too large" in capsys.readouterr().err
+            left = contents(out)
+            assert not [name for name in left if name.endswith((".partial", ".tmp", "manifest.json"))]
+            stopped_at.add(max((Path(name).suffix for name in left if ".build" not in name), default=""))
+        assert main(command) == 0
+        assert contents(out) == expected
+    assert len(stopped_at) > 1
 
 
 @pytest.mark.skipif(

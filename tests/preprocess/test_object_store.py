@@ -155,6 +155,20 @@ def test_a_bucket_that_is_not_there_is_named(make_root, url, breaking, capsys):
     assert f"error: cannot write {url}/training/training-00000.tar: no such bucket" in capsys.readouterr().err
 
 
-def test_other_schemes_are_refused_by_name():
+def test_a_builder_of_another_plan_is_refused_and_leaves_all_objects(make_root, url, breaking, capsys):
+    root = make_root()
+    breaking(None, *[ConnectionResetError("reset by peer")] * ATTEMPTS)
+    assert main(words(root, url)) == 2
+    before = remote(url)
+    assert main(words(root, url, "--seed", "1")) == 2
+    assert "unfinished build of another plan, and its builder may be at work" in capsys.readouterr().err
+    assert remote(url) == before
+
+
+def test_other_schemes_are_refused_by_name(make_root, capsys):
+    assert main(words(make_root(), "ftp://host/x")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ftp://host/x/training: shards can be built to a local folder, s3://")
+    assert "attempts" not in told
     with pytest.raises(BuildError, match=r"to a local folder, s3://, gs://, hf://, memory://, not to ftp://"):
         object_store.file_system("ftp://host/x")
