@@ -63,8 +63,19 @@ def wide():
     return Image.fromarray(NOISE[:, :, 0].astype(np.uint16) * 257)
 
 
+def ycck():
+    """A JPEG of four inks whose Adobe segment says that three of them are stored as YCbCr."""
+    data = bytearray(encode(rgb().convert("CMYK"), "JPEG"))
+    data[data.index(b"Adobe") + 11] = 2
+    return bytes(data)
+
+
 REFUSED = {
     "CMYK JPEG": (lambda: encode(rgb().convert("CMYK"), "JPEG"), "CMYK JPEG"),
+    "YCCK JPEG": (ycck, "YCCK JPEG"),
+    "grey PNG with alpha": (lambda: encode(rgb().convert("LA"), "PNG"), "grey with alpha PNG"),
+    "1-bit PNG": (lambda: encode(rgb().convert("1"), "PNG"), "1-bit grey PNG"),
+    "2-bit palette PNG": (lambda: encode(rgb().quantize(4), "PNG", bits=2), "2-bit palette PNG"),
     "PNG with alpha": (lambda: encode(rgb().convert("RGBA"), "PNG"), "RGB with alpha PNG with transparency"),
     "palette PNG with a transparent colour": (
         lambda: encode(rgb().quantize(256), "PNG", bits=8, transparency=0),

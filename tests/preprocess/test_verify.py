@@ -1,4 +1,5 @@
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,8 +7,10 @@ from PIL import Image
 
 from preprocess.__main__ import main
 from preprocess.verify import compare
-from shards.record import Record
+from shards.manifest import open_split
+from shards.record import Record, from_members
 from shards.rle import encode_label_map
+from shards.tar import read_members
 
 
 def build(root, out, *more):
@@ -94,6 +97,14 @@ def test_re_encoded_images_are_encoded_again(make_root, tmp_path):
     Image.new("CMYK", (30, 24)).save(root / "images/training/training_0000.jpg")
     build(root, tmp_path / "out", "--convert", "--max-short-side", "12")
     assert verify(tmp_path / "out", root) == 0
+    split = open_split(tmp_path / "out/training")
+    assert split.manifest.settings["re_encoding"].startswith("JPEG quality 95 4:4:4")
+    assert split.manifest.settings["policy"] == {"convert": True, "max_short_side": 12, "prove": True}
+    index = split.index(0)
+    reader = partial(split.store.read, "training-00000.tar")
+    notes = [from_members(read_members(reader, index.entry(place))).source["note"] for place in range(2)]
+    assert all("JPEG quality 95 4:4:4" in note and "Lanczos to" in note for note in notes)
+    assert sum("CMYK JPEG" in note for note in notes) == 1
 
 
 def test_where_there_are_no_shards(make_root, tmp_path, capsys):
