@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.order import World
+from train.rendezvous import fresh_room
 
-JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to appear
+JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear and to reach each other
 WORK_TIMEOUT = timedelta(
     minutes=30
 )  # for one collective; the slowest honest wait is for rank 0 at a checkpoint
@@ -148,11 +149,15 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     if launch is None or launch.num_ranks == 1:
         yield Ranks(World(), device)
         return
+    place = "env://" if "RANK" in environment else f"tcp://{launch.address}:{launch.port}"
+    store, rank, num_ranks = next(
+        dist.rendezvous(place, rank=launch.rank, world_size=launch.num_ranks, timeout=JOIN_TIMEOUT)
+    )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{launch.address}:{launch.port}" if "RANK" not in environment else "env://",
-        rank=launch.rank,
-        world_size=launch.num_ranks,
+        store=fresh_room(store, rank, num_ranks, JOIN_TIMEOUT),
+        rank=rank,
+        world_size=num_ranks,
         timeout=JOIN_TIMEOUT,
     )
     try:

@@ -51,6 +51,7 @@ def torchrun(ranks: int, *options: str) -> list[str]:
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         f"--nproc-per-node={ranks}",
         *options,
         "-m",
