@@ -100,7 +100,7 @@ class Loader:
 
     @property
     def num_replaced(self) -> int:
-        """Samples replaced so far in this process; 0 unless the policy is "replace"."""
+        """Samples replaced so far for this loader; 0 unless the policy is "replace"."""
         return self._reader.num_replaced
 
     def __enter__(self) -> Loader:
@@ -145,14 +145,20 @@ class Loader:
             self._in_order = reading
             return wds.DataPipeline(plans, reading, *decoding, *self.stages)
         workers = wds.WebLoader(
-            wds.DataPipeline(plans, reading, errors_as_values),
+            wds.DataPipeline(plans, reading, self._reader.tallied, errors_as_values),
             batch_size=None,
             num_workers=self.processes,
             prefetch_factor=max(1, self.prefetch_batches // self.processes),
             multiprocessing_context="forkserver",
         )
         pinned = (wds.map(RaggedBatch.pin_memory),) if self.pin and not self.decode else ()
-        return wds.DataPipeline(workers, values_as_errors, *pinned, *decoding, *self.stages)
+        return wds.DataPipeline(workers, values_as_errors, self._counted, *pinned, *decoding, *self.stages)
+
+    def _counted(self, results: Iterator[tuple[Any, int]]) -> Iterator[Any]:
+        """Batches of worker processes, their replaced samples counted here."""
+        for batch, num_replaced in results:
+            self._reader.num_replaced += num_replaced
+            yield batch
 
     def close(self) -> None:
         """Stop reading ahead and end its threads or processes. The loader can be iterated again."""

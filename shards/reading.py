@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from shards.tar import read_members
 log = logging.getLogger(__name__)
 
 Load = Callable[[], Members]
+Result = TypeVar("Result")
 
 POLICIES = ("raise", "replace")
 SUBSTITUTE = 3  # what a draw is for, beside those of shards.order
@@ -132,6 +133,14 @@ class BatchReader:
             image_formats=tuple(sample.row.entry.image_format for sample in samples),
             rest=self.pack(plan, samples, torch.empty(0, dtype=torch.uint8)),
         )
+
+    def tallied(self, results: Iterable[Result]) -> Iterator[tuple[Result, int]]:
+        """Each result with the number of samples replaced since the one before, for another process to
+        count; for results that are read one by one.
+        """
+        for result in results:
+            num_replaced, self.num_replaced = self.num_replaced, 0
+            yield result, num_replaced
 
     def pack(self, plan: BatchPlan, samples: list[Decoded], pixels: torch.Tensor) -> RaggedBatch:
         """The batch of samples whose `pixels` lie in one flat buffer already."""
