@@ -37,7 +37,9 @@ test: lint
 test-slow: setup
 	$(BIN)/pytest -m "slow and not gpu"
 
-# Every line below is an ordinary command of the README; make prints each before it runs.
+# Every line below is an ordinary command of the README; make prints each before it runs. Torch gets one thread: two
+# that wait for each other by spinning are many times slower as soon as anything else runs on the machine.
+demo: export OMP_NUM_THREADS := 1
 demo: setup
 	rm -rf $(DEMO)
 	$(BIN)/python -m preprocess scenes --out $(DEMO)/scenes
