@@ -38,7 +38,7 @@ from shards.manifest import Split
 from shards.prefetch import in_order
 from shards.resize import short_side_size
 from shards.rle import IGNORE, decode_label_map, unpack_runs
-from shards.stopwatch import Figures, best_of, time_stream
+from shards.stopwatch import WARM_UP, Figures, best_of, time_stream
 from shards.tar import read_members
 
 MAX_CLASSES = 255  # labels of loose files are bytes, 0 for no class
@@ -213,6 +213,7 @@ def compare(
 ) -> dict[str, Figures]:
     """Each way's figures, the best of `rounds`."""
     with TemporaryDirectory(prefix="maskshards-bench-") as folder:
-        streams = ways(split, settings, Path(folder), batch_size, num_batches + 1, workers)
+        # Longer than is timed at both ends, so that no way runs dry while it is.
+        streams = ways(split, settings, Path(folder), batch_size, num_batches + 2 * WARM_UP, workers)
         timings = {name: partial(time_stream, way, batch_size, num_batches) for name, way in streams.items()}
         return best_of(timings, rounds)

@@ -15,6 +15,7 @@ import torch
 Figures = dict[str, float]  # "cpu_ms", "wall_ms": milliseconds an image
 Timing = Callable[[], Figures]
 
+WARM_UP = 8  # batches; twice what any of the streams here reads ahead
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -26,21 +27,24 @@ def time_work(work: Callable[[], object], num_images: int) -> Figures:
 
 
 def time_stream(begin: Callable[[], Iterable[Any]], batch_size: int, num_batches: int) -> Figures:
-    """Of `num_batches` batches of a stream, after a first one: starting up is not counted.
+    """Of `num_batches` batches of a stream, after WARM_UP others: starting up is not counted.
 
-    What had been read ahead by then is not counted either, nor is what was by the end; they are alike.
+    While a first batch waits for its start-up, others are read ahead, and would be had for nothing. After
+    WARM_UP batches, taken as fast as they come, as little is ahead as at the end of the measurement.
     """
     batches = iter(begin())
     try:
-        next(batches)
+        begun = sum(1 for _ in islice(batches, WARM_UP))
         cpu, wall = cpu_seconds(), time.perf_counter()
         taken = sum(1 for _ in islice(batches, num_batches))
-        figures = _figures(cpu, wall, batch_size * taken)
+        figures = _figures(cpu, wall, max(1, batch_size * taken))
     finally:
         if isinstance(batches, Generator):
             batches.close()
     if taken < num_batches:
-        raise ValueError(f"the stream ended after {taken + 1} batches; {num_batches + 1} were to be timed")
+        raise ValueError(
+            f"the stream ended after {begun + taken} batches; {num_batches} were to be timed after {WARM_UP}"
+        )
     return figures
 
 

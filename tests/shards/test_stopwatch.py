@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shards.stopwatch import best_of, cpu_seconds, time_stream, time_work
+from shards.stopwatch import WARM_UP, best_of, cpu_seconds, time_stream, time_work
 
 
 def spin(seconds):
@@ -22,15 +22,14 @@ def test_work_is_divided_among_its_images():
     assert figures["wall_ms"] >= figures["cpu_ms"] * 0.9
 
 
-def test_a_stream_is_timed_after_its_first_batch_and_closed():
+def test_a_stream_is_timed_after_its_start_and_closed():
     closed = []
 
     def stream():
         try:
-            spin(0.2)  # starting up
-            while True:
+            for number in range(99):
+                spin(0.05 if number < WARM_UP else 0.01)  # starting up
                 yield
-                spin(0.01)
         finally:
             closed.append(True)
 
@@ -40,8 +39,23 @@ def test_a_stream_is_timed_after_its_first_batch_and_closed():
 
 
 def test_a_stream_that_is_too_short_is_refused():
-    with pytest.raises(ValueError, match="ended after 3 batches; 5 were to be timed"):
-        time_stream(lambda: iter(range(3)), 1, 4)
+    for length in (3, WARM_UP, WARM_UP + 3):
+        with pytest.raises(
+            ValueError, match=f"ended after {length} batches; 4 were to be timed after {WARM_UP}"
+        ):
+            time_stream(lambda length=length: iter(range(length)), 1, 4)
+
+
+def test_what_was_read_ahead_is_not_had_for_nothing():
+    """A stream that has four batches ready when it hands out its first, and from then on works for each."""
+
+    def stream():
+        yield from range(5)
+        while True:
+            spin(0.01)
+            yield
+
+    assert 9 <= time_stream(stream, 1, 3)["cpu_ms"] < 40
 
 
 def test_the_best_round_counts_figure_by_figure():
