@@ -96,12 +96,13 @@ class LocalDestination(Destination):
         name.
         """
         folder = self.folder / BUILD_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{Path(name).name}.{os.urandom(6).hex()}{PARTIAL}"
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+        with _writing(self.folder / name):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
 
     def publish(self, path: Path, name: str, sha256: str) -> None:
         """See Destination. The scratch file was read back by the caller; a rename cannot change it."""
@@ -126,7 +127,8 @@ class LocalDestination(Destination):
 
     def write_split(self, manifest: Manifest, entries: Iterable[Sequence[SampleEntry]]) -> Manifest:
         """See Destination."""
-        return write_split(self.folder, manifest, entries)
+        with _writing(self.folder):
+            return write_split(self.folder, manifest, entries)
 
     def finish(self) -> None:
         """See Destination."""
@@ -146,6 +148,18 @@ class LocalDestination(Destination):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
         sync_folder(target.parent)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Say of a fault of the disk, which itself may name no file, where it was and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{place} cannot be written: {error.strerror or error}. Finished shards are kept: make room, or"
+            " see to the folder's rights, and the same command goes on from there"
+        ) from error
 
 
 def build_files(destination: Destination) -> list[str]:

@@ -23,8 +23,13 @@ PAUSE_S = 0.05
 @contextmanager
 def build_lock(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold the destination `out`, alone or as part I of N; BuildError where another builder is at work."""
-    fresh = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        fresh = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(
+            f"--out {out} cannot be made a folder: {error.strerror}; name a place that can be written to"
+        ) from error
     with ExitStack() as stack:
         if fresh:
             stack.callback(_remove_if_empty, out)

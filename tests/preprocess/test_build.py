@@ -379,7 +379,8 @@ def test_a_disk_that_is_full(make_root, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
-    assert "File too large" in done.stderr
+    assert f"{out}/training/training-00000.tar cannot be written: File too large. " in done.stderr
+    assert "the same command goes on from there" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(contents(out)) == ["training/.build/plan.json"]
     assert main(words(root, out)) == 0
@@ -402,7 +403,10 @@ def test_a_disk_that_is_full_at_any_point(make_root, tmp_path, capsys):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
         if status:
-            assert "File too large" in capsys.readouterr().err
+            told = capsys.readouterr().err
+            assert told.startswith(f"error: {out}/training")
+            assert "cannot be written: " in told
+            assert "File too large" in told
             left = contents(out)
             assert not [name for name in left if name.endswith((".partial", ".tmp", "manifest.json"))]
             stopped_at.add(max((Path(name).suffix for name in left if ".build" not in name), default=""))
@@ -417,8 +421,8 @@ def test_a_disk_that_is_full_at_any_point(make_root, tmp_path, capsys):
 def test_a_destination_that_cannot_be_written(make_root, capsys):
     assert main(words(make_root(), "/sys/kernel/out")) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert "/sys/kernel/out" in told
+    assert told.startswith("error: --out /sys/kernel/out cannot be made a folder: ")
+    assert "name a place that can be written to" in told
 
 
 def test_the_second_builder_of_a_destination_is_refused(make_root, tmp_path, capsys, monkeypatch):
@@ -434,7 +438,7 @@ def test_the_second_builder_of_a_destination_is_refused(make_root, tmp_path, cap
 def test_a_destination_that_is_a_file(make_root, tmp_path, capsys):
     (tmp_path / "out").write_text("hello")
     assert main(words(make_root(), tmp_path / "out")) == 2
-    assert "error: " in capsys.readouterr().err
+    assert "out cannot be made a folder: File exists" in capsys.readouterr().err
 
 
 def living(group):
