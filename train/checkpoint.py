@@ -28,6 +28,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from train.model.weight_files import WeightsError, check_file
+
 VERSION = 1
 FOLDER = "checkpoints"
 LAST, BEST = "step-", "best-"
@@ -258,7 +260,11 @@ def load_pth(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for files that are not its own
-        raise CheckpointError(f"{path} cannot be read as tensors: {error}") from error
+        # Not its text: torch advises to switch its guard off.
+        raise CheckpointError(
+            f"{path} cannot be read as tensors ({type(error).__name__}): it may be cut short, or hold "
+            "pickled code, which is never run. Pass a whole file that holds a state dict alone"
+        ) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -268,6 +274,10 @@ def load_pth(path: Path) -> dict[str, Tensor]:
 
 def read_weights_file(path: Path) -> Checkpoint:
     """A bare .safetensors or .pth file, with the facts of the .json beside it where there is one."""
+    try:
+        check_file(path)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
     beside = path.with_suffix(".json")
     state = read_state(beside) if beside.is_file() else None
     if state is not None and path.name in state.digests:
@@ -299,6 +309,6 @@ def load_weights(decoder: nn.Module, checkpoint: Checkpoint) -> None:
     if found:
         raise CheckpointError(
             f"{checkpoint.path} is of another model: {', '.join(found)}. "
-            "Set model.dino_hub and decoder_head as they were in its run"
+            "Set model.dino_hub and decoder_head (type, hidden_dim, num_classes) as they were in its run"
         )
     decoder.load_state_dict(given)

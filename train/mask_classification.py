@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerHungarianMatcher, Mask2FormerLoss
 
+from train.nonfinite import NonFiniteError
+
 TERMS = ("mask", "dice", "cross_entropy")
 
 
@@ -70,10 +72,12 @@ class MaskClassificationLoss(Mask2FormerLoss):
         masks_queries_logits (B, Q, h, w); class_queries_logits (B, Q, C + 1), the last column "no
         object"; targets: one {"masks": (N, H, W) bool or float, "labels": (N,) any integer type} an
         image, N = 0 included. Mask and dice sums are divided by max(1, matched masks averaged over
-        ranks).
+        ranks). NonFiniteError for logits that are not finite: transformers' matcher would count them as
+        a cost of 0.
         """
         with torch.autocast(masks_queries_logits.device.type, enabled=False):
             mask_logits, class_logits = masks_queries_logits.float(), class_queries_logits.float()
+            self._check_finite(mask_logits, class_logits)
             masks = [target["masks"].to(mask_logits) for target in targets]
             labels = [target["labels"].long() for target in targets]
             pairs = self.matcher(mask_logits, class_logits, masks, labels)
@@ -81,6 +85,16 @@ class MaskClassificationLoss(Mask2FormerLoss):
             count = self._mean_matches(sum(len(queries) for queries, _ in pairs), mask_logits.device)
             losses = {name: value / count for name, value in terms.items()}
             return losses | self.loss_labels(class_logits, labels, pairs)
+
+    @staticmethod
+    def _check_finite(mask_logits: Tensor, class_logits: Tensor) -> None:
+        finite = mask_logits.isfinite().flatten(1).all(1) & class_logits.isfinite().flatten(1).all(1)
+        bad = (~finite).nonzero().flatten().tolist()
+        if bad:
+            raise NonFiniteError(
+                f"the logits of image {bad[0]} of the batch hold NaN or infinity ({len(bad)} of "
+                f"{len(finite)} images do). Lower the learning rate or resume from the last checkpoint."
+            )
 
     @staticmethod
     def _mean_matches(count: int, device: torch.device) -> Tensor:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from train.assembly import build_model
 from train.checkpoint import (
     BEST,
     LAST,
@@ -22,6 +24,8 @@ from train.checkpoint import (
     save_final,
     save_last,
 )
+from train.config import TrainConfig
+from train.schema import BackboneLayers
 
 STATE = TrainState(
     step=0,
@@ -141,8 +145,58 @@ def test_an_exported_folder_is_read_like_a_checkpoint(tmp_path: Path) -> None:
 
 def test_pth_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "code.pth")
-    with pytest.raises(CheckpointError, match=r"code\.pth"):
+    with pytest.raises(CheckpointError, match=r"code\.pth .*never run\. Pass") as caught:
         read_checkpoint(tmp_path / "code.pth")
+    assert "weights_only" not in str(caught.value)  # torch would advise to switch that off
+
+
+def test_files_that_only_look_like_a_head_are_told_apart(tmp_path: Path) -> None:
+    page, other = tmp_path / "page.pth", tmp_path / "head-0123abcd.pth"
+    page.write_bytes(b"<!DOCTYPE html><html>")
+    with pytest.raises(CheckpointError, match=r"page\.pth: is a web page"):
+        read_checkpoint(page)
+    torch.save(weights(), other)
+    with pytest.raises(CheckpointError, match="promises a sha256 that begins with 0123abcd"):
+        read_checkpoint(other)
+
+
+def mask_decoder(hidden_dim: int = 32, num_classes: int = 5, seed: int = 0) -> nn.Module:
+    config = TrainConfig()
+    config.model.dino_hub, config.model.weights, config.seed = "dinov3_tiny16", "random", seed
+    head = config.decoder_head
+    head.backbone_out_layers = BackboneLayers.FOUR_EVEN_INTERVALS
+    head.hidden_dim, head.num_classes, head.ffn_dim, head.num_queries = hidden_dim, num_classes, 64, 10
+    return build_model(config, torch.device("cpu")).decoder
+
+
+def test_published_heads_load_strictly_flat_and_wrapped_under_a_name_with_their_digest(
+    tmp_path: Path,
+) -> None:
+    given = mask_decoder(seed=1).state_dict()
+    assert len(given) == 479
+    torch.save({"model": given, "optimizer": {"lr": 1.0}}, tmp_path / "wrapped.pth")
+    torch.save(given, tmp_path / "flat.pth")
+    digest = hashlib.sha256((tmp_path / "flat.pth").read_bytes()).hexdigest()[:8]
+    flat = (tmp_path / "flat.pth").rename(tmp_path / f"dinov3_vit7b16_ade20k_m2f_head-{digest}.pth")
+    for path in (flat, tmp_path / "wrapped.pth"):
+        head = mask_decoder()
+        load_weights(head, read_checkpoint(path))
+        assert all(torch.equal(tensor, given[key]) for key, tensor in head.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden_dim": 64}, r"of another shape \(segmentation_model\.1\..*hidden_dim"),
+        ({"num_classes": 7}, r"class_embed\.bias \(6,\), the model has \(8,\).*num_classes"),
+    ],
+)
+def test_a_head_of_another_width_or_class_count_is_refused(
+    settings: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    torch.save(mask_decoder().state_dict(), tmp_path / "head.pth")
+    with pytest.raises(CheckpointError, match=words):
+        load_weights(mask_decoder(**settings), read_checkpoint(tmp_path / "head.pth"))
 
 
 @pytest.mark.parametrize("name", ["nothing.pth", "."])

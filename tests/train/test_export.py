@@ -1,6 +1,7 @@
 """The export command: each format appears whole and works, faults are told, nothing half-written stays."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from train.assembly import build_model
 from train.checkpoint import TrainState, save_final
 from train.config import TrainConfig, to_plain
 from train.export import ExportError, main, parse, parse_size
+from train.graph_export import run_onnx
 
 NAMES = ["sky", "sea", "sand"]
 
@@ -55,6 +57,19 @@ def test_a_program_is_written_with_its_description(
     assert facts["class_names"] == NAMES
     scores = torch.export.load(output / "model.pt2").module()(torch.rand(2, 3, 32, 64) * 255)
     assert scores.shape == (2, 3, 32, 64)
+
+
+@pytest.mark.skipif(
+    not all(find_spec(name) for name in ("onnxscript", "onnxruntime")),
+    reason="onnxscript and onnxruntime are not installed",
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_an_onnx_file_is_written_and_was_compared(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert main(words(run, output, "image_px=32", format="onnx")) == 0
+    assert sorted(p.name for p in output.iterdir()) == ["model.json", "model.onnx"]
+    assert json.loads((output / "model.json").read_text())["largest_difference"] < 1e-4
+    assert run_onnx(output / "model.onnx", torch.zeros(3, 3, 32, 32)).shape == (3, 3, 32, 32)
 
 
 def test_without_a_size_the_window_of_the_evaluation_is_taken(

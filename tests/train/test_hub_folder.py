@@ -11,27 +11,31 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from train.assembly import build_model
 from train.checkpoint import TrainState, load_weights, read_checkpoint
 from train.config import TrainConfig, to_plain
 from train.hub_folder import is_local, model_card, shareable, write_folder
 from train.model.segmenter import Segmenter
+from train.schema import BackboneLayers
 
 NAMES = ["sky", "sea", "sand"]
 
 
-def trained() -> tuple[Segmenter, TrainState]:
+def trained(kind: str = "linear") -> tuple[Segmenter, TrainState]:
     config = TrainConfig()
     config.model.dino_hub, config.model.weights = "dinov3_tiny16", "random"
     config.datasets.root, config.output_dir = "somebody/data", "somebody/run"
-    config.decoder_head.type, config.decoder_head.num_classes = "linear", len(NAMES)
+    head = config.decoder_head
+    head.type, head.num_classes = kind, len(NAMES)
+    if kind == "m2f":
+        head.backbone_out_layers = BackboneLayers.FOUR_EVEN_INTERVALS
+        head.hidden_dim, head.ffn_dim, head.num_queries = 32, 64, 10
     config.transforms.eval.img_size, config.eval.crop_size, config.eval.stride = 48, 48, 32
     segmenter = build_model(config, torch.device("cpu"))
     with torch.no_grad():
-        segmenter.decoder.segmentation_model[1].conv.weight.normal_(
-            generator=torch.Generator().manual_seed(0)
-        )
+        classifier_of(segmenter).weight.normal_(generator=torch.Generator().manual_seed(0))
     state = TrainState(
         step=7,
         position=14,
@@ -47,9 +51,14 @@ def trained() -> tuple[Segmenter, TrainState]:
     return segmenter, state
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> tuple[Path, Segmenter]:
-    segmenter, state = trained()
+def classifier_of(segmenter: Segmenter) -> nn.Module:
+    head = segmenter.decoder.segmentation_model[1]
+    return head.conv if segmenter.kind == "linear" else head.predictor.class_embed
+
+
+@pytest.fixture(params=["linear", "m2f"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Segmenter]:
+    segmenter, state = trained(request.param)
     folder = tmp_path / "shared"
     folder.mkdir()
     write_folder(folder, state, segmenter.decoder.state_dict())
@@ -75,9 +84,9 @@ def test_the_folder_is_a_checkpoint_that_loads_strictly(shared: tuple[Path, Segm
     checkpoint = read_checkpoint(folder)
     assert checkpoint.state is not None
     assert checkpoint.state.class_names == NAMES
-    fresh, _ = trained()
+    fresh, _ = trained(segmenter.kind)
     with torch.no_grad():
-        fresh.decoder.segmentation_model[1].conv.weight.zero_()
+        classifier_of(fresh).weight.zero_()
     load_weights(fresh.decoder, checkpoint)
     for key, tensor in fresh.decoder.state_dict().items():
         assert torch.equal(tensor, segmenter.decoder.state_dict()[key])

@@ -7,6 +7,7 @@ import torch
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from train.mask_classification import MaskClassificationLoss
+from train.nonfinite import NonFiniteError
 
 CLASSES, QUERIES = 5, 6
 
@@ -97,3 +98,12 @@ def test_a_term_of_unknown_name_is_refused() -> None:
         make_loss().loss_total({"loss_boxes": torch.tensor(1.0)}, lambda *args, **kwargs: None)
     with pytest.raises(ValueError, match="at least one layer"):
         make_loss().loss_total({}, lambda *args, **kwargs: None)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_and_no_cost_of_zero(part: int, value: float) -> None:
+    *logits, targets = make_inputs((2, 0, 3))
+    logits[part][1, 2] = value  # an image without targets has no cost that could tell
+    with pytest.raises(NonFiniteError, match=r"image 1 of the batch.*1 of 3 images"):
+        make_loss()(logits[0], targets, logits[1])

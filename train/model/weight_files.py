@@ -24,6 +24,8 @@ from train.model.weight_keys import Named
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _DIGEST_SUFFIX = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
+# A tag, not just "<": the length that opens a safetensors file may spell blanks and that byte too.
+_WEB_PAGE = re.compile(rb"\s*<[!?a-zA-Z]")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _WRAPPING_KEYS = ("teacher", "model")  # dictionaries that some training scripts put around the weights
 
@@ -79,7 +81,7 @@ def read_entries(path: Path) -> tuple[list[str], Iterator[Named]]:
         files = _files_of(path)
         parts = [read_entries(file) for file in files]
         return [name for names, _ in parts for name in names], (entry for _, part in parts for entry in part)
-    _check_file(path)
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as handle:
@@ -137,14 +139,16 @@ def _files_of(folder: Path) -> list[Path]:
     raise WeightsError(f"{folder}: expected model.safetensors in a Hugging Face folder, found {inside}")
 
 
-def _check_file(path: Path) -> None:
-    """Says what a file is that only looks like weights; compares it with the digest in its name."""
+def check_file(path: Path) -> None:
+    """Says what a file is that only looks like weights, and compares it with the digest in its name:
+    WeightsError.
+    """
     try:
         with path.open("rb") as file:
-            head = file.read(64).lstrip()
+            head = file.read(64)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be opened ({error.strerror})") from error
-    if head.startswith(b"<"):
+    if _WEB_PAGE.match(head):
         raise WeightsError(
             f"{path}: is a web page, not weights: the link had expired, or access was not granted. Ask for a "
             "new link and download it again"

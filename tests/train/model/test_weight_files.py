@@ -64,6 +64,14 @@ def test_files_that_only_look_like_weights(tmp_path: Path, content: bytes, words
     assert str(path) in str(caught.value)
 
 
+def test_a_safetensors_header_may_be_as_long_as_a_tag_is_spelt(tmp_path: Path) -> None:
+    """Its length comes first: 0x3C20 reads as a blank and "<"."""
+    path, length = tmp_path / "x.safetensors", 0x3C20
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert read_entries(path)[0] == ["a"]
+
+
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"a": Planted(tmp_path / "ran")}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="never run"):

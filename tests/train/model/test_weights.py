@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
+from train.model import architectures
 from train.model import weights as module
 from train.model.architectures import ModelError, architecture
 from train.model.weight_files import WeightsError
@@ -48,6 +50,8 @@ def meta_state(vit: torch.nn.Module, name: str) -> dict[str, Tensor]:
         out["rope_embed.periods"] = torch.ones(4)
     else:
         out["pos_embed"] = w["embeddings.position_embeddings"]
+        if "embeddings.register_tokens" in w:
+            out["register_tokens"] = w["embeddings.register_tokens"]
     final = "norm" if v3 else "layernorm"
     for part in ("weight", "bias"):
         out[f"patch_embed.proj.{part}"] = w[f"{embed}.{part}"]
@@ -57,16 +61,24 @@ def meta_state(vit: torch.nn.Module, name: str) -> dict[str, Tensor]:
         projections = [f"{old}.attention.{x}_proj" for x in "qkv"]
         out[f"{new}.attn.qkv.weight"] = torch.cat([w[f"{p}.weight"] for p in projections])
         width = w[f"{projections[0]}.weight"].shape[0]
-        biases = [
-            w.get(f"{p}.bias", torch.full((width,), 9.0)) for p in projections
-        ]  # a masked bias may be anything
-        out[f"{new}.attn.qkv.bias"] = torch.cat(biases)
-        if v3:
+        biased = f"{projections[0]}.bias" in w
+        if biased:
+            out[f"{new}.attn.qkv.bias"] = torch.cat(
+                [w.get(f"{p}.bias", torch.full((width,), 9.0)) for p in projections]
+            )  # a masked bias may be anything
+        if v3 and biased:
             out[f"{new}.attn.qkv.bias_mask"] = torch.cat(
                 [torch.ones(width), torch.zeros(width), torch.ones(width)]
             )
-        mlp = ("up_proj", "down_proj") if v3 else ("fc1", "fc2")
-        pairs = {"attn.proj": "attention.o_proj", "mlp.fc1": f"mlp.{mlp[0]}", "mlp.fc2": f"mlp.{mlp[1]}"}
+        plain, gated = ("up_proj", "down_proj") if v3 else ("fc1", "fc2"), ("gate_proj", "up_proj")
+        pairs = {"attn.proj": "attention.o_proj", "mlp.fc1": f"mlp.{plain[0]}", "mlp.fc2": f"mlp.{plain[1]}"}
+        if f"{old}.mlp.gate_proj.weight" in w:
+            pairs = {"attn.proj": "attention.o_proj", "mlp.w3": "mlp.down_proj"}
+            if v3:
+                pairs |= {"mlp.w1": "mlp.gate_proj", "mlp.w2": "mlp.up_proj"}
+            else:  # both in one matrix
+                for part in ("weight", "bias"):
+                    out[f"{new}.mlp.w12.{part}"] = torch.cat([w[f"{old}.mlp.{x}.{part}"] for x in gated])
         for meta, hub in {**pairs, "norm1": "norm1", "norm2": "norm2"}.items():
             for part in ("weight", "bias"):
                 out[f"{new}.{meta}.{part}"] = w[f"{old}.{hub}.{part}"]
@@ -103,6 +115,41 @@ def test_every_kind_of_file_gives_the_features_of_transformers(
         digests.add(backbone.digest)
     assert len(digests) == 1
     assert len(digests.pop()) == 64
+
+
+KINDS = {  # small models of every kind in the table that the tiny ones are not
+    "dinov3 gated": ("dinov3_vits16plus", {"intermediate_size": 96}),
+    "dinov3 gated without biases": ("dinov3_vit7b16", {"intermediate_size": 96}),
+    "dinov2 gated": ("dinov2_vitg14", {}),
+    "dinov2 with registers": ("dinov2_vits14_reg", {}),
+    "dinov2 gated with registers": ("dinov2_vitg14_reg", {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_every_kind_of_backbone_give_the_features_of_transformers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, changes = KINDS[kind]
+    small = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4} | changes
+    arch = replace(architecture(name), settings=architecture(name).settings | small)
+    monkeypatch.setattr(architectures, "ARCHITECTURES", {name: arch})
+    config, model = FAMILIES[arch.family]
+    torch.manual_seed(0)
+    vit = model(config(**arch.settings)).eval()
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.normal_(std=0.2)
+    vit.save_pretrained(tmp_path / "folder")
+    torch.save(meta_state(vit, name), tmp_path / "meta.pth")
+    images = torch.randn(1, 3, 3 * arch.patch_px, 2 * arch.patch_px)
+    expected = features_of(vit, images, arch.patch_px)
+    digests = set()
+    for file in ("folder", "meta.pth"):
+        backbone = load_backbone(name, str(tmp_path / file))
+        torch.testing.assert_close(backbone(images, (3,))[0], expected)
+        digests.add(backbone.digest)
+    assert len(digests) == 1
 
 
 def test_the_digest_follows_the_values_and_not_the_type_they_are_kept_in(
