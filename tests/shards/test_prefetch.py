@@ -1,7 +1,7 @@
 """Order kept, errors in their turn, look-ahead bounded, and no thread left behind by any exit."""
 
-import pickle
 import threading
+from copy import deepcopy
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_an_error_crosses_to_another_process_whole():
         yield 0
         raise SampleError("broken", shard="s.tar", key="k")
 
-    arrived = values_as_errors(pickle.loads(pickle.dumps(list(errors_as_values(results())))))
+    arrived = values_as_errors(deepcopy(list(errors_as_values(results()))))  # goes by the same reduction
     assert next(arrived) == 0
     with pytest.raises(SampleError, match=r"s\.tar, sample 'k': broken") as caught:
         next(arrived)
