@@ -120,7 +120,7 @@ class M2FTrainConfig:
     dice_coefficient: float = 5.0
     class_coefficient: float = 2.0
     no_object_coefficient: float = 0.1
-    ignore_void: bool = False  # draw no loss points on unlabelled pixels
+    ignore_void: bool = False  # unlabelled and padded pixels weigh nothing in the mask loss
 
 
 @dataclass

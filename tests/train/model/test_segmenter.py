@@ -73,15 +73,20 @@ def test_head_counts_of_the_other_backbones(name: str, parameters: int) -> None:
     assert sum(p.numel() for p in segmenter.decoder.segmentation_model[1].parameters()) == parameters
 
 
-def test_a_step_reaches_every_trainable_parameter_and_no_frozen_one() -> None:
-    segmenter = tiny()
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("dinov3_tiny16", 64, 96), ("dinov2_tiny14", 224, 224)]
+)
+def test_a_step_reaches_every_trainable_parameter_and_no_frozen_one(
+    name: str, height: int, width: int
+) -> None:
+    segmenter = tiny(name)
     segmenter.train()
     frozen = {name: t.clone() for name, t in segmenter.backbone.state_dict().items()}
     statistics = {name: t.clone() for name, t in segmenter.decoder.named_buffers()}
-    images = torch.randn(2, 3, 64, 96)
+    images = torch.randn(2, 3, height, width)
     drops = segmenter.decoder.draw_drops([0, 1], seed=0)
     predictions = segmenter.decoder(images, segmenter.features(images), drops)
-    assert [tuple(p.mask_logits.shape) for p in predictions] == [(2, 20, 16, 24)] * 10
+    assert [tuple(p.mask_logits.shape) for p in predictions] == [(2, 20, height // 4, width // 4)] * 10
     assert [tuple(p.class_logits.shape) for p in predictions] == [(2, 20, 6)] * 10
     optimizer = torch.optim.SGD(segmenter.decoder.parameters(), lr=0.1)
     total(predictions).backward()
@@ -186,6 +191,8 @@ def test_linear_head_has_the_published_keys_and_scores_at_patch_resolution() -> 
 def test_a_size_that_the_model_cannot_take_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"80x64.*multiples of 32"):
         tiny().features(torch.randn(1, 3, 80, 64))
+    with pytest.raises(ModelError, match=r"512x512.*multiples of 224 only: set transforms\.train\.crop_size"):
+        tiny("dinov2_tiny14").features(torch.randn(1, 3, 512, 512))
     assert size_multiple(14, "m2f") == 224
     assert size_multiple(14, "linear") == 14
 
