@@ -129,7 +129,13 @@ def _safetensors_entries(path: Path) -> Iterator[Named]:
 def _files_of(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(
+                f"{index}: cannot be read as the index of a sharded folder ({type(error).__name__}): it may "
+                "be cut short. Download the folder again"
+            ) from error
         return [folder / Path(name).name for name in names]
     for pattern in ("model.safetensors", "*.safetensors", "pytorch_model.bin"):
         found = sorted(folder.glob(pattern))

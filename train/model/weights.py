@@ -102,18 +102,20 @@ def fill(
     targets = {canonical_name(name): name for name in model.state_dict()}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     filled: dict[str, str] = {}
-    unexpected, misshapen = [], []
+    unexpected: list[str] = []
+    misshapen: dict[str, str] = {}
     for name, tensor in entries:
         target = targets.get(name)
         if target is None:
             unexpected.append(name)
         elif tuple(tensor.shape) != shapes[target]:
-            misshapen.append(f"{name} is {tuple(tensor.shape)}, expected {shapes[target]}")
+            misshapen[name] = f"{name} is {tuple(tensor.shape)}, expected {shapes[target]}"
         else:
             _place(model, target, tensor, matrix_dtype, device)
             filled[name] = _entry_digest(tensor) if where != RANDOM else ""
-    missing = [name for name in targets if name not in filled and name not in OPTIONAL]
-    wrong = {"wrong shape": misshapen, "missing": [] if misshapen else missing, "unexpected": unexpected}
+    found = {*filled, *misshapen, *OPTIONAL}
+    missing = [name for name in targets if name not in found]
+    wrong = {"wrong shape": [*misshapen.values()], "missing": missing, "unexpected": unexpected}
     if any(wrong.values()):
         raise WeightsError(
             f"{where}: not the weights of this model.{listed(wrong)}\nPass the weights that belong to "

@@ -105,6 +105,20 @@ def test_a_folder_without_weights_or_config_says_what_it_has(tmp_path: Path) -> 
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_of_shards_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json: cannot be read.*again"):
+        read_entries(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=r"model-00001-of-00002\.safetensors: cannot be opened"):
+        read_entries(tmp_path)
+
+
 def test_paths_are_found_and_missing_ones_are_errors(tmp_path: Path) -> None:
     assert find_weights(ARCH, str(tmp_path), None) == tmp_path
     for missing in (str(tmp_path / "no.pth"), "weights/no.pth", "no-such-word", "a/b/c"):

@@ -208,6 +208,15 @@ def test_missing_unexpected_and_misshapen_keys_are_listed(
     torch.save(good | {"cls_token": torch.zeros(1, 1, 32)}, path)
     with pytest.raises(WeightsError, match=r"embeddings.cls_token is \(1, 1, 32\), expected \(1, 1, 64\)"):
         load_backbone("dinov3_tiny16", str(path))
+    torch.save(good | {"blocks.1.norm1.bias": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"layer.1.norm1.bias is \(3,\), expected \(64,\)"):
+        load_backbone("dinov3_tiny16", str(path))
+    del good["norm.bias"]
+    torch.save(good | {"cls_token": torch.zeros(1, 1, 32)}, path)
+    with pytest.raises(
+        WeightsError, match=r"wrong shape \(1\): embeddings.cls_token(?s:.*)missing \(1\): norm.bias"
+    ):
+        load_backbone("dinov3_tiny16", str(path))
 
 
 def test_a_folder_of_another_model_names_the_one_that_fits(
