@@ -34,17 +34,19 @@ def score_weights(session: Session, taken: int) -> None:
     gallery = open_gallery(session)
     session.result = result = run_evaluation(session, gallery)
     score = result.metric(config.metric_to_save)
-    figures = {name: result.metric(name) for name in METRICS}
-    session.record("eval", taken, **figures, num_images=result.num_images, seconds=time.monotonic() - since)
+    seconds = time.monotonic() - since
     logger.info("step %d: %s %.2f over %d images", taken, config.metric_to_save, score, result.num_images)
     improved = math.isfinite(score) and (session.best_score is None or score > session.best_score)
     if taken > 0 and improved:
         session.best_score = score
+        if session.ranks.is_first:
+            save_best(session.run, session.state(taken), weights_of(session.parts))
+    # Only now: a run killed while the best was written finds no line of this evaluation and repeats it.
+    figures = {name: result.metric(name) for name in METRICS}
+    session.record("eval", taken, **figures, num_images=result.num_images, seconds=seconds)
     if not session.ranks.is_first:
         return
     write_results(result, session.run)
-    if taken > 0 and improved:
-        save_best(session.run, session.state(taken), weights_of(session.parts))
     if gallery is not None:
         facts = RunFacts(
             title=f"{session.run.name}: {config.decoder_head.type} head on {config.model.dino_hub}",

@@ -80,3 +80,19 @@ def test_an_untrained_head_is_scored_but_never_the_best(arguments: list[str], tm
     ]
     assert steps == [0, 1, 2, 3]
     assert [path.name for path in checkpoints_of(tmp_path / "run", BEST)] == ["best-00000001"]
+
+
+def test_a_run_killed_while_the_best_is_written_scores_that_step_again(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*words: object) -> None:
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "save_best", killed)
+        with pytest.raises(SystemExit, match="killed"):
+            train([*arguments, "eval.eval_interval=3"])
+    train([*arguments, "eval.eval_interval=3", "resume_from=auto"])
+    assert [path.name for path in checkpoints_of(tmp_path / "run", BEST)] == ["best-00000003"]
+    kinds = [record["kind"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert kinds.count("eval") == 1
