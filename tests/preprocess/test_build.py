@@ -459,7 +459,12 @@ def test_signals_leave_no_process_and_no_half_written_file(make_root, tmp_path, 
     root, out = make_root(training=40, height=200, width=300), tmp_path / "out"
     command = [sys.executable, "-m", "preprocess", *words(root, out, "--workers", "2")]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # A suite that runs in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as builder:
         while not list(out.glob("training/.build/*.tar.json")):
             assert builder.poll() is None

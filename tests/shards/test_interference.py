@@ -24,6 +24,7 @@ def holding_the_lock():
         yield Batch()
 
 
+@pytest.mark.slow  # it compares times, which a busy machine blurs
 def test_a_loader_that_holds_the_lock_is_found_out():
     found = interference(holding_the_lock(), turns=5, turn_seconds=0.2)
     assert found["slowed_by"] > 0.02
