@@ -23,6 +23,7 @@ from train.model.architectures import Architecture, ModelError
 from train.model.weight_keys import Named
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST_SUFFIX = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
 # A tag, not just "<": the length that opens a safetensors file may spell blanks and that byte too.
 _WEB_PAGE = re.compile(rb"\s*<[!?a-zA-Z]")
@@ -37,6 +38,8 @@ class WeightsError(ModelError):
 def find_weights(arch: Architecture, weights: str | None, revision: str | None) -> Path:
     """The local file or folder behind `weights` (a path or a hub id; None: the published one), fetched if
     need be.
+
+    From the hub only at a `revision` that is a whole commit id: a branch or tag can come to mean other files.
     """
     if weights is not None:
         path = Path(weights).expanduser()
@@ -57,6 +60,12 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Path:
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise WeightsError(
+            f"weights of {hub_id} are fetched at one commit only, and model.revision={revision} names none. "
+            f"Copy its 40 digits from https://huggingface.co/{hub_id}/commits/main into "
+            "model.revision=COMMIT, or pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
+        )
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id,
@@ -66,7 +75,7 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise WeightsError(
-            f"could not fetch {hub_id} (revision {revision or 'latest'}) from the Hugging Face hub, and "
+            f"could not fetch {hub_id} (revision {revision}) from the Hugging Face hub, and "
             f"there is no file or folder of that name: {reason}\n"
             f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
             "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "

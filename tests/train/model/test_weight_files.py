@@ -131,6 +131,9 @@ def test_no_published_weights_means_an_error_and_never_random_ones() -> None:
         find_weights(ARCH, None, None)
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
 def test_the_published_hub_id_is_asked_for_at_the_revision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -141,9 +144,19 @@ def test_the_published_hub_id_is_asked_for_at_the_revision(
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert find_weights(architecture("dinov3_vitl16"), None, "abc123") == tmp_path
-    assert find_weights(ARCH, "someone/their-dinov3", None) == tmp_path
-    assert asked == [("facebook/dinov3-vitl16-pretrain-lvd1689m", "abc123"), ("someone/their-dinov3", None)]
+    assert find_weights(architecture("dinov3_vitl16"), None, COMMIT) == tmp_path
+    assert find_weights(ARCH, "someone/their-dinov3", COMMIT) == tmp_path
+    assert asked == [("facebook/dinov3-vitl16-pretrain-lvd1689m", COMMIT), ("someone/their-dinov3", COMMIT)]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12]])
+@pytest.mark.parametrize("weights", [None, "someone/their-dinov3"])
+def test_nothing_is_fetched_unless_at_a_commit(
+    weights: str | None, revision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(WeightsError, match=r"commits/main into model\.revision=COMMIT"):
+        find_weights(architecture("dinov3_vitl16"), weights, revision)
 
 
 def test_a_refused_download_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +165,7 @@ def test_a_refused_download_says_how_to_get_access(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(WeightsError) as caught:
-        find_weights(architecture("dinov3_vits16"), None, None)
+        find_weights(architecture("dinov3_vits16"), None, COMMIT)
     text = str(caught.value)
     assert "facebook/dinov3-vits16-pretrain-lvd1689m" in text
     assert "ask for access" in text
