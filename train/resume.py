@@ -162,7 +162,11 @@ def leaves(content: dict[str, object]) -> list[tuple[str, object]]:
 def best_score(run: Path, step: int) -> float | None:
     """The score of the best checkpoint written at or before `step`."""
     for folder in reversed(checkpoints_of(run, BEST)):
-        state = read_state(folder / STATE)
+        try:
+            state = read_state(folder / STATE)
+        except CheckpointError as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+            continue
         if state.step <= step:
             return state.score
     return None

@@ -88,7 +88,6 @@ def test_pictures_survive_the_way_into_the_page() -> None:
     assert np.array_equal(np.asarray(shown), expected)
 
 
-@pytest.mark.slow
 def test_chromium_draws_it(tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:

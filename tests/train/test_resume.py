@@ -133,6 +133,15 @@ def test_a_best_of_the_future_does_not_count(arguments: list[str], parts: Parts,
     assert best_score(tmp_path, 8) == 50.0
 
 
+def test_a_half_removed_best_stops_no_run(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
+    (best / "state.json").unlink()  # as a kill in the middle of removing it leaves it
+    assert best_score(tmp_path, 8) is None
+    assert "passing over a damaged checkpoint" in caplog.text
+
+
 def test_scores_come_from_the_backbone_that_was_trained_on(
     arguments: list[str], parts: Parts, tmp_path: Path
 ) -> None:
