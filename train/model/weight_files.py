@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from train.model.architectures import Architecture, ModelError
 from train.model.weight_keys import Named
+
+logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -39,7 +42,7 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
     """The local file or folder behind `weights` (a path or a hub id; None: the published one), fetched if
     need be.
 
-    From the hub only at a `revision` that is a whole commit id: a branch or tag can come to mean other files.
+    From the hub always at a whole commit id: a `revision` that is none is looked up first, and logged.
     """
     if weights is not None:
         path = Path(weights).expanduser()
@@ -60,28 +63,32 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Path:
-    if revision is None or not _COMMIT.fullmatch(revision):
-        raise WeightsError(
-            f"weights of {hub_id} are fetched at one commit only, and model.revision={revision} names none. "
-            f"Copy its 40 digits from https://huggingface.co/{hub_id}/commits/main into "
-            "model.revision=COMMIT, or pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
-        )
     try:
+        commit = _commit(hub_id, revision)
         folder = huggingface_hub.snapshot_download(
             hub_id,
-            revision=revision,
+            revision=commit,
             allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
         )
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise WeightsError(
-            f"could not fetch {hub_id} (revision {revision}) from the Hugging Face hub, and "
+            f"could not fetch {hub_id} (revision {revision or 'newest'}) from the Hugging Face hub, and "
             f"there is no file or folder of that name: {reason}\n"
             f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
             "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "
             "folder)"
         ) from error
     return Path(folder)
+
+
+def _commit(hub_id: str, revision: str | None) -> str:
+    """The whole commit id behind a branch, a tag or nothing: a name can come to mean other files."""
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    commit = str(huggingface_hub.HfApi().model_info(hub_id, revision=revision).sha)
+    logger.warning("%s is commit %s now; model.revision=%s keeps these weights", hub_id, commit, commit)
+    return commit
 
 
 def read_entries(path: Path) -> tuple[list[str], Iterator[Named]]:

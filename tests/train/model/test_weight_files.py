@@ -150,13 +150,27 @@ def test_the_published_hub_id_is_asked_for_at_the_revision(
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12]])
-@pytest.mark.parametrize("weights", [None, "someone/their-dinov3"])
-def test_nothing_is_fetched_unless_at_a_commit(
-    weights: str | None, revision: str | None, monkeypatch: pytest.MonkeyPatch
+def test_what_is_no_commit_is_looked_up_and_fetched_at_the_commit_it_is(
+    revision: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(WeightsError, match=r"commits/main into model\.revision=COMMIT"):
-        find_weights(architecture("dinov3_vitl16"), weights, revision)
+    asked = []
+
+    class Answer:
+        sha = COMMIT
+
+    def look_up(_api: object, hub_id: str, revision: str | None) -> Answer:
+        asked.append((hub_id, revision))
+        return Answer()
+
+    def download(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", look_up)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert find_weights(ARCH, "someone/their-dinov3", revision) == tmp_path
+    assert asked == [("someone/their-dinov3", revision), ("someone/their-dinov3", COMMIT)]
+    assert f"model.revision={COMMIT} keeps these weights" in caplog.text
 
 
 def test_a_refused_download_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
