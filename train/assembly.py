@@ -99,9 +99,10 @@ def check_classes(config: TrainConfig, split: Split) -> None:
 
 
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """The type of autocast on this device; None on a CPU and for float32."""
+    """The type of autocast on this device; None for float32, and on a CPU unless `cpu_autocast` is set."""
     dtype = config.model_dtype.autocast_dtype
-    return dtype if device.type == "cuda" and dtype is not torch.float32 else None
+    wanted = device.type == "cuda" or config.cpu_autocast
+    return dtype if wanted and dtype is not torch.float32 else None
 
 
 def build_model(config: TrainConfig, device: torch.device) -> Segmenter:

@@ -30,7 +30,7 @@ def nearest(word: str, choices: list[str]) -> str:
 
 
 class ModelDtype(Enum):
-    """Arithmetic of the model on CUDA; a CPU always computes in float32. Given by name."""
+    """Arithmetic of the model on CUDA, and on a CPU with `cpu_autocast`. Given by name."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -208,6 +208,7 @@ class TrainConfig:
     global_batch: int | None = None  # set it to say the global batch outright
     num_workers: int = 6  # reading threads of one process
     model_dtype: ModelDtype = ModelDtype.FLOAT32
+    cpu_autocast: bool = False  # model_dtype on a CPU too: quicker only where it has bfloat16 units
     precision: str = "mixed"  # mixed | reference (pixel decoder in float32, as the reference computes it)
     activation_checkpointing: bool = False  # compute activations twice, hold them once
     compile_backbone: bool = False  # torch.compile its blocks

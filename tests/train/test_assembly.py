@@ -94,6 +94,20 @@ def test_autocast_is_for_cuda_in_bfloat16(
     assert autocast_dtype(config, torch.device(device)) is expected
 
 
+def test_a_cpu_computes_in_16_bits_on_request_only(tiny_run: list[str]) -> None:
+    config = load_config([*tiny_run, "model_dtype=BFLOAT16", "cpu_autocast=True", "n_gpus=1"])
+    assert autocast_dtype(config, torch.device("cpu")) is torch.bfloat16
+    parts = build_parts(config, ALONE)
+    with open_loader(config, ALONE, parts.selection, 0) as loader:
+        losses = parts.objective(next(iter(loader)))
+    losses.total.backward()
+    block = parts.segmenter.backbone.vit.get_parameter("model.layer.0.mlp.up_proj.weight")
+    assert block.dtype is torch.bfloat16
+    gradients = [p.grad for p in parts.segmenter.decoder.parameters() if p.grad is not None]
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    assert torch.isfinite(losses.total)
+
+
 def test_rare_classes_are_repeated_on_request(tiny_run: list[str]) -> None:
     config = load_config([*tiny_run, "datasets.repeat_threshold=1.0"])
     split = open_training_split(config)
