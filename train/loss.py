@@ -21,57 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shards.batch import VOID, CropBatch
-from train.label_points import labels_present, padded, targets_of_rows
+from train.label_points import labels_present
+from train.loss_kernels import FusedSampler, loss_kernels_fit
+from train.loss_settings import LossSettings
 from train.mask_classification import MaskClassificationLoss
 from train.matcher import Assigner, CostWeights, matching_costs
 from train.model.prediction import Prediction
 from train.nonfinite import check_costs
-from train.points import (
-    MATCH,
-    ROWS,
-    nearest_zero,
-    point_keys,
-    random_points,
-    row_offsets,
-    sample_maps,
-    shifted,
-)
+from train.points import MATCH, ROWS, point_keys
+from train.sampled import PlainSampler, Rows, RowSums, Sampler
 from train.transfer import HostCopy, to_device
 
 __all__ = ["LossSettings", "LossTerms", "MaskClassificationLoss", "MatchedLoss", "linear_loss"]
-
-CANDIDATES_AT_ONCE = (
-    2**24
-)  # candidate points held at a time while the uncertain ones are chosen: about 0.5 GB
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Mask2Former's settings; the defaults are its published ones."""
-
-    num_points: int = 12544
-    oversample_ratio: float = 3.0
-    importance_sample_ratio: float = 0.75
-    mask_coefficient: float = 5.0
-    dice_coefficient: float = 5.0
-    class_coefficient: float = 2.0
-    no_object_coefficient: float = 0.1
-    ignore_void: bool = (
-        False  # True: points on ignored pixels and padding weigh nothing, instead of "not this mask"
-    )
-
-    def __post_init__(self) -> None:
-        if self.num_points < 1 or self.oversample_ratio < 1 or not 0 <= self.importance_sample_ratio <= 1:
-            raise ValueError(
-                "loss settings: expected num_points >= 1, oversample_ratio >= 1 and importance_sample_ratio "
-                f"in 0..1; found {self}"
-            )
-
-    @property
-    def point_counts(self) -> tuple[int, int, int]:
-        """Candidates, how many of them are kept, and how many fresh points complete a row."""
-        kept = int(self.importance_sample_ratio * self.num_points)
-        return int(self.num_points * self.oversample_ratio), kept, self.num_points - kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +48,21 @@ class LossTerms:
 
 
 class MatchedLoss:
-    """Matches and compares all layers' predictions with the crops. Holds no tensors and no generator."""
+    """Matches and compares all layers' predictions with the crops. Holds no tensors and no generator.
+
+    `fused` takes the Triton kernels where they can run.
+    """
 
     def __init__(
-        self, settings: LossSettings, num_classes: int, *, dump_dir: Path | None = None, threads: int = 4
+        self,
+        settings: LossSettings,
+        num_classes: int,
+        *,
+        dump_dir: Path | None = None,
+        threads: int = 4,
+        fused: bool = True,
     ) -> None:
-        self.settings, self.num_classes, self.dump_dir = settings, num_classes, dump_dir
+        self.settings, self.num_classes, self.dump_dir, self.fused = settings, num_classes, dump_dir, fused
         self._weights = CostWeights(
             settings.mask_coefficient, settings.dice_coefficient, settings.class_coefficient
         )
@@ -121,20 +91,21 @@ class MatchedLoss:
                 np.stack([point_keys(seed, crops.positions, num_layers, use) for use in (MATCH, ROWS)]),
                 device,
             )
-            points = random_points(keys[0], self.settings.num_points)
-            bordered = padded(crops.label_map)
-            costs = matching_costs(
-                predictions, bordered, crops.labels, points, self._weights, self.settings.ignore_void
-            )
-            copy = HostCopy(_packed(costs, labels_present(crops.label_map, crops.labels.shape[1]), carry))
-            candidates, _, fresh = self.settings.point_counts
-            # drawn on the device while the host assigns
-            points = random_points(keys[1], candidates + fresh)
+            sampler = self._sampler(predictions, crops, keys)
+            with torch.no_grad():
+                costs = matching_costs(
+                    predictions, crops.labels, sampler.pair_sums(predictions), self._weights
+                )
+                copy = HostCopy(_packed(costs, labels_present(crops.label_map, crops.labels.shape[1]), carry))
+                sampler.draw()
             rows, carried = self._matches(copy.wait(), costs.shape, predictions, crops)
-            terms = self._terms(
-                predictions, crops, bordered, to_device(rows, device), keys[1], points, world_reduce
-            )
+            terms = self._terms(predictions, crops, to_device(rows, device), sampler, world_reduce)
             return terms if carry is None else replace(terms, carried=carried)
+
+    def _sampler(self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor) -> Sampler:
+        num_labels = crops.labels.shape[1]
+        fits = self.fused and loss_kernels_fit(predictions[0].mask_logits, num_labels)
+        return (FusedSampler if fits else PlainSampler)(crops.label_map, num_labels, keys, self.settings)
 
     def _matches(
         self, values: np.ndarray, shape: torch.Size, predictions: Sequence[Prediction], crops: CropBatch
@@ -152,10 +123,8 @@ class MatchedLoss:
         self,
         predictions: Sequence[Prediction],
         crops: CropBatch,
-        bordered: Tensor,
         rows: Tensor,
-        keys: Tensor,
-        points: Tensor,
+        sampler: Sampler,
         world_reduce: Callable[[Tensor], Tensor] | None,
     ) -> LossTerms:
         settings, num_layers = self.settings, len(predictions)
@@ -166,10 +135,11 @@ class MatchedLoss:
         segments, weight = _normalisers(
             num_matched, settings.no_object_coefficient, num_queries, class_logits, world_reduce
         )
-        mask, dice = self._mask_sums(
-            predictions, bordered, rows, row_offsets(keys[rows[0], rows[1]], classes), points
+        found = sampler.row_sums(Rows(_matched_maps(predictions, rows), rows, classes))
+        mask, dice = (
+            class_logits.new_zeros(num_layers).index_add(0, rows[0], each) / segments
+            for each in mask_terms(found)
         )
-        mask, dice = mask / segments, dice / segments
         classify = self._class_sums(class_logits, rows, classes) / weight
         total = (
             settings.mask_coefficient * mask.sum()
@@ -186,44 +156,11 @@ class MatchedLoss:
         no_object = self.settings.no_object_coefficient
         return torch.where(target == self.num_classes, loss * no_object, loss).sum((1, 2))
 
-    def _mask_sums(
-        self,
-        predictions: Sequence[Prediction],
-        bordered: Tensor,
-        rows: Tensor,
-        offsets: Tensor,
-        points: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """(L,) cross entropy and (L,) dice, summed over the matched masks of each layer."""
-        maps = _matched_maps(predictions, rows)
-        points = self._row_points(maps.detach(), rows, offsets, points)
-        target = targets_of_rows(bordered, rows[1], rows[3], points)
-        logit = sample_maps(maps, points).squeeze(1)  # (R, P)
-        entropy, share = F.softplus(logit) - logit * target, logit.sigmoid()
-        if self.settings.ignore_void:
-            valid = 1 - targets_of_rows(bordered, rows[1], torch.full_like(rows[3], VOID), points)
-            entropy, share = F.softplus(logit) * valid - logit * target, share * valid
-            entropy_mean = entropy.sum(1) / valid.sum(1).clamp(min=1.0)
-        else:
-            entropy_mean = entropy.mean(1)
-        overlap, area = 2 * (share * target).sum(1), share.sum(1) + target.sum(1)
-        dice = 1 - (overlap + 1) / (area + 1)
-        nothing = logit.new_zeros(len(predictions))
-        return nothing.index_add(0, rows[0], entropy_mean), nothing.index_add(0, rows[0], dice)
 
-    def _row_points(self, maps: Tensor, rows: Tensor, offsets: Tensor, points: Tensor) -> Tensor:
-        """(R, P, 2): the least certain of each matched row's candidates, then fresh ones."""
-        candidates, kept, fresh = self.settings.point_counts
-        chosen = [points.new_zeros((0, self.settings.num_points, 2))]
-        at_once = max(1, CANDIDATES_AT_ONCE // candidates)
-        with torch.no_grad():
-            for part in range(0, rows.shape[1], at_once):
-                some = slice(part, part + at_once)
-                drawn = shifted(points[rows[0, some], rows[1, some]], offsets[some])
-                first, rest = drawn.split((candidates, fresh), 1)
-                logit = sample_maps(maps[some], first).squeeze(1)
-                chosen.append(torch.cat((nearest_zero(logit, first, kept), rest), 1))
-        return torch.cat(chosen)
+def mask_terms(sums: RowSums) -> tuple[Tensor, Tensor]:
+    """(R,) mean binary cross entropy and (R,) dice loss of the matched rows."""
+    area = sums.sigmoid + sums.target
+    return sums.entropy / sums.counted.clamp(min=1.0), 1 - (2 * sums.overlap + 1) / (area + 1)
 
 
 def _packed(costs: Tensor, present: Tensor, carry: Tensor | None) -> Tensor:
@@ -233,16 +170,14 @@ def _packed(costs: Tensor, present: Tensor, carry: Tensor | None) -> Tensor:
 
 
 def _matched_maps(predictions: Sequence[Prediction], rows: Tensor) -> Tensor:
-    """(R, 1, h, w) float32: the matched mask logits of all layers; the others are neither stacked nor
-    cast.
-    """
+    """(R, h, w): the matched mask logits of all layers; the others are not stacked."""
     per_layer = rows.shape[1] // len(predictions)  # the same in every layer: it depends on the crops alone
     picked = []
     for layer, prediction in enumerate(predictions):
         row = rows[:, layer * per_layer : (layer + 1) * per_layer]
         logits = prediction.mask_logits
         picked.append(logits.flatten(0, 1).index_select(0, row[1] * logits.shape[1] + row[2]))
-    return torch.cat(picked).float().unsqueeze(1)
+    return torch.cat(picked)
 
 
 def _normalisers(

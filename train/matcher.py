@@ -17,13 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from train.label_points import targets_of_images
 from train.model.prediction import Prediction
-from train.points import sample_maps
+from train.sampled import PairSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,52 +34,20 @@ class CostWeights:
 
 
 def matching_costs(
-    predictions: Sequence[Prediction],
-    bordered: Tensor,
-    labels: Tensor,
-    points: Tensor,
-    weights: CostWeights,
-    ignore_void: bool,
+    predictions: Sequence[Prediction], labels: Tensor, sums: PairSums, weights: CostWeights
 ) -> Tensor:
     """(L, B, Q, K) float32 on the device; columns of labels that an image lacks hold numbers without
     meaning.
 
-    bordered (B, H + 2, W + 2) from `label_points.padded`, labels (B, K) int64, points (L, B, P, 2) in
-    0..1: those of each layer and image.
+    labels (B, K) int64 class ids, -1 where an image has fewer; `sums` over each image's points.
     """
-    with torch.no_grad():
-        return torch.stack(
-            [
-                _layer_costs(p, bordered, labels, w, weights, ignore_void)
-                for p, w in zip(predictions, points, strict=True)
-            ]
-        )
-
-
-def _layer_costs(
-    prediction: Prediction,
-    bordered: Tensor,
-    labels: Tensor,
-    points: Tensor,
-    weights: CostWeights,
-    ignore_void: bool,
-) -> Tensor:
-    probability = prediction.class_logits.float().softmax(-1)
-    index = labels.clamp(min=0)[:, None].expand(-1, probability.shape[1], -1)
-    cost = -weights.classify * probability.gather(2, index)
-    target, void = targets_of_images(bordered, labels.shape[1], points)  # (B, K, P), (B, P)
-    logit = sample_maps(prediction.mask_logits.float(), points)  # (B, Q, P)
-    total = torch.full((len(labels), 1, 1), float(points.shape[1]), device=points.device)
-    entropy, share = F.softplus(logit), logit.sigmoid()
-    if ignore_void:
-        valid = 1 - void[:, None]  # (B, 1, P)
-        entropy, share = entropy * valid, share * valid
-        total = valid.sum(-1, keepdim=True).clamp(min=1.0)
-    # binary cross entropy of every query with every mask
-    cost_mask = (entropy.sum(-1, keepdim=True) - logit @ target.transpose(1, 2)) / total
-    overlap = 2 * share @ target.transpose(1, 2)
-    area = share.sum(-1)[..., None] + target.sum(-1)[:, None]
-    return cost + weights.mask * cost_mask + weights.dice * (1 - (overlap + 1) / (area + 1))
+    probability = torch.stack([p.class_logits.detach() for p in predictions]).float().softmax(-1)
+    index = labels.clamp(min=0)[None, :, None].expand(*probability.shape[:3], -1)
+    entropy = sums.softplus[..., None] - sums.with_logit
+    area = sums.sigmoid[..., None] + sums.target[:, :, None]
+    cost = weights.mask * entropy / sums.counted.clamp(min=1.0)[..., None, None]
+    cost = cost + weights.dice * (1 - (2 * sums.with_sigmoid + 1) / (area + 1))
+    return cost - weights.classify * probability.gather(3, index)
 
 
 class Assigner:

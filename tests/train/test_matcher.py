@@ -10,10 +10,11 @@ from transformers.models.mask2former.modeling_mask2former import (
     sample_point,
 )
 
-from train.label_points import padded
+from train.loss_settings import LossSettings
 from train.matcher import Assigner, CostWeights, matching_costs
 from train.model.prediction import Prediction
-from train.points import MATCH, point_keys, random_points
+from train.points import MATCH, ROWS, point_keys, random_points
+from train.sampled import PlainSampler
 
 
 def test_costs_equal_the_reference_for_every_layer_and_image() -> None:
@@ -26,8 +27,10 @@ def test_costs_equal_the_reference_for_every_layer_and_image() -> None:
     ]
     label_map = torch.randint(0, 3, (2, 20, 28), generator=generator).to(torch.uint8)
     labels = torch.tensor([[0, 3, 4], [1, 2, -1]])
-    drawn = random_points(torch.from_numpy(point_keys(1, [8, 9], 3, MATCH)), 60)
-    costs = matching_costs(predictions, padded(label_map), labels, drawn, CostWeights(5.0, 4.0, 2.0), False)
+    keys = torch.stack([torch.from_numpy(point_keys(1, [8, 9], 3, use)) for use in (MATCH, ROWS)])
+    drawn = random_points(keys[0], 60)
+    sums = PlainSampler(label_map, 3, keys, LossSettings(num_points=60)).pair_sums(predictions)
+    costs = matching_costs(predictions, labels, sums, CostWeights(5.0, 4.0, 2.0))
     assert costs.shape == (3, 2, 4, 3)
     for layer, image in itertools.product(range(3), range(2)):
         points = drawn[layer, image][None]
