@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +32,10 @@ WORK_TIMEOUT = timedelta(
 
 class LaunchError(ValueError):
     """The launcher's environment is incomplete, or asks for devices that are not there."""
+
+
+class FirstRankError(ValueError):
+    """The first rank could not do what all wait for; the message is its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,27 @@ class Ranks:
             data = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(data, src=0, group=self.control)
         return bytes(data.tolist()).decode()
+
+    def from_first(self, work: Callable[[], str]) -> str:
+        """What `work` answers on rank 0, on every rank; it is called there only.
+
+        Its ValueError or OSError goes to every rank too, there as FirstRankError, so that nobody waits for
+        a rank that has given up.
+        """
+        if self.control is None:
+            return work()
+        failure, said = None, ""
+        if self.is_first:
+            try:
+                said = f"+{work()}"
+            except (ValueError, OSError) as error:
+                failure, said = error, f"-{error}"
+        said = self.first_says(said)
+        if failure is not None:
+            raise failure
+        if said.startswith("-"):
+            raise FirstRankError(f"rank 0 gave up: {said[1:]}")
+        return said[1:]
 
     def wait(self, what: str, timeout: timedelta = WORK_TIMEOUT) -> None:
         """Until every rank is here; a ConnectionError names the ranks that are not."""

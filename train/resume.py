@@ -72,16 +72,20 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
 
 def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | None:
     """The checkpoint to continue from, decided by the first rank for all; None for a fresh start."""
-    if config.resume_from is None:
-        if ranks.is_first and checkpoints_of(run, LAST):
+    if config.resume_from is not None and config.resume_from != "auto":
+        return Path(config.resume_from)
+
+    def choose() -> str:
+        if config.resume_from == "auto":
+            return str(newest_whole(run) or "")
+        if checkpoints_of(run, LAST):
             raise ConfigError(
                 f"output_dir {run} already holds a run; say resume_from=auto to continue it, "
                 "or name another folder"
             )
-        return None
-    if config.resume_from != "auto":
-        return Path(config.resume_from)
-    said = ranks.first_says(str(newest_whole(run) or "") if ranks.is_first else "")
+        return ""
+
+    said = ranks.from_first(choose)
     return Path(said) if said else None
 
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from train.assembly import (
-    NONFINITE,
     autocast_dtype,
     build_model,
     build_parts,
@@ -17,7 +16,6 @@ from train.assembly import (
     open_validation_split,
 )
 from train.checkpoint import FINAL, load_weights, read_checkpoint
-from train.checkpoint import FOLDER as CHECKPOINTS
 from train.config import write_config
 from train.distributed import Ranks
 from train.evaluate import evaluate, evaluation_settings
@@ -28,15 +26,13 @@ from train.metrics import EvalResult
 from train.progress import ProgressLine
 from train.results import write_results
 from train.resume import begin, check_trained_on
-from train.schema import ConfigError, TrainConfig
+from train.run_folder import run_folder
+from train.schema import TrainConfig
 from train.session import Session
 from train.stop import StopSignals
-from train.tensorboard import FOLDER as BOARDS
 from train.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
-
-SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE)
 
 
 def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
@@ -45,71 +41,55 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 
 
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
-    folder = output_folder(config, ranks)
-    parts = build_parts(config, ranks)
-    start = begin(config, ranks, parts, folder)
-    if ranks.is_first:
-        write_config(config, folder / "config.yaml")
-    session = Session(
-        config=config,
-        ranks=ranks,
-        parts=parts,
-        run=folder,
-        metrics=MetricsFile(folder, ranks, start.step),
-        progress=ProgressLine(
-            start.step, config.scheduler.total_iter, sys.stderr if ranks.is_first else None
-        ),
-        guard=Guard(config.guards, parts.segmenter.decoder, parts.optimizer, nonfinite_folder(config)),
-        stop=stop,
-        best_score=start.best_score,
-        trackers=open_trackers(config, folder, ranks),
-    )
-    stop.check()
-    try:
-        result = train(session, start)
-    finally:
-        for tracker in session.trackers:
-            tracker.close()
-    return closing_line(config, result, folder / FINAL)
+    with run_folder(config, ranks) as folder:
+        parts = build_parts(config, ranks)
+        start = begin(config, ranks, parts, folder)
+        if ranks.is_first:
+            write_config(config, folder / "config.yaml")
+        session = Session(
+            config=config,
+            ranks=ranks,
+            parts=parts,
+            run=folder,
+            metrics=MetricsFile(folder, ranks, start.step),
+            progress=ProgressLine(
+                start.step, config.scheduler.total_iter, sys.stderr if ranks.is_first else None
+            ),
+            guard=Guard(config.guards, parts.segmenter.decoder, parts.optimizer, nonfinite_folder(config)),
+            stop=stop,
+            best_score=start.best_score,
+            trackers=open_trackers(config, folder, ranks),
+        )
+        stop.check()
+        try:
+            result = train(session, start)
+        finally:
+            for tracker in session.trackers:
+                tracker.close()
+        return closing_line(config, result, folder / FINAL)
 
 
 def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
-    checkpoint = read_checkpoint(config.load_from or "")
-    split = open_validation_split(config)
-    segmenter = build_model(config, ranks.device)
-    check_trained_on(checkpoint, config, segmenter.backbone.digest)
-    load_weights(segmenter.decoder, checkpoint)
-    result = evaluate(
-        segmenter,
-        split,
-        evaluation_settings(config),
-        world=ranks.world,
-        device=ranks.device,
-        autocast_dtype=autocast_dtype(config, ranks.device),
-        reduce=ranks.sum,
-        progress=lambda _: stop.check(),
-    )
-    folder = output_folder(config, ranks)
-    if ranks.is_first:
-        write_config(config, folder / "config.yaml")
-        write_results(result, folder)
-    return closing_line(config, result, checkpoint.path)
-
-
-def output_folder(config: TrainConfig, ranks: Ranks) -> Path:
-    """The run's folder, made by the first rank; ConfigError if something else stands in its place."""
-    folder = Path(config.output_dir or "")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir {folder} is a file; name a folder")
-    for name in SUBFOLDERS:
-        if (folder / name).is_symlink():
-            raise ConfigError(
-                f"{folder / name} is a link; a run writes into its own folder only, remove the link"
-            )
-    if ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-    ranks.wait("the output folder")
-    return folder
+    with run_folder(config, ranks) as folder:
+        checkpoint = read_checkpoint(config.load_from or "")
+        split = open_validation_split(config)
+        segmenter = build_model(config, ranks.device)
+        check_trained_on(checkpoint, config, segmenter.backbone.digest)
+        load_weights(segmenter.decoder, checkpoint)
+        result = evaluate(
+            segmenter,
+            split,
+            evaluation_settings(config),
+            world=ranks.world,
+            device=ranks.device,
+            autocast_dtype=autocast_dtype(config, ranks.device),
+            reduce=ranks.sum,
+            progress=lambda _: stop.check(),
+        )
+        if ranks.is_first:
+            write_config(config, folder / "config.yaml")
+            write_results(result, folder)
+        return closing_line(config, result, checkpoint.path)
 
 
 def closing_line(config: TrainConfig, result: EvalResult | None, weights: Path) -> str:

@@ -89,7 +89,10 @@ def test_twenty_kills_change_no_bit(tiny_run: list[str], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_one_rank_of_two_is_killed_and_torchrun_starts_both_anew(tiny_run: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_of_two_is_killed_and_torchrun_starts_both_anew(
+    tiny_run: list[str], tmp_path: Path, rank: int
+) -> None:
     arguments = [*tiny_run, "bs=1", "n_gpus=2", "checkpoint.interval=1", "log.interval=1", "resume_from=auto"]
     finish([*torchrun(2), *arguments])
     again = [*torchrun(2, "--max-restarts=2"), *arguments, f"output_dir={tmp_path / 'killed'}"]
@@ -99,7 +102,7 @@ def test_one_rank_of_two_is_killed_and_torchrun_starts_both_anew(tiny_run: list[
         for line in launcher.stderr:
             lines.append(line)
             if "step 3/8" in line and sum("step 3/8" in seen for seen in lines) == 1:
-                os.kill(children_of(launcher.pid)[-1], signal.SIGKILL)
+                os.kill(children_of(launcher.pid)[rank - 2], signal.SIGKILL)
     assert launcher.returncode == 0, "".join(lines)
     assert any("continuing after step" in line for line in lines)
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "run"))
