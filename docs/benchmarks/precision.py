@@ -1,5 +1,5 @@
-"""Does a bfloat16 pixel decoder hurt? Outputs and gradients against float32, and loss curves over
-seeds.
+"""Does a bfloat16 pixel decoder hurt? Outputs and gradients against float32, and loss curves and scores
+over seeds.
 
 python docs/benchmarks/precision.py datasets.root=data/camvid-shards [--steps 300] [--seeds 3]
 [key=value ...]
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from shards.augment import crop, draw_crops
 from shards.batch import RaggedBatch
-from train.bench import open_input, parse
+from train.assembly import open_validation_split
+from train.bench import SYNTHETIC, open_input, parse
 from train.config import load_config
+from train.evaluate import evaluate, evaluation_settings
 from train.optimizer import set_rates
 from train.phases import PhaseClock
 from train.rig import Rig, build_rig
@@ -85,15 +87,23 @@ def relative(ours: Tensor, exact: Tensor) -> float:
     return float((ours - exact).norm() / exact.norm())
 
 
-def curve(config: TrainConfig, device: torch.device, kind: str, steps: int) -> list[float]:
-    """The loss of every step of a short run."""
+def run(config: TrainConfig, device: torch.device, kind: str, steps: int) -> tuple[list[float], float | None]:
+    """The loss of every step of a short run, and the mIoU of its last weights where there are shards."""
     rig = rig_of(config, device, kind)
     schedule = build_schedule(config.scheduler)
     batches, clock, losses = open_input(config, device), PhaseClock(device), []
     for step in range(steps):
         set_rates(rig.optimizer, schedule, step)
         losses.append(rig.step(batches, clock))
-    return torch.stack(losses).tolist()
+    score = None if config.datasets.root == SYNTHETIC else miou(rig)
+    return torch.stack(losses).tolist(), score
+
+
+def miou(rig: Rig) -> float:
+    settings = evaluation_settings(rig.config)
+    split = open_validation_split(rig.config)
+    result = evaluate(rig.segmenter, split, settings, device=rig.device, autocast_dtype=rig.autocast)
+    return result.metric("mIoU")
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
@@ -136,16 +146,24 @@ def main(argv: Sequence[str]) -> int:
     config = load_config([*settings, f"scheduler.total_iter={own.steps}"])
     table = compare(config, device)
     curves: dict[str, list[list[float]]] = {kind: [] for kind in COLOURS}
+    scores: dict[str, list[float | None]] = {kind: [] for kind in COLOURS}
     for seed in range(own.seeds):
-        for kind, runs in curves.items():
-            runs.append(curve(replace(config, seed=seed), device, kind, own.steps))
-            sys.stderr.write(f"seed {seed}, {kind}: last {WINDOW} steps {smooth(runs[-1])[-1]:.3f}\n")
-        write(rest, table, curves)
+        for kind in COLOURS:
+            losses, score = run(replace(config, seed=seed), device, kind, own.steps)
+            curves[kind].append(losses)
+            scores[kind].append(score)
+            sys.stderr.write(
+                f"seed {seed}, {kind}: last {WINDOW} steps {smooth(losses)[-1]:.3f}, mIoU {score}\n"
+            )
+        write(rest, table, curves, scores)
     return 0
 
 
 def write(
-    settings: list[str], table: dict[str, dict[str, float]], curves: dict[str, list[list[float]]]
+    settings: list[str],
+    table: dict[str, dict[str, float]],
+    curves: dict[str, list[list[float]]],
+    scores: dict[str, list[float | None]],
 ) -> None:
     """Both files, after every seed."""
     smoothed = {kind: [[round(v, 3) for v in smooth(run)] for run in runs] for kind, runs in curves.items()}
@@ -155,6 +173,7 @@ def write(
         "settings": settings,
         "table": table,
         "last": last,
+        "mIoU": scores,
         "curves": smoothed,
     }
     (HERE / "precision.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

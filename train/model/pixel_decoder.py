@@ -40,7 +40,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
         tokens = self.norm1(tokens + self.self_attn(tokens + position, points, tokens, shapes))
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens), inplace=True)))
+        # Not in place: what a linear layer returns is a view, and autograd copies thrice to change one.
+        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
 
 
 class EncoderStack(Recomputing):
@@ -76,7 +77,8 @@ class PyramidEncoder(nn.Module):
             ]
         )
         points = reference_points(shapes, device, coordinate)
-        tokens = self.encoder(tokens, position, points, shapes)
+        # In the tokens' type: a float32 sum would be written, and copied down, in each of the six layers.
+        tokens = self.encoder(tokens, position.to(tokens.dtype), points, shapes)
         parts = tokens.split([h * w for h, w in shapes], 1)
         return [to_map(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 

@@ -1,8 +1,8 @@
 """The query decoder of Mask2Former (Cheng et al. 2021, arXiv 2112.01527): a hundred queries become masks with
 classes.
 
-Before the first layer and after each of nine, the queries are read out as class logits and mask logits; each
-mask then decides where its query may look next. Parameter names are those of DINOv3's port.
+Before the first layer and after each of nine, the queries are read out as class logits and mask logits; where
+its mask is decides where a query may look next. Parameter names are those of DINOv3's port.
 
 Letters: B image, Q query, C width, S place of the level in turn.
 """
@@ -93,7 +93,7 @@ class FeedForward(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, queries: Tensor) -> Tensor:
-        return self.norm(queries + self.linear2(F.relu(self.linear1(queries), inplace=True)))
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
 
 
 class MaskEmbedding(nn.Module):
@@ -139,13 +139,16 @@ class QueryDecoder(Recomputing):
         keys = [
             memory + position.to(memory.dtype) for memory, position in zip(memories, positions, strict=True)
         ]
+        # Resizing and the product with a query commute: masks are compared at full size once, for all layers.
+        small = [resized(mask_features.detach(), shape) for shape in shapes]
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         query_position = self.query_embed.weight
-        predictions = [self.read_out(queries, mask_features)]
+        normed = [self.post_norm(queries)]
+        vectors = [self.mask_embed(normed[0])]
         for i in range(NUM_LAYERS):
             level = i % NUM_LEVELS
-            allowed = allowed_places(predictions[-1].mask_logits, shapes[level])
+            allowed = allowed_places(vectors[-1].detach(), small[level])
             cross, among = (
                 self.transformer_cross_attention_layers[i],
                 self.transformer_self_attention_layers[i],
@@ -153,21 +156,32 @@ class QueryDecoder(Recomputing):
             queries = self.run(cross, queries, query_position, keys[level], memories[level], allowed)
             queries = self.run(among, queries, query_position)
             queries = self.run(self.transformer_ffn_layers[i], queries)
-            predictions.append(self.read_out(queries, mask_features))
-        return predictions
+            normed.append(self.post_norm(queries))
+            vectors.append(self.mask_embed(normed[-1]))
+        return self.read_out(torch.stack(normed, 1), torch.stack(vectors, 1), mask_features)
 
-    def read_out(self, queries: Tensor, mask_features: Tensor) -> Prediction:
-        """Class and mask logits of queries (B, Q, C)."""
-        normed = self.post_norm(queries)
-        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
-        return Prediction(self.class_embed(normed), masks)
+    def read_out(self, normed: Tensor, vectors: Tensor, mask_features: Tensor) -> list[Prediction]:
+        """Class and mask logits of all layers' queries (B, L, Q, C) in one product each.
+
+        One product has one gradient for the mask features; ten would each write one of their size, to be
+        added up.
+        """
+        masks = torch.einsum("blqc,bchw->blqhw", vectors, mask_features)
+        classes = self.class_embed(normed)
+        return [Prediction(c, m) for c, m in zip(classes.unbind(1), masks.unbind(1), strict=True)]
 
 
-def allowed_places(mask_logits: Tensor, shape: tuple[int, int]) -> Tensor:
+def allowed_places(vectors: Tensor, small_features: Tensor) -> Tensor:
     """(B, Q, h * w) bool: where each query may look next: inside its own mask, or anywhere if that is empty.
 
-    Selected by arithmetic on the mask, not by indexing with it: that would wait for the device.
+    vectors (B, Q, C) and mask features (B, C, h, w) at the size of the next level. Selected by arithmetic on
+    the mask, not by indexing with it: that would wait for the device.
     """
-    small = F.interpolate(mask_logits.detach(), size=shape, mode="bilinear", align_corners=False)
-    blocked = (small.sigmoid() < 0.5).flatten(2)
-    return ~(blocked & ~blocked.all(-1, keepdim=True))
+    with torch.no_grad():
+        blocked = (vectors @ small_features.flatten(2)).sigmoid() < 0.5
+        return ~(blocked & ~blocked.all(-1, keepdim=True))
+
+
+def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, C, *shape), bilinear as the published decoder resizes its masks."""
+    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.model.position import sine_position
-from train.model.query_decoder import Attention, QueryDecoder, allowed_places
+from train.model.query_decoder import Attention, QueryDecoder, allowed_places, resized
 
 WIDTH, CLASSES = 32, 5
 
@@ -128,10 +128,10 @@ def test_all_ten_predictions_equal_the_published_algorithm() -> None:
 
 
 def test_queries_look_inside_their_mask_or_anywhere_if_it_is_empty() -> None:
-    logits = torch.full((1, 2, 8, 8), -1.0, requires_grad=True)
-    with torch.no_grad():
-        logits[0, 0, :4, :4] = 2.0  # the first query's mask is the top left quarter; the second's is empty
-    allowed = allowed_places(logits, (4, 4)).view(2, 4, 4)
+    features = torch.full((1, 2, 8, 8), -1.0)
+    features[0, 0, :4, :4] = 2.0  # the first query's mask is the top left quarter; the second's is empty
+    vectors = torch.eye(2)[None].requires_grad_()
+    allowed = allowed_places(vectors, resized(features, (4, 4))).view(2, 4, 4)
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[:2, :2] = True
     assert torch.equal(allowed[0], expected)
