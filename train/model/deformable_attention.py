@@ -10,6 +10,7 @@ waits for a device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from train.model.mixed import lowered
 
 SAMPLED_BUDGET = 1 << 26  # sampled features of one level held at a time, elements; beyond it image by image
 KEPT_BUDGET = 1 << 22  # sampled features of a layer that may wait for the backward pass, elements
+BILINEAR, ZEROS = 0, 0  # what grid_sample's operators call its mode and padding
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
@@ -41,7 +43,8 @@ def deformable_attention(
         return _all_levels(value, shapes, locations, weights).to(value.dtype)
     wants_gradient = value.requires_grad or locations.requires_grad or weights.requires_grad
     if torch.is_grad_enabled() and wants_gradient and locations.numel() // 2 * value.shape[-1] > KEPT_BUDGET:
-        return _Resampled.apply(value, shapes, locations, weights)
+        sides = [side for shape in shapes for side in shape]
+        return resampled_attention(value, sides, locations, weights)
     return _in_groups(value, shapes, locations, weights)
 
 
@@ -84,53 +87,100 @@ def sample_level(value: Tensor, shape: tuple[int, int], grid: Tensor, share: Ten
 
     value (B, h * w, M, D), grid (B * M, P, Q, 2), share (B * M, P, Q).
     """
-    maps = value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape)
-    maps = maps.to(grid.dtype)  # grid_sample wants one type; the coordinates decide it
-    sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = _sample(_as_maps(value, shape, grid.dtype), grid)
     return (sampled * share.unsqueeze(1).to(sampled.dtype)).sum(2)
 
 
-class _Resampled(torch.autograd.Function):
-    """Keeps the inputs only and samples again, level by level, in the backward pass.
+def _as_maps(value: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """(B * M, D, h, w) of the coordinates' `dtype`, since grid_sample wants one type."""
+    return value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, shape).to(dtype)
 
-    Autograd would hold every sampled feature of every point: 528 MB an image and layer at width 2048.
+
+def _sample(maps: Tensor, grid: Tensor) -> Tensor:
+    """(B * M, D, P, Q)."""
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+@torch.library.custom_op("maskshards::resampled_attention", mutates_args=())
+def resampled_attention(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """`deformable_attention` that keeps its inputs only and samples again, level by level, in the backward
+    pass; `sides` are the shapes in a row.
+
+    Autograd would hold every sampled feature of every point: 528 MB an image and layer at width 2048. An
+    operator rather than an autograd.Function, because torch.compile takes operators as they are.
     """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-        ctx.shapes = shapes
-        ctx.save_for_backward(value, locations, weights)
-        return _in_groups(value, shapes, locations, weights)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-        value, locations, weights = ctx.saved_tensors
-        parts = [
-            _gradients(value[g], ctx.shapes, locations[g], weights[g], grad[g])
-            for g in _image_groups(value, locations)
-        ]
-        of_value, of_locations, of_weights = (torch.cat(same) for same in zip(*parts, strict=True))
-        return of_value, None, of_locations, of_weights
+    return _in_groups(value, _paired(sides), locations, weights).contiguous()
 
 
-def _gradients(
+@torch.library.custom_op("maskshards::resampled_attention_backward", mutates_args=())
+def resampled_attention_backward(
+    grad: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights, from grad (B, Q, M * D). Differentiable no further."""
+    parts = [
+        _sampled_again(value[g], _paired(sides), locations[g], weights[g], grad[g])
+        for g in _image_groups(value, locations)
+    ]
+    of_value, of_locations, of_weights = (torch.cat(same).contiguous() for same in zip(*parts, strict=True))
+    return of_value.to(value.dtype), of_locations, of_weights
+
+
+@resampled_attention.register_fake
+def _(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    batch, _, heads, width = value.shape
+    return value.new_empty((batch, locations.shape[1], heads * width))
+
+
+@resampled_attention_backward.register_fake
+def _(
+    grad: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (value, locations, weights)
+    of_value, of_locations, of_weights = (tensor.new_empty(tensor.shape) for tensor in inputs)
+    return of_value, of_locations, of_weights
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.sides, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _resample(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    of_value, of_locations, of_weights = resampled_attention_backward(
+        grad, value, ctx.sides, locations, weights
+    )
+    return of_value, None, of_locations, of_weights
+
+
+resampled_attention.register_autograd(_resample, setup_context=_keep_inputs)
+
+
+def _paired(sides: Sequence[int]) -> Shapes:
+    return tuple(zip(sides[::2], sides[1::2], strict=True))
+
+
+def _sampled_again(
     value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights, one level at a time."""
+    """Gradients of value (of the dtype of locations), locations and weights, one level at a time."""
     batch, queries, heads, _, points, _ = locations.shape
     grids, shares = _level_first(locations, weights)
     grad = grad.transpose(1, 2).reshape(batch * heads, -1, queries).to(grids.dtype)
-    found: tuple[list[Tensor], ...] = ([], [], [])
-    for i, level in enumerate(value.split([h * w for h, w in shapes], dim=1)):
-        leaves = [part.detach().requires_grad_() for part in (level, grids[i], shares[i])]
-        with torch.enable_grad():
-            out = sample_level(leaves[0], shapes[i], leaves[1], leaves[2])
-        for kept, new in zip(found, torch.autograd.grad(out, leaves, grad), strict=True):
-            kept.append(new)
-    of_grids = torch.stack(found[1]).view(-1, batch, heads, points, queries, 2).permute(1, 4, 2, 0, 3, 5)
-    of_shares = torch.stack(found[2]).view(-1, batch, heads, points, queries).permute(1, 4, 2, 0, 3)
-    return torch.cat(found[0], 1), 2 * of_grids, of_shares
+    of_values, of_grids, of_shares = [], [], []
+    levels = value.split([h * w for h, w in shapes], dim=1)
+    for level, shape, grid, share in zip(levels, shapes, grids, shares, strict=True):
+        maps = _as_maps(level, shape, grid.dtype)
+        of_shares.append((grad.unsqueeze(2) * _sample(maps, grid)).sum(1).to(share.dtype))
+        of_sampled = grad.unsqueeze(2) * share.unsqueeze(1).to(grad.dtype)
+        of_maps, of_grid = torch.ops.aten.grid_sampler_2d_backward(
+            of_sampled, maps, grid, BILINEAR, ZEROS, False, (True, True)
+        )
+        of_values.append(of_maps.flatten(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2))
+        of_grids.append(of_grid)
+    of_locations = torch.stack(of_grids).view(-1, batch, heads, points, queries, 2).permute(1, 4, 2, 0, 3, 5)
+    of_weights = torch.stack(of_shares).view(-1, batch, heads, points, queries).permute(1, 4, 2, 0, 3)
+    return torch.cat(of_values, 1), 2 * of_locations, of_weights
 
 
 class DeformableAttention(nn.Module):

@@ -10,15 +10,12 @@ Letters: B image, Q query, M head, L level, P point, D width of a head, S places
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
 FLOATS_PER_PROGRAM = (
     1024  # of one (queries, head width) tile: 8 a thread, one 16-byte read of bfloat16 values
@@ -27,43 +24,40 @@ MAX_BLOCK_QUERIES = 64
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-class FusedDeformableAttention(torch.autograd.Function):
-    """(B, Q, M * D) from value (B, S, M, D), shapes, locations (B, Q, M, L, P, 2) and weights (B, Q, M,
-    L, P).
+def forward(value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """(B, Q, M * D) from value (B, S, M, D), table (L, 3) of heights, widths and first places, locations (B,
+    Q, M, L, P, 2) and weights (B, Q, M, L, P).
     """
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    batch, _, heads, width = value.shape
+    out = value.new_empty((batch, locations.shape[1], heads * width))
+    _launch(_forward, value, table, locations, weights, out)
+    return out
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-        value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-        batch, _, heads, width = value.shape
-        out = value.new_empty((batch, locations.shape[1], heads * width))
-        _launch(_forward, value, shapes, locations, weights, out)
-        ctx.shapes = shapes
-        ctx.save_for_backward(value, locations, weights)
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-        value, locations, weights = ctx.saved_tensors
-        grad_value = torch.zeros_like(value, dtype=torch.float32)
-        grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
-        _launch(
-            _backward,
-            value,
-            ctx.shapes,
-            locations,
-            weights,
-            grad.contiguous(),
-            grad_value,
-            grad_locations,
-            grad_weights,
-        )
-        return grad_value.to(value.dtype), None, grad_locations, grad_weights
+def backward(
+    grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights in their dtypes, from grad (B, Q, M * D)."""
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    grad_value = torch.zeros_like(value, dtype=torch.float32)
+    grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+    _launch(
+        _backward,
+        value,
+        table,
+        locations,
+        weights,
+        grad.contiguous(),
+        grad_value,
+        grad_locations,
+        grad_weights,
+    )
+    return grad_value.to(value.dtype), grad_locations, grad_weights
 
 
 def _launch(
-    kernel: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, *rest: Tensor
+    kernel: Any, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, *rest: Tensor
 ) -> None:
     batch, places, heads, width = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
@@ -72,7 +66,7 @@ def _launch(
     if grid[0] * grid[1] == 0:
         return
     kernel[grid](
-        value, _level_table(shapes, value.device), locations, weights, *rest, queries, places,
+        value, table, locations, weights, *rest, queries, places,
         M=heads, D=width, L=levels, P=points, BLOCK_Q=block_queries, BLOCK_D=block_width, **OPTIONS,
     )  # fmt: skip
 
@@ -81,19 +75,6 @@ def block_sizes(width: int) -> tuple[int, int]:
     """Queries and channels of one program's tile, both powers of two; `width` channels fit."""
     block_width = triton.next_power_of_2(width)
     return max(1, min(MAX_BLOCK_QUERIES, FLOATS_PER_PROGRAM // block_width)), block_width
-
-
-@lru_cache(maxsize=256)
-def _level_table(shapes: Shapes, device: torch.device) -> Tensor:
-    """(L, 3) int32 on the device: height, width and first place of each level; made once, by fills,
-    without a copy.
-    """
-    numbers, start = [], 0
-    for height, width in shapes:
-        numbers += [height, width, start]
-        start += height * width
-    with torch.inference_mode(False):
-        return torch.cat([torch.full((1,), n, dtype=torch.int32, device=device) for n in numbers]).view(-1, 3)
 
 
 @triton.jit

@@ -99,6 +99,14 @@ def test_a_large_layer_keeps_only_its_inputs_for_the_backward_pass(monkeypatch: 
     assert sum(kept) == sum(t.numel() for t in tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_resampling_operator_is_registered_as_it_computes(dtype: torch.dtype) -> None:
+    value, locations, weights = inputs(torch.float32)
+    leaves = [t.requires_grad_() for t in (value.to(dtype), locations, weights)]
+    sides = [side for shape in SHAPES for side in shape]
+    torch.library.opcheck(module.resampled_attention, (leaves[0], sides, *leaves[1:]))
+
+
 def test_bfloat16_values_are_read_at_float32_places() -> None:
     """On a row of 1024 columns, bfloat16 coordinates could name every fourth column only."""
     columns = torch.arange(1024)

@@ -87,6 +87,25 @@ def errors(name: str, device: str = "cpu") -> dict[str, float]:
     }
 
 
+def compiled_errors(name: str) -> dict[str, float]:
+    """The same for the operator in a compiled graph without breaks, against the operator called eagerly, with
+    torch's own checks of the registration before.
+    """
+    from train.model.deformable_kernels import deformable_attention_kernel, fused_attention, level_table
+
+    shapes, inputs = CASES[name][2], make_inputs(name)
+    table = level_table(shapes, inputs[0].device)
+    leaves = [t.clone().requires_grad_() for t in inputs[:3]]
+    torch.library.opcheck(fused_attention, (leaves[0], table, *leaves[1:]))
+
+    def call(value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return deformable_attention_kernel(value * 1, shapes, locations, weights) * 1
+
+    whole = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=False)
+    ours, theirs = (with_gradients(function, inputs, None) for function in (whole, call))
+    return {str(i): float((a - b).abs().max()) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))}
+
+
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
     here = Path(__file__)
@@ -94,7 +113,9 @@ def interpreted() -> dict[str, dict[str, float]]:
         "import importlib.util, json, sys;"
         f"spec = importlib.util.spec_from_file_location('cases', {str(here)!r});"
         "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases);"
-        "print(json.dumps({name: cases.errors(name) for name in cases.CASES}))"
+        "found = {name: cases.errors(name) for name in cases.CASES};"
+        "found['compiled'] = cases.compiled_errors('width 24');"
+        "print(json.dumps(found))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
@@ -109,6 +130,11 @@ def test_interpreted_kernels_equal_float64(name: str, interpreted: dict[str, dic
     limit = 1e-2 if "bfloat16" in name else 1e-5
     for part, error in interpreted[name].items():
         assert error < (limit if part in ("out", "value") else 1e-5), part
+
+
+def test_the_operator_stands_in_a_compiled_graph(interpreted: dict[str, dict[str, float]]) -> None:
+    assert len(interpreted["compiled"]) == 4
+    assert max(interpreted["compiled"].values()) < 1e-5
 
 
 COMPILE = """
