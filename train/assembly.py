@@ -175,8 +175,9 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
         autocast_dtype(config, ranks.device),
         crops_by_position=config.datasets.repeat_threshold is not None,
     )
+    reduce = ranks.sum if ranks.world.num_ranks > 1 else None
     if config.decoder_head.type == "linear":
-        return PixelObjective(forward, config.train.celoss_weight)
+        return PixelObjective(forward, config.train.celoss_weight, reduce)
     wanted = config.m2f_train
     settings = LossSettings(
         num_points=wanted.num_points,
@@ -188,7 +189,6 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
         no_object_coefficient=wanted.no_object_coefficient,
         ignore_void=wanted.ignore_void,
     )
-    reduce = ranks.sum if ranks.world.num_ranks > 1 else None
     loss = MatchedLoss(settings, config.decoder_head.num_classes, dump_dir=nonfinite_folder(config))
     return MaskObjective(forward, loss, reduce, skip_non_finite=config.guards.non_finite == "skip")
 

@@ -199,10 +199,14 @@ def _normalisers(
     return (sums[0] / sums[2]).clamp(min=1.0), sums[1] / sums[2]
 
 
-def linear_loss(logits: Tensor, crops: CropBatch) -> Tensor:
+def linear_loss(
+    logits: Tensor, crops: CropBatch, world_reduce: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Mean cross entropy over the pixels that are not ignored; 0, with a graph, where all are.
 
     logits (B, C, h, w) of any float type, resized bilinearly to the crop before the comparison.
+    `world_reduce` sums over all ranks (None in a single process): the mean is then over the pixels of all,
+    times the number of ranks, so that the average over ranks is what one process would have.
     """
     with torch.autocast(logits.device.type, enabled=False):
         size = crops.label_map.shape[1:]
@@ -212,4 +216,8 @@ def linear_loss(logits: Tensor, crops: CropBatch) -> Tensor:
         own = crops.labels.gather(1, index.masked_fill(ignored, 0).flatten(1)).view_as(index)
         target = own.masked_fill(ignored, -1)
         loss = F.cross_entropy(full, target, ignore_index=-1, reduction="sum")
-        return loss / (target >= 0).sum().clamp(min=1)
+        labelled = (target >= 0).sum()
+        if world_reduce is None:
+            return loss / labelled.clamp(min=1)
+        labelled, num_ranks = world_reduce(torch.stack((labelled, torch.ones_like(labelled))))
+        return loss * num_ranks / labelled.clamp(min=1)

@@ -90,8 +90,9 @@ class PixelObjective:
 
     forward: Forward
     weight: float
+    reduce: Callable[[Tensor], Tensor] | None = None  # sums over ranks; None in a single process
 
     def __call__(self, batch: RaggedBatch) -> Losses:
         crops, logits = self.forward(batch)
-        loss = linear_loss(logits, crops)
+        loss = linear_loss(logits, crops, self.reduce)
         return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops)

@@ -373,6 +373,31 @@ def test_linear_loss_is_the_mean_over_labelled_pixels() -> None:
     assert torch.allclose(linear_loss(logits, crops), torch.stack(losses).mean(), rtol=1e-5)
 
 
+def test_linear_loss_of_two_ranks_averages_to_one_process() -> None:
+    """One half has few labelled pixels and one has none; sums over ranks are played as above."""
+    crops = make_crops([[0, 1, 3], [2, 3], [1], [0, 1, 2]])
+    crops.label_map[2, 4:], crops.label_map[3] = VOID, VOID
+    logits = torch.randn(4, CLASSES, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    whole = linear_loss(logits, crops)
+    halves = [(logits[rows], one_by_one([], crops, rows)[1]) for rows in (slice(0, 2), slice(2, 4))]
+    sent: list[torch.Tensor] = []
+    for half in halves:
+        linear_loss(*half, lambda numbers: sent.append(numbers) or numbers)
+    assert sent[0][0] > 2 * sent[1][0] > 0
+    mean = sum(linear_loss(*half, lambda numbers: torch.stack(sent).sum(0)) for half in halves) / 2
+    assert torch.allclose(mean, whole, rtol=1e-6)
+    ours, theirs = (torch.autograd.grad(total, logits)[0] for total in (mean, whole))
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-8)
+    apart = sum(linear_loss(*half) for half in halves) / 2
+    assert not torch.allclose(apart, whole, rtol=1e-3)  # what each rank's own mean would have given
+
+
+def test_linear_loss_where_no_rank_has_a_label_is_zero() -> None:
+    logits = torch.randn(1, CLASSES, 8, 8, requires_grad=True)
+    loss = linear_loss(logits, make_crops([[]]), lambda numbers: 2 * numbers)
+    assert loss.detach().item() == 0
+
+
 def test_linear_loss_of_ignored_crops_is_zero_with_a_graph() -> None:
     logits = torch.randn(1, CLASSES, 8, 8, requires_grad=True)
     loss = linear_loss(logits, make_crops([[]]))

@@ -9,7 +9,7 @@ from shards.order import World
 from train.assembly import Parts, build_parts, open_loader
 from train.config import load_config
 from train.distributed import Ranks
-from train.step import Losses
+from train.step import Losses, PixelObjective
 
 ALONE = Ranks(World(), torch.device("cpu"))
 
@@ -78,6 +78,17 @@ def test_the_loss_weight_of_the_linear_head_scales_it(tiny_run: list[str]) -> No
         for weight in (1, 2)
     )
     assert doubled == pytest.approx(2 * plain)
+
+
+def test_the_linear_head_divides_by_the_pixels_of_all_ranks(tiny_run: list[str]) -> None:
+    """A second rank with no labelled pixel of its own: ours weigh twice, and the average is the mean."""
+    config = load_config([*tiny_run, "decoder_head.type=linear"])
+    parts = build_parts(config, ALONE)
+    with open_loader(config, ALONE, parts.selection, 0) as loader:
+        batch = next(islice(loader, 1))
+    assert isinstance(parts.objective, PixelObjective)
+    two = replace(parts.objective, reduce=lambda numbers: numbers + torch.tensor([0, 1]))
+    assert two(batch).total.item() == pytest.approx(2 * parts.objective(batch).total.item())
 
 
 def test_an_image_that_recurs_is_cropped_anew(tiny_run: list[str]) -> None:
