@@ -364,6 +364,8 @@ def test_a_stopped_run_leaves_no_process_and_nothing_half_written(num_processes,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A suite that runs in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     try:
         seen = []

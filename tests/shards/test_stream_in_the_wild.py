@@ -200,6 +200,8 @@ def test_an_interrupt_leaves_no_process_behind(folder, program):
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # A suite that runs in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with child.stdout:
         for _ in islice(child.stdout, 5):
