@@ -24,7 +24,7 @@ from shards.batch import RaggedBatch
 from shards.loader import Loader
 from shards.order import World
 from train.assembly import autocast_dtype, open_training_split
-from train.config import load_config
+from train.config import load_config, read_recipe, split_arguments
 from train.evaluate import evaluation_settings
 from train.inference import label_maps
 from train.memory import count_memory
@@ -70,8 +70,8 @@ class Report:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; 2 for a fault of the user's, told on stderr."""
-    options, settings = parse(argv)
     try:
+        options, settings = parse(argv)
         report = bench(load_config(settings), options)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -81,7 +81,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options, and the key=value settings with this command's own defaults before them."""
+    """Options, and the key=value settings with this command's own defaults before them.
+
+    A backbone or weights that the recipe names stand. ConfigError for a recipe that cannot be read.
+    """
     parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
     parser.add_argument(
         "--compare", choices=["reference"], help="also measure a step put together like the reference"
@@ -95,6 +98,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options, settings = parser.parse_known_args(argv)
     given = {setting.split("=", 1)[0] for setting in settings}
+    recipe = split_arguments(settings)[1] or RECIPE
+    named = {key for key, value in (read_recipe(recipe).get("model") or {}).items() if value is not None}
+    given |= {f"model.{key}" for key in named}
+    if "model.pretrained_weights" in given:  # another word for the same thing
+        given.add("model.weights")
     defaults = {
         "config": str(RECIPE),
         "datasets.root": SYNTHETIC,

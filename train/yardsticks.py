@@ -17,16 +17,21 @@ SYNC_WARNING = "called a synchronizing CUDA operation"
 def count_flops(call: Callable[[], object]) -> int:
     """Floating-point operations of matmuls, convolutions and attention in `call`, backward passes included.
 
-    Gathers are not counted, so neither is the sampling inside deformable attention.
+    Gathers are not counted, so neither is the sampling inside deformable attention. Compiled modules run
+    eagerly in here: a compiled program does its products unseen.
     """
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 20) -> float:
-    """10^12 operations a second of square `side` x `side` products, the best of three rounds."""
-    a = torch.ones((side, side), device=device, dtype=dtype)
+    """10^12 operations a second of square `side` x `side` products, the best of three rounds.
+
+    The entries are random: on constant ones fewer wires switch, so a GPU may clock higher than work can.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn((side, side), generator=generator, device=device, dtype=dtype)
     best_s = float("inf")
     for _ in range(4):  # the first round warms up; `min` forgets it
         begin = _settled(device)

@@ -1,6 +1,7 @@
 """The bench command at the smallest size: what it prints, what it compares, how it fails."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,27 @@ def test_defaults_yield_to_what_is_given() -> None:
     assert "model.dino_hub=dinov3_vitl16" not in settings
     assert "model.weights=random" in settings
     assert settings[-2:] == ["model.dino_hub=dinov3_vits16", "bs=4"]
+
+
+def test_a_recipe_keeps_the_backbone_and_the_weights_that_it_names(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+
+    def model_settings(content: str, *more: str) -> list[str]:
+        recipe.write_text(content)
+        _, settings = parse([f"config={recipe}", *more])
+        return [setting for setting in settings if setting.startswith("model.")]
+
+    hub, weights = "model.dino_hub=dinov3_vitl16", "model.weights=random"
+    assert model_settings("bs: 2\n") == [hub, weights]
+    assert model_settings("model: {dino_hub: dinov2_vits14}\n") == [weights]
+    assert model_settings("model: {dino_hub: dinov2_vits14, pretrained_weights: here.pth}\n") == []
+    assert model_settings("model: {weights: here.pth, dino_hub: null}\n") == [hub]
+    assert model_settings("model: {dino_hub: dinov2_vits14}\n", "model.weights=x") == ["model.weights=x"]
+
+
+def test_a_recipe_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config=nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: config file nowhere.yaml does not exist")
 
 
 @pytest.mark.parametrize(
