@@ -23,6 +23,7 @@ from train.config_checks import split_url
 from train.distributed import Ranks, spread
 from train.ema import Ema
 from train.loss import LossSettings, MatchedLoss
+from train.model.compiled import compile_in_place
 from train.model.segmenter import (
     LinearDecoder,
     MaskDecoder,
@@ -115,16 +116,13 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         dtype=autocast_dtype(config, device),
         device=device,
     )
-    segmenter = build_segmenter(
+    return build_segmenter(
         backbone,
         config.decoder_head,
         precision=config.precision,
         seed=config.seed,
         checkpointing=config.activation_checkpointing,
     ).to(device)
-    if config.compile_backbone:
-        segmenter.backbone.compile_blocks()
-    return segmenter
 
 
 def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
@@ -140,6 +138,7 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
     synced = with_synced_batch_norm(segmenter.decoder, ranks.device, ranks.world.num_ranks)
     segmenter.decoder = cast(MaskDecoder | LinearDecoder, synced)
     segmenter.decoder.train()
+    compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     decoder = spread(segmenter.decoder, ranks)
     return Parts(
         segmenter=segmenter,

@@ -9,6 +9,8 @@ from train.schema import BackboneLayers, ConfigError, DecoderConfig, ModelConfig
 STRIDE_PX = 32  # the adapter's coarsest map is 1/32 of the crop, so a side must divide by it
 DECODERS = ("m2f", "linear")
 MODES = ("slide", "whole")
+COMPILED = ("none", "backbone", "model")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 METRICS = ("mIoU", "acc", "aAcc", "dice", "fscore", "precision", "recall")
 SPLIT_OF_WORD = {"TRAIN": "training", "VAL": "validation"}
 
@@ -125,10 +127,17 @@ def check_numbers(config: TrainConfig) -> None:
         "loader.decode": (config.loader.decode, ("cpu", "gpu")),
         "loader.policy": (config.loader.policy, ("raise", "replace")),
         "precision": (config.precision, ("mixed", "reference")),
+        "compile": (config.compile, COMPILED),
+        "compile_mode": (config.compile_mode, COMPILE_MODES),
     }
     for key, (word, known) in words.items():
         if word not in known:
             raise ConfigError(f"{key} is {word!r}, expected {' or '.join(known)}")
+    if config.compile == "none" and config.compile_mode != "default":
+        raise ConfigError(
+            f"compile_mode={config.compile_mode} changes nothing with compile=none; "
+            "say compile=model (or backbone) too"
+        )
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}, expected 0 or more")
 

@@ -21,6 +21,7 @@ from train.distributed import average_batch_norms, batch_statistics
 from train.guards import Seen, order_digest
 from train.log import Meter
 from train.metrics import EvalResult
+from train.model.compiled import begin_step, uses_cuda_graphs
 from train.optimizer import clip_gradients, optimizer_tensors, set_rates
 from train.resume import Start, weights_of
 from train.schema import TrainConfig
@@ -83,6 +84,7 @@ def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[Ragge
     """
     parts = session.parts
     first = next(batches)
+    begin_step(session.config.compile_mode)
     kept = [buffer.clone() for buffer in batch_statistics(parts.segmenter.decoder)]
     parts.objective(first).total.backward()
     parts.optimizer.zero_grad(set_to_none=True)
@@ -95,6 +97,10 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     """Gradients of all micro-steps, one clip, one update, equal batch statistics everywhere."""
     parts, guard, share = session.parts, session.guard, 1 / session.parts.micro_steps
     guard.begin_step()
+    if uses_cuda_graphs(session.config.compile_mode):  # gradients lie in memory that the next replay writes
+        guard.settle()
+        parts.optimizer.zero_grad(set_to_none=True)
+        begin_step(session.config.compile_mode)
     seen = []
     waited_ms = 0.0
     for micro_step in range(parts.micro_steps):

@@ -18,6 +18,7 @@ from shards.batch import CropBatch, RaggedBatch
 from train.assembly import autocast_dtype, build_model, crop_settings
 from train.loss import LossSettings, MatchedLoss, linear_loss
 from train.mask_classification import MaskClassificationLoss
+from train.model.compiled import begin_step, compile_in_place
 from train.model.deformable_attention import DeformableAttention
 from train.model.prediction import Prediction
 from train.model.segmenter import Segmenter
@@ -43,6 +44,7 @@ class Rig:
     def step(self, batches: Iterator[RaggedBatch], clock: PhaseClock) -> Tensor:
         """One optimiser step from the next batch; the loss, still on the device."""
         decoder = self.segmenter.decoder
+        begin_step(self.config.compile_mode)
         clock.start()
         batch = clock.wait_for(lambda: next(batches))
         batch = batch.to(self.device)
@@ -94,6 +96,7 @@ def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = Fa
     for module in segmenter.decoder.modules():
         if isinstance(module, DeformableAttention):
             module.fused = not reference
+    compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     optimizer = build_optimizer(segmenter.decoder, config.optimizer)
     loss = build_loss(config, device, reference)
     return Rig(

@@ -211,7 +211,8 @@ class TrainConfig:
     cpu_autocast: bool = False  # model_dtype on a CPU too: quicker only where it has bfloat16 units
     precision: str = "mixed"  # mixed | reference (pixel decoder in float32, as the reference computes it)
     activation_checkpointing: bool = False  # compute activations twice, hold them once
-    compile_backbone: bool = False  # torch.compile its blocks
+    compile: str = "none"  # none | backbone | model: what torch.compile takes in training
+    compile_mode: str = "default"  # default | reduce-overhead | max-autotune, as torch.compile knows them
     seed: int = 100
     metric_to_save: str = "mIoU"
     datasets: DatasetConfig = field(default_factory=DatasetConfig)

@@ -32,6 +32,18 @@ def test_parts_train_the_decoder_only(tiny_run: list[str]) -> None:
     assert parts.decoder.training
 
 
+def test_training_is_compiled_as_the_config_says(
+    tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "train.assembly.compile_in_place", lambda _, what, *, mode: asked.append((what, mode))
+    )
+    build_parts(load_config([*tiny_run, "compile=model", "compile_mode=max-autotune"]), ALONE)
+    build_parts(load_config(tiny_run), ALONE)
+    assert asked == [("model", "max-autotune"), ("none", "default")]
+
+
 def test_the_seed_makes_the_head(tiny_run: list[str]) -> None:
     heads = [
         build_parts(load_config([*tiny_run, f"seed={seed}"]), ALONE).segmenter.decoder for seed in (1, 1, 2)

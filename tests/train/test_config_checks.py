@@ -19,6 +19,7 @@ def load(*arguments: str) -> TrainConfig:
 
 def test_good_settings_pass() -> None:
     assert load().transforms.train.crop_size == [64, 96]
+    assert load("compile=backbone", "compile_mode=reduce-overhead").compile == "backbone"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,10 @@ def test_good_settings_pass() -> None:
         ("loader.decode=tpu", "cpu or gpu"),
         ("loader.cache_gb=0", "cache_gb"),
         ("precision=half", "mixed or reference"),
+        ("compile=all", "compile is 'all', expected none or backbone or model"),
+        ("compile_mode=fast", "expected default or reduce-overhead or max-autotune"),
+        ("compile_mode=reduce-overhead", "changes nothing with compile=none"),
+        ("compile_backbone=True", "unknown key 'compile_backbone'"),
         ("datasets.repeat_threshold=0", "repeat_threshold"),
         ("guards.non_finite=ignore", "stop or skip"),
         ("model.dino_hub=null", r"model\.dino_hub"),

@@ -59,6 +59,32 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(run / "model_final.pth").weights
 
 
+def test_with_cuda_graphs_a_step_begins_once_the_gradients_of_the_last_are_gone_and_ends_the_same(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is compiled here; it is the order around the mark that is looked at."""
+    arguments = [*tiny_run, "bs=1", "global_batch=2"]  # two micro-steps a step
+    train(arguments)
+    expected = final_weights(tmp_path / "run")
+    guards: list[Guard] = []
+    settled: list[bool] = []
+    monkeypatch.setattr("train.assembly.compile_in_place", lambda *_, **__: None)
+    monkeypatch.setattr(Guard, "begin_step", lambda guard: guards.append(guard))
+
+    def mark(mode: str) -> None:
+        assert mode == "reduce-overhead"
+        settled.append(
+            guards[-1]._pending is None and all(p.grad is None for p in guards[-1].decoder.parameters())
+        )
+
+    monkeypatch.setattr("train.loop.begin_step", mark)
+    again = f"output_dir={tmp_path / 'again'}"
+    train([*arguments, again, "compile=model", "compile_mode=reduce-overhead"])
+    assert settled == [True] * 8
+    found = final_weights(tmp_path / "again")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 

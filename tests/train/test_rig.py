@@ -49,6 +49,13 @@ def test_the_reference_step_computes_the_same_function() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_the_measured_step_is_compiled_as_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("train.rig.compile_in_place", lambda _, what, *, mode: asked.append(f"{what} {mode}"))
+    build_rig(tiny("compile=backbone"), CPU)
+    assert asked == ["backbone default"]
+
+
 def test_the_linear_head_has_its_own_phases_and_loss() -> None:
     config = tiny("decoder_head.type=linear", "decoder_head.backbone_out_layers=LAST")
     phases = build_rig(config, CPU).run(synthetic_batches(1, 6, pin=False), warmup=0, steps=1)

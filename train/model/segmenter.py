@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -110,6 +111,7 @@ class Segmenter(nn.Module):
         self.backbone, self.decoder, self.indices, self.num_classes = backbone, decoder, indices, num_classes
         self.kind = "m2f" if isinstance(decoder, MaskDecoder) else "linear"
         self.size_multiple = size_multiple(backbone.patch_px, self.kind)
+        self.compiled = False  # whether torch.compile has been told to take parts of it
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Patch maps (B, D, H/p, W/p) of the chosen blocks, without gradient. ModelError for a size that is
@@ -128,7 +130,7 @@ class Segmenter(nn.Module):
 
         m2f: sum over queries of class probability (without "no object") x mask probability. linear: class
         logits. Sides are padded on the right and bottom with zeros to the next valid multiple, and the scores
-        cut back.
+        cut back. Runs eagerly even where training is compiled: sizes vary here, and each would be compiled.
         """
         height, width = images.shape[-2:]
         pad = (-width % self.size_multiple, -height % self.size_multiple)
@@ -136,7 +138,8 @@ class Segmenter(nn.Module):
         was_training = self.decoder.training
         self.decoder.eval()
         try:
-            answer = self.decoder(padded, self.features(padded))
+            with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+                answer = self.decoder(padded, self.features(padded))
         finally:
             self.decoder.train(was_training)
         size = (padded.shape[-2], padded.shape[-1])
