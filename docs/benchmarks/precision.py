@@ -59,7 +59,7 @@ def answers(rig: Rig, batch: RaggedBatch) -> tuple[Tensor, Tensor, dict[str, Ten
     rig.loss(predictions, crops).backward()
     parts = {name: module for name, module in rig.phases().items() if name != "backbone"}
     gradients = {
-        name: torch.cat([p.grad.flatten().float() for p in module.parameters() if p.grad is not None])
+        name: torch.cat([p.grad.flatten().double() for p in module.parameters() if p.grad is not None])
         for name, module in parts.items()
     }
     last = predictions[-1]

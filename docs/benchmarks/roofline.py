@@ -34,9 +34,11 @@ from train.schema import BackboneLayers, DecoderConfig
 
 BYTES_PER_S, FLOPS_PER_S, LEAST_S = 3.0e12, 660e12, 2e-6
 CROP_PX = 512
-FREE = ("view", "expand", "transpose", "permute", "t", "select", "slice", "split", "unbind", "detach", "alias",
-        "unsqueeze", "squeeze", "as_strided", "empty", "reshape", "_unsafe_view", "split_with_sizes",
-        "empty_like", "new_empty", "new_empty_strided", "device", "chunk", "unflatten", "flatten", "empty_strided", "lift_fresh")  # fmt: skip
+FREE = frozenset(
+    "view expand transpose permute t select slice split split_with_sizes unbind chunk detach alias unsqueeze "
+    "squeeze as_strided reshape unflatten flatten _unsafe_view empty empty_like empty_strided new_empty "
+    "new_empty_strided device lift_fresh".split()
+)  # operations that move nothing
 
 
 @dataclass
@@ -140,24 +142,24 @@ def mark(ledger: Ledger, segmenter: nn.Module) -> None:
 
 
 def table(ledger: Ledger, rows: int) -> str:
+    """Phases, all together, and the dearest operations, as markdown."""
     phases: dict[str, Entry] = defaultdict(Entry)
     for (phase, _), entry in ledger.entries.items():
-        for name in ("calls", "gigabytes", "tflop", "ms"):
-            setattr(phases[phase], name, getattr(phases[phase], name) + getattr(entry, name))
-    lines = ["| phase | launches | GB | TFLOP | ms |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {p} | {e.calls} | {e.gigabytes:.1f} | {e.tflop:.2f} | {e.ms:.1f} |" for p, e in phases.items()
-    ]
-    total = sum(e.ms for e in phases.values())
-    lines += [f"| all | {sum(e.calls for e in phases.values())} | {sum(e.gigabytes for e in phases.values()):.1f} "
-              f"| {sum(e.tflop for e in phases.values()):.2f} | {total:.1f} |", ""]  # fmt: skip
-    lines += ["| phase, operation | calls | GB | TFLOP | ms |", "| --- | --- | --- | --- | --- |"]
+        for sums in (phases[phase], phases["all"]):
+            sums.calls, sums.gigabytes = sums.calls + entry.calls, sums.gigabytes + entry.gigabytes
+            sums.tflop, sums.ms = sums.tflop + entry.tflop, sums.ms + entry.ms
+    phases["all"] = phases.pop("all")
     dearest = sorted(ledger.entries.items(), key=lambda item: -item[1].ms)[:rows]
-    lines += [
-        f"| {p}, {op} | {e.calls} | {e.gigabytes:.1f} | {e.tflop:.2f} | {e.ms:.1f} |"
-        for (p, op), e in dearest
-    ]
-    return "\n".join(lines) + "\n"
+    parts = {"phase": phases, "phase, operation": {", ".join(names): entry for names, entry in dearest}}
+    lines = []
+    for title, entries in parts.items():
+        lines += [f"| {title} | calls | GB | TFLOP | ms |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {name} | {e.calls} | {e.gigabytes:.1f} | {e.tflop:.2f} | {e.ms:.1f} |"
+            for name, e in entries.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.model.deformable_attention import DeformableAttention, Shapes, reference_points
-from train.model.mixed import lowered
+from train.model.mixed import LayerNorm, lowered
 from train.model.recompute import Recomputing
 
 NUM_EXTRACTORS = 6  # one for each of the four maps, and two more after the last
@@ -84,11 +84,11 @@ class Extractor(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.feat_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.query_norm = LayerNorm(width, eps=NORM_EPS)
+        self.feat_norm = LayerNorm(width, eps=NORM_EPS)
         self.attn = DeformableAttention(width, num_levels=1, value_ratio=0.5)
         self.ffn = ConvFeedForward(width, width // 4)
-        self.ffn_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.ffn_norm = LayerNorm(width, eps=NORM_EPS)
 
     def forward(
         self,
@@ -164,7 +164,8 @@ class Adapter(Recomputing):
         c1, *levels = self.spm(images)
         features = tuple(lowered(feature) for feature in features)
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
-        pyramid = torch.cat([to_tokens(c) + self.level_embed[i] for i, c in enumerate(levels)], 1)
+        # Under autocast the residual stream is kept in its type: float32 would double what is moved and kept.
+        pyramid = lowered(torch.cat([to_tokens(c) + self.level_embed[i] for i, c in enumerate(levels)], 1))
         coordinate = torch.promote_types(images.dtype, torch.float32)
         points = reference_points(shapes, images.device, coordinate)
         step = 0
