@@ -229,17 +229,25 @@ class DeformableAttention(nn.Module):
         query = lowered(query)
         value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
         exact = references.dtype
-        weights = self.attention_weights(query).to(exact).unflatten(-1, (grid[0], -1)).softmax(-1)
+        offsets, weights = self._looks(query)
+        weights = weights.to(exact).unflatten(-1, (grid[0], -1)).softmax(-1)
         # Offsets are in pixels of their level. Arithmetic on flat rows: broadcasting over pairs is slow.
         repeats = self.num_points * self.num_heads
         steps = 1 / level_sizes(shapes, references.device, exact)
         steps = steps[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         places = references.repeat(1, repeats * self.num_levels)
-        locations = torch.addcmul(places, self.sampling_offsets(query).to(exact), steps).unflatten(
-            -1, (*grid, 2)
-        )
+        locations = torch.addcmul(places, offsets.to(exact), steps).unflatten(-1, (*grid, 2))
         weights = weights.unflatten(-1, grid[1:])
         return self.output_proj(deformable_attention(value, shapes, locations, weights, fused=self.fused))
+
+    def _looks(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """What `sampling_offsets` and `attention_weights` say of the queries, in one product: they are read
+        once, and their gradient is written once.
+        """
+        both = (self.sampling_offsets, self.attention_weights)
+        weight, bias = torch.cat([layer.weight for layer in both]), torch.cat([layer.bias for layer in both])
+        offsets, weights = F.linear(query, weight, bias).split([layer.out_features for layer in both], -1)
+        return offsets, weights
 
 
 def level_sizes(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Tensor:
