@@ -1,49 +1,361 @@
-"""Every command that README, docs and recipes show is one that the programs take, to the last option."""
+"""Every command that README, docs, recipes and examples show is parsed to its last word and run, made small.
+
+`TABLE` maps each command, as it is written, to how it is made small or to the reason why it cannot run here.
+A command that is in no row fails, with file and line. A key that ends in ` *` stands for all commands that
+begin so; they differ in figures only.
+"""
 
 import argparse
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from torch.distributed.run import get_args_parser
 
+from preprocess.__main__ import main as preprocess_main
 from preprocess.arguments import parser as preprocess_parser
 from shards.__main__ import COMMANDS as SHARDS_COMMANDS
+from shards.__main__ import main as shards_main
 from train import bench, export, predict
+from train.__main__ import main as train_main
 from train.config import load_config, merge
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("configs/*.yaml"))]
-COMMAND = re.compile(
-    r"(?:^|[\s\"'/])(?:python|torchrun\b[^`\n]*?) -m ((?:preprocess|shards|train)[.\w]*)( [^\n]*)?$"
-)
-
-
-def _commands(page):
-    """(program, words) of each command on a page; those with gaps to fill (`...`, `[...]`) are left out."""
-    text = re.sub(r"^# ?", "", page.read_text(), flags=re.M) if page.suffix == ".yaml" else page.read_text()
-    for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        inline = "`" in line
-        for piece in line.split("`" if inline else '"'):
-            found = COMMAND.search(piece)
-            if not found or re.search(r"\.\.\.|[\[\]]\w|COMMAND|key=value|--help", piece.replace("=[", "=")):
-                continue
-            words = shlex.split(re.sub(r"\$\{?\w+\}?", "1", found[2] or ""), comments=True)
-            if inline and len([word for word in words if not word.startswith("-")]) < 2:
-                continue  # a sentence names the program
-            yield found[1], words
-
-
-SHOWN = [
-    pytest.param(program, words, id=f"{page.relative_to(ROOT)}: {program} {' '.join(words)}"[:120])
-    for page in PAGES
-    for program, words in _commands(page)
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("configs/*.yaml")),
+    *sorted(ROOT.glob("examples/*.*")),
 ]
+PROGRAM = re.compile(
+    r"(?:[A-Z]\w*=\S+ |taskset \S+ \S+ |srun )*(?:\S*/)?"
+    r"(?:python|torchrun|make|pytest|pip|hf|wandb|tensorboard|kubectl|sbatch|srun|ruff|mypy)(?: .*)?$"
+)
+MENTION = re.compile(  # a program named in a sentence, with nothing to run
+    r"(?:python -m [\w.]+(?: \w+)?|(?!make|pip)\w+(?: torchrun)?)(?: --?[\w-]+(?:=\S+)?)?$"
+)
+MAINS = {
+    "preprocess": preprocess_main,
+    "shards": shards_main,
+    "train": train_main,
+    "train.predict": predict.main,
+    "train.export": export.main,
+    "train.bench": bench.main,
+}
 
 
-def _accept(program, words):
-    """Parse `words` as the program would, without doing anything; True if it takes them."""
+@dataclass(frozen=True)
+class Small:
+    """How a command is run here: with other words in the place of some, and more at its end."""
+
+    needs: tuple[str, ...] = ()  # names in MADE, copied into the folder where it runs
+    swap: dict[str, str] = field(default_factory=dict)  # part of the command -> what stands there instead
+    more: tuple[str, ...] = ()  # words added at its end
+    leaves: tuple[str, ...] = ()  # files that must be there afterwards
+    slow: bool = False
+    processes: tuple[dict[str, str], ...] = ()  # one for each fake node or srun task: its own environment
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A command that is parsed here and not run."""
+
+    reason: str
+
+
+TINY = (
+    "model.dino_hub=dinov3_tiny16", "model.weights=random", "model_dtype=FLOAT32", "num_workers=1", "bs=1",
+    "scheduler.total_iter=2", "log.interval=1", "transforms.train.img_size=64",
+    "transforms.train.crop_size=[64,64]", "transforms.eval.img_size=64", "eval.crop_size=64",
+    "eval.stride=64", "eval.eval_interval=2", "eval.max_val_samples=1",
+)  # fmt: skip
+LINEAR = (*TINY, "n_gpus=1")
+MASKS = (
+    *TINY, "decoder_head.hidden_dim=32", "decoder_head.ffn_dim=64", "decoder_head.num_queries=12",
+    "m2f_train.num_points=64",
+)  # fmt: skip
+GPUS_2 = "n_gpus=2"
+ONE, TWO = (*MASKS, "n_gpus=1"), (*MASKS, GPUS_2)
+BENCH = (*ONE, "decoder_head.num_classes=3")
+ONCE = ("--rounds", "1", "--batches", "1", "--batch", "2", "--threads", "1", "--crop", "64")
+QUIET = ("--workers", "1", "--quiet")
+PARTIAL = ("--allow-count-mismatch", "--workers", "1")
+ADE, SHARDS, RUN = "ADEChallengeData2016", "data/ade20k-shards", "runs/ade20k"
+INDEX, PARTS_END = "$JOB_COMPLETION_INDEX", "parts/training/manifest.json"
+SPLITS = ("training/manifest.json", "validation/manifest.json")
+TRAINED = ("model_final.pth", "report.html")
+TABULATED = "results-semantic-segmentation.csv"
+RECIPE = "config=configs/config-ade20k-m2f-training.yaml"
+FIRST_BUILD = f"python -m preprocess build --dataset ade20k --root {ADE} --out {SHARDS}"
+FIRST_TRAINING = (
+    f"python -m train {RECIPE} datasets.root={SHARDS} output_dir={RUN} model.dino_hub=dinov3_vitl16"
+)
+PART = "python -m preprocess build --dataset ade20k --root {} --out {} --part {}/16 --quiet"
+FOLDER_BUILD = (
+    "python -m preprocess build --dataset folder --root DATA --classes DATA/classes.txt --out SHARDS"
+)
+SAVED_BUILD = (
+    "python -m preprocess build --dataset hf:NAME_OR_FOLDER --classes classes.txt --image-column image"
+    " --label-column annotation --out SHARDS"
+)
+CAMVID_BUILD = (
+    "python -m preprocess build --dataset folder --root CAMVID --classes configs/camvid-classes.txt"
+    " --reduce-zero-label --out data/camvid-shards"
+)
+SHARED = {"/shared/runs": "runs"}
+TASK = {
+    "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "11", "SLURM_STEP_NODELIST": "localhost",
+}  # fmt: skip
+TASKS = tuple(TASK | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1"))
+
+
+def part(variable, root="$DATA", out="$SHARDS"):
+    """One part of an array job; the made data has one shard, which part 0 builds."""
+    swap = {root: ADE, out: "built", variable: "0"}
+    return Small((ADE,), swap, PARTIAL, ("built/training/.build/plan.json",))
+
+
+def trained(folder, more=ONE, needs=(SHARDS,), **words):
+    return Small(needs, more=more, leaves=tuple(f"{folder}/{name}" for name in TRAINED), **words)
+
+
+def torchrun(folder, more=TWO):
+    return trained(folder, more, swap={"--nproc-per-node 8": "--standalone --nproc-per-node 2"}, slow=True)
+
+
+def ade(recipe, run, launcher="torchrun --nproc-per-node 8"):
+    """A recipe's own command."""
+    return (
+        f"{launcher} -m train config=configs/{recipe}.yaml output_dir=runs/{run} "
+        f"model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}"
+    )
+
+
+TABLE = {
+    # building
+    FIRST_BUILD: Small((ADE,), more=(*PARTIAL, "--quiet"), leaves=tuple(f"{SHARDS}/{s}" for s in SPLITS)),
+    f"python -m preprocess verify {SHARDS} --against {ADE}": Small((SHARDS, ADE), more=("--workers", "1")),
+    "python -m preprocess build --dataset folder --root my-data --classes my-data/classes.txt"
+    " --no-reduce-zero-label --ignore-index 255 --out data/my-shards": Small(
+        ("my-data",), more=QUIET, leaves=("data/my-shards/training/manifest.json",)
+    ),
+    PART.format("$DATA", "$SHARDS", "$SLURM_ARRAY_TASK_ID"): part("$SLURM_ARRAY_TASK_ID"),
+    PART.format("/data", "/shards", INDEX): part(INDEX, "/data", "/shards"),
+    PART.format("/data", "s3://bucket/shards", INDEX): Small(
+        (ADE,), {"/data": ADE, "s3://bucket": "memory://bucket", INDEX: "0"}, PARTIAL
+    ),
+    "python -m preprocess finish $SHARDS": Small(("parts",), {"$SHARDS": "parts"}, leaves=(PARTS_END,)),
+    FOLDER_BUILD: Small(("DATA",), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",)),
+    "python -m preprocess verify SHARDS --against DATA": Small(("SHARDS", "DATA"), more=("--workers", "1")),
+    "python -m preprocess build --dataset folder --root cityscapes --images-folder leftImg8bit"
+    " --labels-folder gtFine --image-ending _leftImg8bit.png --label-ending _gtFine_labelIds.png"
+    " --mapping cityscapes.json --classes cityscapes.txt --out SHARDS": Small(
+        ("cityscapes", "cityscapes.json", "cityscapes.txt"), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",)
+    ),
+    SAVED_BUILD: Small(
+        ("saved", "classes.txt"),
+        {"NAME_OR_FOLDER": "saved"},
+        QUIET,
+        ("SHARDS/train/manifest.json",),
+        slow=True,
+    ),
+    "python -m preprocess verify SHARDS --against hf:NAME_OR_FOLDER": Small(
+        ("saved-shards", "saved"),
+        {"NAME_OR_FOLDER": "saved", "SHARDS": "saved-shards"},
+        ("--workers", "1"),
+        slow=True,
+    ),
+    CAMVID_BUILD: Small(("CAMVID",), more=QUIET, leaves=(f"data/camvid-shards/{SPLITS[0]}",)),
+    # looking at shards
+    f"python -m shards info {SHARDS}": Small((SHARDS,)),
+    f"python -m shards verify {SHARDS}": Small((SHARDS,)),
+    f"python -m shards preview {SHARDS} --out preview.html": Small((SHARDS,), leaves=("preview.html",)),
+    "python -m shards plan SPLIT --global-batch 16 --ranks 4 --rank 1 --seed 0 --step 100": Small(
+        (SHARDS,), {"SPLIT": f"{SHARDS}/training"}
+    ),
+    "python -m shards info URL": Small((), {"URL": "SERVED"}),
+    "python -m shards bench URL": Small((), {"URL": "SERVED"}, ONCE),
+    "python -m shards bench URL --rounds 3 --batches 30": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
+    "python -m shards bench URL --baselines --rounds 2 --batches 30": Small(
+        (SHARDS,), {"URL": SHARDS}, ONCE, slow=True
+    ),
+    "python -m shards bench URL --interference": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
+    "python -m shards bench URL --device cuda *": Elsewhere("needs a CUDA device"),
+    # training
+    FIRST_TRAINING: trained(RUN),
+    f"torchrun --nproc-per-node 8 -m train {RECIPE} datasets.root={SHARDS} output_dir={RUN}"
+    " model.dino_hub=dinov3_vitl16": torchrun(RUN),
+    ade("config-ade20k-m2f-training", "ade20k", "python"): trained(RUN, slow=True),
+    ade("config-ade20k-m2f-training", "ade20k") + " resume_from=auto": torchrun(RUN),
+    "torchrun --nnodes 2 --node-rank $NODE_RANK --nproc-per-node 8 --max-restarts 3 --master-addr $FIRST_NODE"
+    f" --master-port 29500 -m train {RECIPE} output_dir=/shared/runs/ade20k model.dino_hub=dinov3_vitl16"
+    " datasets.root=https://host/ade20k-shards resume_from=auto": trained(
+        RUN,
+        TWO,
+        swap=SHARED | {"-node 8": "-node 1", "https://host/ade20k-shards": "SERVED"},
+        processes=tuple({"NODE_RANK": rank, "FIRST_NODE": "127.0.0.1"} for rank in ("0", "1")),
+        slow=True,
+    ),
+    f"srun python -m train {RECIPE} output_dir=/shared/runs/ade20k model.dino_hub=dinov3_vitl16"
+    " datasets.root=/shared/ade20k-shards resume_from=auto": trained(
+        RUN, TWO, swap=SHARED | {"/shared/ade20k-shards": SHARDS, "srun ": ""}, processes=TASKS, slow=True
+    ),
+    f"python -m train {RECIPE} output_dir=runs/smoke datasets.root={SHARDS} scheduler.total_iter=10"
+    " eval.eval_interval=10 eval.max_val_samples=10 bs=1 n_gpus=1 decoder_head.hidden_dim=64"
+    " model.dino_hub=dinov3_tiny16 model.weights=random m2f_train.num_points=256 transforms.train.img_size=64"
+    " transforms.train.crop_size=[64,64] transforms.eval.img_size=64 eval.crop_size=64"
+    " eval.stride=48": trained("runs/smoke", (), slow=True),
+    ade("config-ade20k-linear-training", "ade20k-linear"): torchrun("runs/ade20k-linear", (*TINY, GPUS_2)),
+    ade("config-ade20k-m2f-256-20k", "ade20k-vitl-20k"): torchrun("runs/ade20k-vitl-20k"),
+    ade("config-ade20k-m2f-256-40k", "ade20k-vitl-40k"): torchrun("runs/ade20k-vitl-40k"),
+    ade("config-ade20k-m2f-256-training", "ade20k-vitl-256"): torchrun("runs/ade20k-vitl-256"),
+    ade("config-ade20k-m2f-training", "ade20k-vitl"): torchrun("runs/ade20k-vitl"),
+    "python -m train config=configs/camvid-dinov2s-linear.yaml output_dir=runs/camvid-linear"
+    " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
+        "runs/camvid-linear", LINEAR, ("data/camvid-shards",)
+    ),
+    "python -m train config=configs/camvid-dinov2s-m2f.yaml output_dir=runs/camvid-m2f"
+    " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
+        "runs/camvid-m2f", needs=("data/camvid-shards",), slow=True
+    ),
+    "python -m train config=configs/demo.yaml datasets.root=demo-run/shards"
+    " output_dir=demo-run/train": Elsewhere(
+        "`make demo` runs it, and tests/test_end_to_end.py runs it small"
+    ),
+    # using what was trained
+    f"python -m train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}/model_final.pth"
+    f" output_dir={RUN}/evaluation model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}": Small(
+        (SHARDS, RUN), more=ONE, leaves=(f"{RUN}/evaluation/{TABULATED}",)
+    ),
+    f"python -m train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}-vitl/model_final.pth"
+    f" output_dir={RUN}-vitl/evaluation model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}": Small(
+        (SHARDS, RUN), {f"{RUN}-vitl": RUN}, ONE, (f"{RUN}/evaluation/{TABULATED}",), slow=True
+    ),
+    f"python -m train {RECIPE} datasets.root={SHARDS} output_dir=runs/scores model.dino_hub=dinov3_vitl16"
+    f" load_from={RUN}/model_final.pth": Small((SHARDS, RUN), more=ONE, leaves=(f"runs/scores/{TABULATED}",)),
+    f"python -m train.predict checkpoint={RUN}/model_final.pth inputs=photos/ output_dir=pictures": Small(
+        (RUN, "photos"), leaves=("pictures/labels/a.png", "pictures/overlays/a.jpg", "pictures/classes.csv")
+    ),
+    f"python -m train.export checkpoint={RUN} format=onnx output_dir=exported": Small(
+        # by itself: torch's exporter warns of torch's own code
+        (RUN,),
+        more=("image_px=64",),
+        leaves=("exported/model.onnx",),
+        processes=({},),
+        slow=True,
+    ),
+    "python -m train.export checkpoint=RUN format=torch output_dir=OUT": Small(
+        (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, ("image_px=64",), ("OUT/model.pt2",), slow=True
+    ),
+    "python -m train.export checkpoint=RUN format=huggingface output_dir=OUT": Small(
+        (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, leaves=("OUT/config.json", "OUT/model.safetensors")
+    ),
+    "python -m train.predict checkpoint=OUT inputs=photos/ output_dir=pictures": Small(
+        ("OUT", "photos"), leaves=("pictures/labels/a.png",)
+    ),
+    # figures
+    "OMP_NUM_THREADS=1 python -m train.bench --device cpu --only step --compare reference --steps 7"
+    " --warmup 1 *": Small(swap={"--steps 7": "--steps 1"}, more=BENCH, slow=True),
+    "OMP_NUM_THREADS=1 python -m train.bench --only loss --device cpu *": Elsewhere("has gaps to fill in"),
+    "python -m train.bench *": Elsewhere("a figure of a GPU"),
+    "taskset -c 0,1 python -m train.bench *": Elsewhere("a figure of a GPU"),
+    "python -m preprocess bench --dataset ade20k --root camvid --allow-count-mismatch --rounds 3"
+    " --chunks 2": Small((ADE,), {"camvid": ADE, "--rounds 3": "--rounds 1"}, ("--workers", "1"), slow=True),
+    "python docs/benchmarks/format_pairs.py --out PAIRS --samples 50000": Small(
+        swap={"docs/": f"{ROOT}/docs/", "50000": "20"}, leaves=("PAIRS/classes.txt",), slow=True
+    ),
+    "python -m preprocess build --dataset folder --root PAIRS --classes PAIRS/classes.txt --reduce-zero-label"
+    " --out SHARDS": Small(("PAIRS",), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",), slow=True),
+    "OMP_NUM_THREADS=1 python docs/benchmarks/format_codec.py FOLDER/annotations --zero-is-void": Small(
+        (ADE,), {"docs/": f"{ROOT}/docs/", "FOLDER": ADE}, slow=True
+    ),
+    "OMP_NUM_THREADS=1 python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
+    "python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
+    # everything else
+    "python examples/demo_summary.py demo-run": Elsewhere("tests/test_end_to_end.py runs it"),
+    "python -m examples.*": Elsewhere("tests/shards/test_examples.py runs all three"),
+    "make *": Elsewhere("sets up an environment and runs this suite"),
+    "pytest *": Elsewhere("is this suite"),
+    ".venv/bin/pytest *": Elsewhere("is this suite"),
+    ".venv/bin/pytest": Elsewhere("is this suite"),
+    ".venv/bin/ruff check .": Elsewhere("`make lint` runs it"),
+    ".venv/bin/mypy": Elsewhere("`make lint` runs it"),
+    "pip install maskshards[export]": Elsewhere("installs"),
+    "pip install wandb": Elsewhere("installs"),
+    "hf auth login": Elsewhere("asks for an account of the hub"),
+}
+
+
+def code_of(page):
+    """(character offset, command line) of the code on a page: blocks, indented lines, code in sentences."""
+    text = page.read_text()
+    if page.suffix == ".yaml":
+        text = re.sub(r"^# ?", lambda found: " " * len(found[0]), text, flags=re.M)
+    blocks, sentences = [(0, text)], ""
+    if page.suffix == ".md":
+        fence, indented = r"^```[^\n]*\n(.*?)^```", r"^    (.+)$"
+        found = [*re.finditer(fence, text, re.M | re.S), *re.finditer(indented, text, re.M)]
+        blocks = [(one.start(1), one[1]) for one in found]
+        sentences = re.sub(fence, lambda one: re.sub(r"[^\n]", "~", one[0]), text, flags=re.M | re.S)
+    for start, block in blocks:
+        for line in re.finditer(r"(?:[^\n]*\\\n)*[^\n]+", block):
+            joined = re.sub(r"\s*\\\n\s*", " ", line[0])
+            if page.suffix == ".py":
+                joined = re.sub(r'^.*(?=python -m examples)|"""$', "", joined)
+            for piece in re.findall(r'"([^"]*)"', joined) or joined.split(" && "):
+                yield start + line.start(), re.sub(r"\s+# .*$", "", piece).strip()
+    for inline in re.finditer(r"`([^`]+)`", sentences):
+        words = " ".join(inline[1].split())
+        if not MENTION.match(words):
+            yield inline.start(), words
+
+
+def shown_on(page):
+    """(place, command) of each command on a page."""
+    text = page.read_text()
+    for start, words in code_of(page):
+        if PROGRAM.match(words):
+            yield f"{page.relative_to(ROOT)}:{text[:start].count(chr(10)) + 1}", words
+
+
+def row_of(command):
+    """The row that stands for `command`, or None."""
+    begins = [key for key in TABLE if key.endswith("*") and command.startswith(key[:-1])]
+    return TABLE.get(command) or TABLE.get(max(begins, key=len, default=""))
+
+
+SHOWN = [(place, command) for page in PAGES for place, command in shown_on(page)]
+COMMANDS = list(dict.fromkeys(command for _, command in SHOWN))
+
+
+def take_apart(command, **values):
+    """(environment and launcher, program, its words); a variable's value is given or 1."""
+    command = re.sub(r"\$(\w+)", lambda found: values.get(found[1], "1"), command)
+    words = shlex.split(command)
+    runs_modules = {"python", "torchrun"} & set(words[: words.index("-m")]) if "-m" in words else set()
+    at = words.index("-m") if runs_modules else -1
+    return (words[:at], words[at + 1], words[at + 2 :]) if at >= 0 else (words, "", [])
+
+
+def parse(command):
+    """Parse a command to its last word as its program would, without doing anything."""
+    launcher, program, words = take_apart(command)
+    if "torchrun" in launcher:
+        options = launcher[launcher.index("torchrun") + 1 :]
+        known = get_args_parser().parse_args([*options, "-m", program, *words])
+        assert (known.training_script, known.training_script_args) == (program, words)
     if program == "preprocess":
         preprocess_parser().parse_args(words)
     elif program == "shards":
@@ -59,32 +371,250 @@ def _accept(program, words):
         merge({}, export.parse(words).overrides)
     elif program == "train.bench":
         load_config(bench.parse(words)[1])
-    else:
-        return False
-    return True
+    elif launcher[0] == "make":
+        assert f"\n{launcher[1]}:" in (ROOT / "Makefile").read_text()
+    else:  # scripts, and what pytest or python -m examples are given
+        named = [
+            word.partition("::")[0] for word in launcher[1:] if re.match(r"(docs|tests|examples)/", word)
+        ]
+        named += [f"{program.replace('.', '/')}.py"] if program.startswith("examples.") else []
+        assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize(("program", "words"), SHOWN)
-def test_shown_command_is_one_that_the_program_takes(program, words, monkeypatch):
+def test_every_command_is_in_the_table_and_every_row_is_shown():
+    assert [f"{place}: {command}" for place, command in SHOWN if row_of(command) is None] == []
+    assert [key for key in TABLE if not key.endswith("*") and key not in COMMANDS] == []
+    assert len(COMMANDS) > 60
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if "..." not in one], ids=lambda one: one[:120])
+def test_a_command_is_one_that_the_program_takes(command, monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes are named from here
-    assert _accept(program, words)
-
-
-def test_pages_show_commands_of_every_program():
-    assert {"preprocess", "shards", "train", "train.predict"} <= {shown.values[0] for shown in SHOWN}
-    assert len(SHOWN) > 15
+    parse(command)
 
 
 @pytest.mark.parametrize(
-    ("program", "words"),
+    "command",
     [
-        ("preprocess", ["build", "--dataset", "folder", "--rot", "x"]),
-        ("shards", ["verify", "x", "--fast"]),
-        ("train", ["config=configs/demo.yaml", "datasets.root=x", "output_dir=y", "optimiser.lr=1"]),
-        ("train.predict", ["checkpoint=x", "inputs=y", "output_dir=z", "eval.tta=true"]),
+        "python -m preprocess build --dataset folder --rot x",
+        "python -m shards verify x --fast",
+        "python -m train config=configs/demo.yaml datasets.root=x output_dir=y optimiser.lr=1",
+        "python -m train.predict checkpoint=x inputs=y output_dir=z eval.tta=true",
+        "torchrun --nproc-per-gpu 8 -m train config=configs/demo.yaml datasets.root=x output_dir=y",
+        "make demonstration",
+        "pytest -m slow tests/test_nothing.py",
     ],
 )
-def test_a_wrong_word_would_be_found(program, words, monkeypatch):
+def test_a_wrong_word_would_be_found(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises((SystemExit, ValueError)):
-        _accept(program, words)
+    with pytest.raises((SystemExit, ValueError, AssertionError)):
+        parse(command)
+
+
+def pairs(root, images="images/{}/{}.jpg", labels="annotations/{}/{}.png", classes=5):
+    """Three training and one validation image of 96 x 80 pixels in blocks, labels 0 to `classes`."""
+    rng = np.random.default_rng(7)
+    for split, names in (("training", "abc"), ("validation", "d")):
+        for name in names:
+            pixels = rng.integers(0, 256, (10, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            values = rng.integers(0, classes + 1, (5, 6), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+            for pattern, array in ((images, pixels), (labels, values)):
+                path = root / pattern.format(split, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+
+
+def names_file(path, count):
+    path.write_text("".join(f"class {number}\n" for number in range(count)))
+
+
+def make_photos(place):
+    (place / "photos").mkdir()
+    Image.fromarray(np.full((70, 90, 3), 99, np.uint8)).save(place / "photos/a.jpg")
+
+
+def make_folders(place):
+    """The two data sets in the folder layout; in the documented rules 255 is void, or k means k."""
+    for name, labels in (("my-data", "labels/{}/{}.png"), ("DATA", "annotations/{}/{}.png")):
+        pairs(place / name, labels=labels)
+        names_file(place / name / "classes.txt", 6)
+
+
+def make_cityscapes(place):
+    pairs(
+        place / "cityscapes",
+        "leftImg8bit/{}/{}_leftImg8bit.png",
+        "gtFine/{}/{}_gtFine_labelIds.png",
+        classes=2,
+    )
+    (place / "cityscapes.json").write_text(json.dumps({"0": None, "1": 0, "2": 1}))
+    names_file(place / "cityscapes.txt", 2)
+
+
+def make_saved(place):
+    """A data set of the hub's library, saved to a folder."""
+    datasets = pytest.importorskip("datasets", reason="the extra 'hf' is not installed")
+    datasets.disable_progress_bars()
+    pairs(place / "pairs")
+    files = {
+        name: [{"bytes": path.read_bytes(), "path": None} for path in sorted((place / "pairs").rglob(ending))]
+        for name, ending in (("image", "*.jpg"), ("annotation", "*.png"))
+    }
+    features = datasets.Features({name: datasets.Image() for name in files})
+    rows = datasets.Dataset.from_dict(files, features=features)
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(place / "saved"))
+    names_file(place / "classes.txt", 6)
+
+
+def by(command, renamed=None):
+    """A maker that runs a documented command."""
+
+    def make(place, workshop):
+        workshop.run(place, command)
+        for old, new in (renamed or {}).items():
+            (place / old).rename(place / new)
+
+    return make
+
+
+def plainly(make):
+    return lambda place, workshop: make(place)
+
+
+MADE = {
+    ADE: plainly(lambda place: pairs(place / ADE, classes=150)),
+    "CAMVID": plainly(lambda place: pairs(place / "CAMVID", classes=11)),
+    "my-data": plainly(make_folders),
+    "DATA": plainly(make_folders),
+    "cityscapes": plainly(make_cityscapes),
+    "cityscapes.json": plainly(make_cityscapes),
+    "cityscapes.txt": plainly(make_cityscapes),
+    "photos": plainly(make_photos),
+    "saved": plainly(make_saved),
+    "classes.txt": plainly(make_saved),
+    "PAIRS": by("python docs/benchmarks/format_pairs.py --out PAIRS --samples 50000"),
+    SHARDS: by(FIRST_BUILD),
+    RUN: by(FIRST_TRAINING),
+    "OUT": by("python -m train.export checkpoint=RUN format=huggingface output_dir=OUT"),
+    "SHARDS": by(FOLDER_BUILD),
+    "parts": by(PART.format("$DATA", "$SHARDS", "$SLURM_ARRAY_TASK_ID"), {"built": "parts"}),
+    "saved-shards": by(SAVED_BUILD, {"SHARDS": "saved-shards"}),
+    "data/camvid-shards": by(CAMVID_BUILD),
+}
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Files with byte ranges, as object stores have them and Python's own server has not."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        try:
+            data = Path(self.translate_path(self.path)).read_bytes()
+        except OSError:
+            return self.send_error(404)
+        wanted = re.match(r"bytes=([0-9]+)-([0-9]*)", self.headers.get("Range", ""))
+        first, last = (int(wanted[1]), int(wanted[2] or len(data) - 1)) if wanted else (0, len(data) - 1)
+        last = min(last, len(data) - 1)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(last + 1 - first))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[first : last + 1])
+
+    do_HEAD = do_GET
+
+    def log_message(self, *words):
+        pass
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where commands are run small; what they read is made once, in folders of `store`."""
+
+    store: Path
+    url: str  # of a server that shows `store`
+
+    def made(self, name):
+        """A folder or file that commands read."""
+        place = self.store / re.sub(r"\W", "-", name)
+        if not place.exists():
+            place.mkdir()
+            MADE[name](place, self)
+        return place / name
+
+    def run(self, place, command):
+        """Run a command of the table in the folder `place`, and look for what it should leave."""
+        row = row_of(command)
+        for name in row.needs:
+            source, copy = self.made(name), place / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
+        (place / "configs").symlink_to(ROOT / "configs")
+        for old, new in row.swap.items():
+            assert old in command
+            command = command.replace(old, new)
+        if "SERVED" in command:
+            command = command.replace("SERVED", f"{self.url}/{self.made(SHARDS).relative_to(self.store)}")
+        launcher, program, words = take_apart(command)
+        if row.processes or "torchrun" in launcher or not program:
+            run_processes(place, command, row)
+        else:
+            before = Path.cwd()
+            os.chdir(place)
+            try:
+                assert MAINS[program]([*words, *row.more]) == 0
+            finally:
+                os.chdir(before)
+        assert [name for name in row.leaves if not (place / name).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    store = tmp_path_factory.mktemp("made")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Ranges(*a, directory=str(store)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield Workshop(store, f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run_processes(place, command, row):
+    """Run it as processes of their own, one for each fake node or task."""
+    inherited = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    running = []
+    for variables in row.processes or ({},):
+        launcher, program, words = take_apart(command, **variables)
+        launcher = [word for word in launcher if "=" not in word or word.startswith("--")]
+        start = ["-m", "torch.distributed.run"] if launcher[0] == "torchrun" else []
+        module = ["-m", program] if program else []
+        command_line = [sys.executable, *start, *launcher[1:], *module, *words, *row.more]
+        running.append(
+            subprocess.Popen(
+                command_line, cwd=place, env=inherited | variables, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), "\n".join(outputs)
+
+
+RUN_HERE = [
+    pytest.param(command, marks=[pytest.mark.slow] if row_of(command).slow else [], id=command[:120])
+    for command in COMMANDS
+    if isinstance(row_of(command), Small)
+]
+
+
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_a_command_runs_when_it_is_made_small(command, tmp_path, workshop, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    workshop.run(tmp_path, command)
+
+
+def test_what_does_not_run_here_has_a_reason():
+    assert all(row.reason for row in TABLE.values() if isinstance(row, Elsewhere))
