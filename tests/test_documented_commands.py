@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -40,7 +41,7 @@ PAGES = [
     *sorted(ROOT.glob("examples/*.*")),
 ]
 PROGRAM = re.compile(
-    r"(?:[A-Z]\w*=\S+ |taskset \S+ \S+ |srun )*(?:\S*/)?"
+    r"(?:[A-Z]\w*=\S+ |taskset \S+ \S+ |exec |srun (?:--\S+ )*)*(?:\S*/)?"
     r"(?:python|torchrun|make|pytest|pip|hf|wandb|tensorboard|kubectl|sbatch|srun|ruff|mypy)(?: .*)?$"
 )
 MENTION = re.compile(  # a program named in a sentence, with nothing to run
@@ -234,6 +235,38 @@ TABLE = {
     " output_dir=demo-run/train": Elsewhere(
         "`make demo` runs it, and tests/test_end_to_end.py runs it small"
     ),
+    f"exec torchrun --nnodes 2 --node-rank {INDEX} --nproc-per-node 8"
+    " --master-addr train-ade20k-0.train-ade20k --master-port 29500 -m train"
+    f" {RECIPE} output_dir=/runs/ade20k resume_from=auto model.dino_hub=dinov3_vitl16"
+    " model.weights=/runs/weights/dinov3_vitl16.pth datasets.root=https://host/ade20k-shards"
+    " loader.cache_dir=/cache loader.cache_gb=80": Small(
+        swap={
+            "-node 8": "-node 1",
+            "train-ade20k-0.train-ade20k": "127.0.0.1",
+            "/runs/": "runs/",
+            "/cache": "cache",
+            "https://host/ade20k-shards": "SERVED",
+        },
+        more=TWO,
+        leaves=(*(f"{RUN}/{name}" for name in TRAINED), "cache"),
+        processes=tuple({"JOB_COMPLETION_INDEX": index} for index in ("0", "1")),
+        slow=True,
+    ),
+    f"srun --kill-on-bad-exit=1 python -m train {RECIPE} output_dir=/shared/runs/ade20k"
+    " model.dino_hub=dinov3_vitl16 model.weights=/shared/weights/dinov3_vitl16.pth"
+    " datasets.root=/shared/ade20k-shards resume_from=auto": trained(
+        RUN,
+        TWO,
+        swap=SHARED | {"/shared/ade20k-shards": SHARDS, "srun --kill-on-bad-exit=1 ": ""},
+        processes=TASKS,
+        slow=True,
+    ),
+    "sbatch examples/slurm-train.sbatch": Elsewhere(
+        "needs Slurm; tests/test_scale.py runs it with a fake srun"
+    ),
+    "kubectl apply -f examples/kubernetes-train.yaml": Elsewhere(
+        "needs a cluster; tests/test_scale.py reads it"
+    ),
     # using what was trained
     f"python -m train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}/model_final.pth"
     f" output_dir={RUN}/evaluation model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}": Small(
@@ -304,6 +337,11 @@ def code_of(page):
     if page.suffix == ".yaml":
         text = re.sub(r"^# ?", lambda found: " " * len(found[0]), text, flags=re.M)
     blocks, sentences = [(0, text)], ""
+    if page.suffix == ".yaml" and page.parent.name == "examples":
+        blocks = []
+        for document in yaml.safe_load_all(page.read_text()):
+            for container in document["spec"].get("template", {}).get("spec", {}).get("containers", ()):
+                yield text.index(container["command"][-1].split()[1]), container["command"][-1].strip()
     if page.suffix == ".md":
         fence, indented = r"^```[^\n]*\n(.*?)^```", r"^    (.+)$"
         found = [*re.finditer(fence, text, re.M | re.S), *re.finditer(indented, text, re.M)]
@@ -589,7 +627,9 @@ def run_processes(place, command, row):
     running = []
     for variables in row.processes or ({},):
         launcher, program, words = take_apart(command, **variables)
-        launcher = [word for word in launcher if "=" not in word or word.startswith("--")]
+        launcher = [
+            word for word in launcher if word != "exec" and ("=" not in word or word.startswith("--"))
+        ]
         start = ["-m", "torch.distributed.run"] if launcher[0] == "torchrun" else []
         module = ["-m", program] if program else []
         command_line = [sys.executable, *start, *launcher[1:], *module, *words, *row.more]

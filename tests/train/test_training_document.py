@@ -1,4 +1,4 @@
-"""The commands that docs/training.md prints are read by the parser that will read them for a user."""
+"""The commands that docs/training.md and docs/scale.md print are read by the parser that will read them for a user."""
 
 import re
 import shlex
@@ -11,11 +11,12 @@ from train.config_checks import check_config
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+SCALE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT + SCALE, re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    """Arguments of each `-m train` command in the document."""
+    """Arguments of each `-m train` command in the documents."""
     lines = "".join(BLOCKS).replace("\\\n", " ").splitlines()
     found = [shlex.split(line) for line in lines if " -m train " in line]
     return [words[words.index("train") + 1 :] for words in found]
