@@ -23,7 +23,9 @@ from train.config_checks import split_url
 from train.distributed import Ranks, spread
 from train.ema import Ema
 from train.loss import LossSettings, MatchedLoss
+from train.model.adapter import Adapter
 from train.model.compiled import compile_in_place
+from train.model.deformable_attention import DeformableAttention
 from train.model.segmenter import (
     LinearDecoder,
     MaskDecoder,
@@ -116,13 +118,19 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         dtype=autocast_dtype(config, device),
         device=device,
     )
-    return build_segmenter(
+    segmenter = build_segmenter(
         backbone,
         config.decoder_head,
         precision=config.precision,
         seed=config.seed,
         checkpointing=config.activation_checkpointing,
     ).to(device)
+    for module in segmenter.decoder.modules():
+        if isinstance(module, DeformableAttention):
+            module.fused = config.fused_kernels
+        if isinstance(module, Adapter):
+            module.channels_last = config.channels_last
+    return segmenter
 
 
 def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
@@ -177,6 +185,12 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
     reduce = ranks.sum if ranks.world.num_ranks > 1 else None
     if config.decoder_head.type == "linear":
         return PixelObjective(forward, config.train.celoss_weight, reduce)
+    loss = build_matched_loss(config)
+    return MaskObjective(forward, loss, reduce, skip_non_finite=config.guards.non_finite == "skip")
+
+
+def build_matched_loss(config: TrainConfig) -> MatchedLoss:
+    """The loss of the m2f head, as `m2f_train` shapes it."""
     wanted = config.m2f_train
     settings = LossSettings(
         num_points=wanted.num_points,
@@ -188,8 +202,12 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
         no_object_coefficient=wanted.no_object_coefficient,
         ignore_void=wanted.ignore_void,
     )
-    loss = MatchedLoss(settings, config.decoder_head.num_classes, dump_dir=nonfinite_folder(config))
-    return MaskObjective(forward, loss, reduce, skip_non_finite=config.guards.non_finite == "skip")
+    return MatchedLoss(
+        settings,
+        config.decoder_head.num_classes,
+        dump_dir=nonfinite_folder(config),
+        fused=config.fused_kernels,
+    )
 
 
 def nonfinite_folder(config: TrainConfig) -> Path:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from shards.augment import CropSettings, class_masks, crop, draw_crops
 from shards.batch import CropBatch, RaggedBatch
-from train.assembly import autocast_dtype, build_model, crop_settings
-from train.loss import LossSettings, MatchedLoss, linear_loss
+from train.assembly import autocast_dtype, build_matched_loss, build_model, crop_settings
+from train.loss import linear_loss
 from train.mask_classification import MaskClassificationLoss
 from train.model.compiled import begin_step, compile_in_place
-from train.model.deformable_attention import DeformableAttention
 from train.model.prediction import Prediction
 from train.model.segmenter import Segmenter
 from train.optimizer import build_optimizer, clip_gradients
@@ -91,11 +90,10 @@ class Rig:
 
 def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = False) -> Rig:
     """The model of `config` with a fresh head, its optimiser and its loss, all on `device`."""
-    segmenter = build_model(replace(config, precision="reference") if reference else config, device)
+    if reference:
+        config = replace(config, precision="reference", fused_kernels=False)
+    segmenter = build_model(config, device)
     segmenter.decoder.train()
-    for module in segmenter.decoder.modules():
-        if isinstance(module, DeformableAttention):
-            module.fused = not reference
     compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     optimizer = build_optimizer(segmenter.decoder, config.optimizer)
     loss = build_loss(config, device, reference)
@@ -116,11 +114,7 @@ def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Lo
             config.decoder_head.num_classes, wanted.no_object_coefficient,
         ).to(device)  # fmt: skip
         return lambda predictions, crops: layer_by_layer(layered, predictions, crops)
-    settings = LossSettings(
-        wanted.num_points, wanted.oversample_ratio, wanted.importance_sample_ratio, wanted.mask_coefficient,
-        wanted.dice_coefficient, wanted.class_coefficient, wanted.no_object_coefficient, wanted.ignore_void,
-    )  # fmt: skip
-    matched = MatchedLoss(settings, config.decoder_head.num_classes)
+    matched = build_matched_loss(config)
     return lambda predictions, crops: matched(predictions, crops, seed=config.seed, world_reduce=None).total
 
 

@@ -213,6 +213,8 @@ class TrainConfig:
     activation_checkpointing: bool = False  # compute activations twice, hold them once
     compile: str = "none"  # none | backbone | model: what torch.compile takes in training
     compile_mode: str = "default"  # default | reduce-overhead | max-autotune, as torch.compile knows them
+    fused_kernels: bool = True  # Triton kernels on CUDA; False: plain PyTorch, slower, in more memory
+    channels_last: bool = False  # the adapter's convolutions on channels-last maps, to be tried on a GPU
     seed: int = 100
     metric_to_save: str = "mIoU"
     datasets: DatasetConfig = field(default_factory=DatasetConfig)

@@ -17,7 +17,10 @@ from train.assembly import (
 )
 from train.config import load_config
 from train.distributed import Ranks
+from train.model.adapter import Adapter
+from train.model.deformable_attention import DeformableAttention
 from train.schema import ConfigError
+from train.step import MaskObjective
 
 ALONE = Ranks(World(), torch.device("cpu"))
 
@@ -42,6 +45,20 @@ def test_training_is_compiled_as_the_config_says(
     build_parts(load_config([*tiny_run, "compile=model", "compile_mode=max-autotune"]), ALONE)
     build_parts(load_config(tiny_run), ALONE)
     assert asked == [("model", "max-autotune"), ("none", "default")]
+
+
+@pytest.mark.parametrize("switch", ["fused_kernels", "channels_last"])
+def test_switches_reach_every_part_that_they_are_about(tiny_run: list[str], switch: str) -> None:
+    for on in (False, True):
+        parts = build_parts(load_config([*tiny_run, f"{switch}={on}"]), ALONE)
+        found = [
+            getattr(module, switch.replace("fused_kernels", "fused"))
+            for module in parts.segmenter.decoder.modules()
+            if isinstance(module, DeformableAttention if switch == "fused_kernels" else Adapter)
+        ]
+        assert found == [on] * (12 if switch == "fused_kernels" else 1)
+        assert isinstance(parts.objective, MaskObjective)
+        assert parts.objective.loss.fused == (on or switch != "fused_kernels")
 
 
 def test_the_seed_makes_the_head(tiny_run: list[str]) -> None:

@@ -192,3 +192,28 @@ def test_tokens_and_maps_are_inverse() -> None:
     feature = torch.randn(2, 3, 4, 5)
     assert torch.equal(to_map(to_tokens(feature), (4, 5)), feature)
     assert torch.equal(to_tokens(feature)[:, 7], feature[:, :, 1, 2])
+
+
+def test_channels_last_changes_the_layout_only() -> None:
+    answers = []
+    for channels_last in (False, True):
+        adapter, images, features = seeded()
+        adapter.train().channels_last = channels_last
+        maps = adapter(images, features)
+        sum((m * m).sum() for m in maps).backward()
+        answers.append([*maps, *(p.grad for p in adapter.parameters())])
+    stem = adapter.spm.conv2(adapter.spm.stem(images.contiguous(memory_format=torch.channels_last)))
+    assert stem.is_contiguous(memory_format=torch.channels_last)
+    for plain, laid_out in zip(*answers, strict=True):
+        torch.testing.assert_close(laid_out, plain, rtol=1e-8, atol=1e-8)
+
+
+def test_under_autocast_the_residual_stream_has_its_type() -> None:
+    adapter, images, features = seeded(torch.float32)
+    seen = []
+    for interaction in adapter.interactions:
+        interaction.extractor.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        adapter(images, features)
+    assert len(seen) == 4
+    assert all(t.dtype is torch.bfloat16 for pair in seen for t in pair)
