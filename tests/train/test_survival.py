@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,41 @@ def test_one_rank_of_two_is_killed_and_torchrun_starts_both_anew(
     assert launcher.returncode == 0, "".join(lines)
     assert any("continuing after step" in line for line in lines)
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_rank_of_one_node_is_killed_and_both_nodes_start_anew(
+    tiny_run: list[str], tmp_path: Path, node: int
+) -> None:
+    """Two launchers that know of each other by address only, as on two machines."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    train = ["-m", "train", *tiny_run, "bs=1", "n_gpus=2", "checkpoint.interval=1", "log.interval=1"]
+    launchers = [
+        subprocess.Popen(
+            [*launch, *meeting, "--node-rank", rank, "--max-restarts", "3", *train, "resume_from=auto"],
+            cwd=ROOT, env=ENVIRONMENT, stderr=stderr, text=True,
+        )
+        for rank, stderr in (("0", subprocess.PIPE), ("1", subprocess.DEVNULL))
+    ]  # fmt: skip
+    lines: list[str] = []
+    try:
+        assert launchers[0].stderr is not None
+        for line in launchers[0].stderr:
+            lines.append(line)
+            if "step 3/8" in line and sum("step 3/8" in seen for seen in lines) == 1:
+                os.kill(children_of(launchers[node].pid)[-1], signal.SIGKILL)
+        assert [launcher.wait(timeout=120) for launcher in launchers] == [0, 0], "".join(lines)
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+            with launcher:  # closes its pipe
+                pass
+    assert any("continuing after step" in line for line in lines)
+    assert (tmp_path / "run" / "model_final.pth").is_file()
 
 
 @pytest.mark.slow
