@@ -50,7 +50,10 @@ class FusedSampler:
         of_labels = torch.empty((*shares, labels + 1), device=device)
         for layer, prediction in enumerate(predictions):
             outputs = products[layer], of_queries[layer], of_labels[layer]
-            self._launch_costs(prediction.mask_logits.detach().contiguous(), self.keys[0, layer], outputs)
+            maps = prediction.mask_logits.detach()
+            if not maps[0].is_contiguous():
+                maps = maps.contiguous()
+            self._launch_costs(maps, self.keys[0, layer], outputs)
         products, of_queries, of_labels = (part.sum(1) for part in (products, of_queries, of_labels))
         (with_logit, with_sigmoid), (softplus, sigmoid) = products.unbind(3), of_queries.unbind(3)
         return PairSums(
@@ -71,7 +74,7 @@ class FusedSampler:
         grid = (batch, blocks, num_shares)
         kernels.cost_sums[grid](
             maps, self.label_map, keys, *outputs,
-            points, triton.cdiv(points, num_shares), height, width, *self.label_map.shape[1:],
+            points, triton.cdiv(points, num_shares), maps.stride(0), height, width, *self.label_map.shape[1:],
             Q=queries, K=self.num_labels, VOID=VOID, IGNORE_VOID=self.settings.ignore_void,
             BLOCK_Q=kernels.COST_QUERIES, BLOCK_P=kernels.COST_POINTS,
             BLOCK_K=block_labels, **kernels.OPTIONS,

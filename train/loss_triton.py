@@ -107,15 +107,15 @@ def _softplus(logit):
 @triton.jit
 def cost_sums(
     maps, label_map, keys, products, query_sums, label_sums,
-    num_points, points_a_share, height, width, label_height, label_width,
+    num_points, points_a_share, image_stride, height, width, label_height, label_width,
     Q: tl.constexpr, K: tl.constexpr, VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One layer's sums over one share of the points, program (image, block of queries and labels, share).
 
-    maps (B, Q, h, w), label_map (B, H, W), keys (B, 2). Written: products (S, B, Q, 2, K), the sums of
-    logit * target and of sigmoid * target; query_sums (S, B, Q, 2), softplus and sigmoid; label_sums (S,
-    B, K + 1), target and, last, the points that count.
+    maps (B, Q, h, w), images `image_stride` apart, label_map (B, H, W), keys (B, 2). Written: products
+    (S, B, Q, 2, K), the sums of logit * target and of sigmoid * target; query_sums (S, B, Q, 2), softplus
+    and sigmoid; label_sums (S, B, K + 1), target and, last, the points that count.
     """
     image, share = tl.program_id(0), tl.program_id(2)
     label_blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
@@ -124,7 +124,7 @@ def cost_sums(
     in_query = query < Q
     column = label_block * BLOCK_K + tl.arange(0, BLOCK_K)
     labels = label_map + image.to(tl.int64) * label_height * label_width
-    own = (image.to(tl.int64) * Q + query) * height * width
+    own = image.to(tl.int64) * image_stride + query * height * width
     with_logit = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     with_sigmoid = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     softplus_sum = tl.zeros((BLOCK_Q,), dtype=tl.float32)

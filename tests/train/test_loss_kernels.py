@@ -43,7 +43,9 @@ def check(name: str, device: str, dtype: torch.dtype) -> None:
 
     plain, settings = plain_tests(), CASES[name]
     predictions, label_map, keys = plain.make_inputs(dtype)
-    moved = [type(p)(p.class_logits.to(device), p.mask_logits.to(device)) for p in predictions]
+    # as the query decoder gives them: views of one tensor in which the layers of an image stand together
+    together = torch.stack([p.mask_logits for p in predictions], 1).to(device).unbind(1)
+    moved = [type(p)(p.class_logits.to(device), m) for p, m in zip(predictions, together, strict=True)]
     loss_kernels.POINTS_A_SHARE, loss_kernels.MAGNITUDES_AT_ONCE = 16, 130  # several shares, several parts
     sampler = FusedSampler(label_map.to(device), plain.LABELS, keys.to(device), settings)
     sums = sampler.pair_sums(moved)

@@ -24,7 +24,7 @@ from train import loss_triton as fused
 POINTERS = {
     "label_map": "*u8", "keys": "*i64", "images": "*i64", "wanted": "*i64", "chosen": "*i64",
 }
-COUNTS = ("num_", "points_a_share", "height", "width", "label_height", "label_width")
+COUNTS = ("num_", "points_a_share", "image_stride", "height", "width", "label_height", "label_width")
 ROWS = dict(VOID=255, IGNORE_VOID=True, BLOCK_P=fused.BLOCK_POINTS)
 COSTS = dict(
     Q=100, K=17, VOID=255, IGNORE_VOID=True,
