@@ -1,4 +1,4 @@
-"""The commands of docs/training.md and docs/scale.md are read by the parser that will read them for a user."""
+"""The commands of docs/training.md and docs/scale.md are read by the parser which reads them for a user."""
 
 import re
 import shlex
