@@ -428,7 +428,8 @@ def test_every_command_is_in_the_table_and_every_row_is_shown():
 @pytest.mark.parametrize("command", [one for one in COMMANDS if "..." not in one], ids=lambda one: one[:120])
 def test_a_command_is_one_that_the_program_takes(command, monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes are named from here
-    parse(command)
+    assert take_apart(command)
+    parse(command)  # raises, or ends the process, where it is not
 
 
 @pytest.mark.parametrize(
@@ -584,7 +585,7 @@ class Workshop:
         return place / name
 
     def run(self, place, command):
-        """Run a command of the table in the folder `place`, and look for what it should leave."""
+        """Run a command of the table in the folder `place`; what it should have left and did not."""
         row = row_of(command)
         for name in row.needs:
             source, copy = self.made(name), place / name
@@ -606,7 +607,7 @@ class Workshop:
                 assert MAINS[program]([*words, *row.more]) == 0
             finally:
                 os.chdir(before)
-        assert [name for name in row.leaves if not (place / name).exists()] == []
+        return [name for name in row.leaves if not (place / name).exists()]
 
 
 @pytest.fixture(scope="module")
@@ -653,7 +654,7 @@ RUN_HERE = [
 @pytest.mark.parametrize("command", RUN_HERE)
 def test_a_command_runs_when_it_is_made_small(command, tmp_path, workshop, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    workshop.run(tmp_path, command)
+    assert workshop.run(tmp_path, command) == []
 
 
 def test_what_does_not_run_here_has_a_reason():

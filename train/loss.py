@@ -29,7 +29,7 @@ from train.matcher import Assigner, CostWeights, matching_costs
 from train.model.prediction import Prediction
 from train.nonfinite import check_costs
 from train.points import MATCH, ROWS, point_keys
-from train.sampled import PlainSampler, Rows, RowSums, Sampler
+from train.sampled import PlainSampler, Rows, RowSums
 from train.transfer import HostCopy, to_device
 
 __all__ = ["LossSettings", "LossTerms", "MaskClassificationLoss", "MatchedLoss", "linear_loss"]
@@ -97,12 +97,13 @@ class MatchedLoss:
                     predictions, crops.labels, sampler.pair_sums(predictions), self._weights
                 )
                 copy = HostCopy(_packed(costs, labels_present(crops.label_map, crops.labels.shape[1]), carry))
-                sampler.draw()
             rows, carried = self._matches(copy.wait(), costs.shape, predictions, crops)
             terms = self._terms(predictions, crops, to_device(rows, device), sampler, world_reduce)
             return terms if carry is None else replace(terms, carried=carried)
 
-    def _sampler(self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor) -> Sampler:
+    def _sampler(
+        self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor
+    ) -> PlainSampler | FusedSampler:
         num_labels = crops.labels.shape[1]
         fits = self.fused and loss_kernels_fit(predictions[0].mask_logits, num_labels)
         return (FusedSampler if fits else PlainSampler)(crops.label_map, num_labels, keys, self.settings)
@@ -124,7 +125,7 @@ class MatchedLoss:
         predictions: Sequence[Prediction],
         crops: CropBatch,
         rows: Tensor,
-        sampler: Sampler,
+        sampler: PlainSampler | FusedSampler,
         world_reduce: Callable[[Tensor], Tensor] | None,
     ) -> LossTerms:
         settings, num_layers = self.settings, len(predictions)

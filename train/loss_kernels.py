@@ -80,9 +80,6 @@ class FusedSampler:
             BLOCK_K=block_labels, **kernels.OPTIONS,
         )  # fmt: skip
 
-    def draw(self) -> None:
-        """Nothing to do: points are drawn where they are used."""
-
     def row_sums(self, rows: Rows) -> RowSums:
         layer, images, _, wanted = rows.place
         keys = self.keys[1][layer, images]

@@ -188,6 +188,20 @@ def _chosen_points(chosen, keys, offsets, row, num_chosen, num_points, num_candi
 
 
 @triton.jit
+def _targets(
+    label_map, images, wanted, row, x, y, height, width, in_set,
+    VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
+):  # fmt: skip
+    """The row's own mask at the points, and how much each point counts."""
+    labels = label_map + tl.load(images + row) * height * width
+    own_label = tl.load(wanted + row).to(tl.int32)
+    weight = tl.where(in_set, 1.0, 0.0)
+    if IGNORE_VOID:
+        weight -= _share_of(labels, x, y, height, width, VOID, in_set)
+    return _share_of(labels, x, y, height, width, own_label, in_set), weight
+
+
+@triton.jit
 def row_sums(
     maps, label_map, images, wanted, keys, offsets, chosen, out,
     num_chosen, num_points, num_candidates, height, width, label_height, label_width,
@@ -196,12 +210,9 @@ def row_sums(
     """out (R, blocks, 5): cross entropy, sigmoid * target, sigmoid, target, points that count."""
     row = tl.program_id(0).to(tl.int64)
     x, y, in_set = _chosen_points(chosen, keys, offsets, row, num_chosen, num_points, num_candidates, BLOCK_P)
-    labels = label_map + tl.load(images + row) * label_height * label_width
-    own_label = tl.load(wanted + row).to(tl.int32)
-    target = _share_of(labels, x, y, label_height, label_width, own_label, in_set)
-    weight = tl.where(in_set, 1.0, 0.0)
-    if IGNORE_VOID:
-        weight -= _share_of(labels, x, y, label_height, label_width, VOID, in_set)
+    target, weight = _targets(
+        label_map, images, wanted, row, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
+    )
     logit = _logits(maps + row * height * width, x, y, height, width, in_set)
     sigmoid = tl.sigmoid(logit) * weight
     line = out + (row * tl.num_programs(1) + tl.program_id(1)) * 5
@@ -237,12 +248,9 @@ def row_gradients(
     """grad_maps (R, h, w) float32 is added to; grad_sums (R, 5) as `row_sums` orders them."""
     row = tl.program_id(0).to(tl.int64)
     x, y, in_set = _chosen_points(chosen, keys, offsets, row, num_chosen, num_points, num_candidates, BLOCK_P)
-    labels = label_map + tl.load(images + row) * label_height * label_width
-    own_label = tl.load(wanted + row).to(tl.int32)
-    target = _share_of(labels, x, y, label_height, label_width, own_label, in_set)
-    weight = tl.where(in_set, 1.0, 0.0)
-    if IGNORE_VOID:
-        weight -= _share_of(labels, x, y, label_height, label_width, VOID, in_set)
+    target, weight = _targets(
+        label_map, images, wanted, row, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
+    )
     sigmoid = tl.sigmoid(_logits(maps + row * height * width, x, y, height, width, in_set))
     of_entropy, of_overlap = tl.load(grad_sums + 5 * row), tl.load(grad_sums + 5 * row + 1)
     of_sigmoid = (of_overlap * target + tl.load(grad_sums + 5 * row + 2)) * weight

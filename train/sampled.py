@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -57,17 +56,6 @@ class Rows:
     classes: Tensor  # (R,) int64 class ids
 
 
-class Sampler(Protocol):
-    """Where the loss looks in one micro-step, and what it finds there."""
-
-    def pair_sums(self, predictions: Sequence[Prediction]) -> PairSums: ...
-
-    def draw(self) -> None:
-        """Give the device something to do while the host assigns."""
-
-    def row_sums(self, rows: Rows) -> RowSums: ...
-
-
 class PlainSampler:
     """Points, samples and products as tensors.
 
@@ -77,7 +65,6 @@ class PlainSampler:
     def __init__(self, label_map: Tensor, num_labels: int, keys: Tensor, settings: LossSettings) -> None:
         self.settings, self.keys, self.num_labels = settings, keys, num_labels
         self.bordered = padded(label_map)
-        self._points: Tensor | None = None
 
     def pair_sums(self, predictions: Sequence[Prediction]) -> PairSums:
         points = random_points(self.keys[0], self.settings.num_points)
@@ -98,13 +85,7 @@ class PlainSampler:
         products = logit @ columns, sigmoid @ columns
         return (*products, softplus.sum(-1), sigmoid.sum(-1), target.sum(-1), counted)
 
-    def draw(self) -> None:
-        candidates, _, fresh = self.settings.point_counts
-        self._points = random_points(self.keys[1], candidates + fresh)
-
     def row_sums(self, rows: Rows) -> RowSums:
-        if self._points is None:
-            self.draw()
         maps, (_, images, _, wanted) = rows.maps.float().unsqueeze(1), rows.place
         points = self._row_points(maps.detach(), rows)
         target = targets_of_rows(self.bordered, images, wanted, points)
@@ -120,16 +101,16 @@ class PlainSampler:
 
     def _row_points(self, maps: Tensor, rows: Rows) -> Tensor:
         """(R, P, 2): the least certain of each matched row's candidates, then fresh ones."""
-        assert self._points is not None
         candidates, kept, fresh = self.settings.point_counts
         layer, image = rows.place[0], rows.place[1]
+        points = random_points(self.keys[1], candidates + fresh)
         offsets = row_offsets(self.keys[1][layer, image], rows.classes)
-        chosen = [self._points.new_zeros((0, self.settings.num_points, 2))]
+        chosen = [points.new_zeros((0, self.settings.num_points, 2))]
         at_once = max(1, CANDIDATES_AT_ONCE // candidates)
         with torch.no_grad():
             for part in range(0, len(maps), at_once):
                 some = slice(part, part + at_once)
-                drawn = shifted(self._points[layer[some], image[some]], offsets[some])
+                drawn = shifted(points[layer[some], image[some]], offsets[some])
                 first, rest = drawn.split((candidates, fresh), 1)
                 logit = sample_maps(maps[some], first).squeeze(1)
                 chosen.append(torch.cat((nearest_zero(logit, first, kept), rest), 1))

@@ -37,8 +37,8 @@ def plain_tests() -> ModuleType:
     return module
 
 
-def check(name: str, device: str, dtype: torch.dtype) -> None:
-    """Both kinds of sums, and the gradient of the maps, of one case."""
+def check(name: str, device: str, dtype: torch.dtype) -> str:
+    """Both kinds of sums, and the gradient of the maps, of one case; its name, when they hold."""
     from train import loss_kernels
 
     plain, settings = plain_tests(), CASES[name]
@@ -53,6 +53,7 @@ def check(name: str, device: str, dtype: torch.dtype) -> None:
     plain.check_pairs(back, predictions, label_map, keys, settings, 1e-4)
     limit = 1e-4 if dtype is torch.float32 else 1e-3  # the gradient of bfloat16 maps is rounded to bfloat16
     plain.check_rows(_Moved(sampler, device), predictions, label_map, keys, settings, limit)
+    return name
 
 
 class _Moved:
@@ -68,40 +69,46 @@ class _Moved:
         return type(sums)(*(getattr(sums, field).cpu() for field in sums.__dataclass_fields__))
 
 
-def interpreted(*command: str) -> None:
+def interpreted(*command: str) -> str:
     done = subprocess.run(
         [sys.executable, *command], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parents[2], capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def test_interpreted_sums_equal_a_loop_over_dense_masks() -> None:
-    interpreted(
+    told = interpreted(
         "-W", "error", "-c",
         "import importlib.util, torch;"
         f"spec = importlib.util.spec_from_file_location('cases', {str(HERE)!r});"
         "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases);"
-        "[cases.check(name, 'cpu', torch.float32) for name in cases.CASES];"
-        "cases.check('void ignored', 'cpu', torch.bfloat16)",
+        "print(*(cases.check(name, 'cpu', torch.float32) for name in cases.CASES), sep=', ');"
+        "print(cases.check('void ignored', 'cpu', torch.bfloat16))",
     )  # fmt: skip
+    assert told.splitlines() == [", ".join(CASES), "void ignored"]
 
 
 def test_interpreted_loss_equals_the_reference_layer_by_layer() -> None:
     tests = str(HERE.with_name("test_loss.py"))
-    interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", tests, "-k", "reference and usual")
+    told = interpreted(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", tests, "-k", "reference and usual"
+    )
+    assert "1 passed" in told
 
 
 @pytest.mark.slow
 def test_every_test_of_the_loss_holds_for_the_interpreted_kernels() -> None:
-    interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", str(HERE.with_name("test_loss.py")))
+    tests = str(HERE.with_name("test_loss.py"))
+    assert " passed" in interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", tests)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
 def test_cuda_sums_equal_a_loop_over_dense_masks(name: str, dtype: torch.dtype) -> None:
-    check(name, "cuda", dtype)
+    assert check(name, "cuda", dtype) == name
 
 
 def test_where_the_kernels_apply(monkeypatch: pytest.MonkeyPatch) -> None:

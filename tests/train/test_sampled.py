@@ -10,7 +10,7 @@ from shards.batch import VOID
 from train.loss_settings import LossSettings
 from train.model.prediction import Prediction
 from train.points import MATCH, ROWS, point_keys, random_points, row_offsets, shifted
-from train.sampled import PairSums, PlainSampler, Rows, RowSums, Sampler
+from train.sampled import PairSums, PlainSampler, Rows, RowSums
 
 LAYERS, IMAGES, QUERIES, LABELS = 2, 2, 3, 4
 
@@ -92,7 +92,7 @@ def expected_row(
 
 
 def check_rows(
-    sampler: Sampler, predictions: list[Prediction], label_map: torch.Tensor, keys: torch.Tensor,
+    sampler: PlainSampler, predictions: list[Prediction], label_map: torch.Tensor, keys: torch.Tensor,
     settings: LossSettings, limit: float = 1e-5,
 ) -> None:  # fmt: skip
     """Sums, and the gradient of the maps through all three that have one."""

@@ -104,7 +104,8 @@ def test_the_resampling_operator_is_registered_as_it_computes(dtype: torch.dtype
     value, locations, weights = inputs(torch.float32)
     leaves = [t.requires_grad_() for t in (value.to(dtype), locations, weights)]
     sides = [side for shape in SHAPES for side in shape]
-    torch.library.opcheck(module.resampled_attention, (leaves[0], sides, *leaves[1:]))
+    found = torch.library.opcheck(module.resampled_attention, (leaves[0], sides, *leaves[1:]))
+    assert set(found.values()) == {"SUCCESS"}
 
 
 def test_bfloat16_values_are_read_at_float32_places() -> None:
