@@ -220,33 +220,47 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, query: Tensor, references: Tensor, features: Tensor, shapes: Shapes) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        references: Tensor,
+        features: Tensor,
+        shapes: Shapes,
+        position: Tensor | None = None,
+    ) -> Tensor:
         """(B, Q, width) from query (B, Q, width) and features (B, S, width), S places over `shapes`.
 
-        references (Q, 2), float32 or float64: where each query stands, (x, y) in 0..1.
+        references (Q, 2), float32 or float64: where each query stands, (x, y) in 0..1. `position`
+        (Q, width) is added to the queries of every image.
         """
         grid = (self.num_heads, self.num_levels, self.num_points)
         query = lowered(query)
         value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
         exact = references.dtype
-        offsets, weights = self._looks(query)
-        weights = weights.to(exact).unflatten(-1, (grid[0], -1)).softmax(-1)
+        offsets, weights = self._looks(query, position, exact)
+        weights = weights.unflatten(-1, (grid[0], -1)).softmax(-1)
         # Offsets are in pixels of their level. Arithmetic on flat rows: broadcasting over pairs is slow.
         repeats = self.num_points * self.num_heads
         steps = 1 / level_sizes(shapes, references.device, exact)
         steps = steps[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         places = references.repeat(1, repeats * self.num_levels)
-        locations = torch.addcmul(places, offsets.to(exact), steps).unflatten(-1, (*grid, 2))
+        locations = torch.addcmul(places, offsets, steps).unflatten(-1, (*grid, 2))
         weights = weights.unflatten(-1, grid[1:])
         return self.output_proj(deformable_attention(value, shapes, locations, weights, fused=self.fused))
 
-    def _looks(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """What `sampling_offsets` and `attention_weights` say of the queries, in one product: they are read
-        once, and their gradient is written once.
+    def _looks(self, query: Tensor, position: Tensor | None, exact: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `sampling_offsets` and `attention_weights` say of the queries, in type `exact`.
+
+        In one product: the queries are read once, and their gradient is written once. The position's share is
+        added to what comes out, not to what goes in: it is the same for all images, and a sum of the
+        queries' size would be written, and kept for the backward pass.
         """
         both = (self.sampling_offsets, self.attention_weights)
         weight, bias = torch.cat([layer.weight for layer in both]), torch.cat([layer.bias for layer in both])
-        offsets, weights = F.linear(query, weight, bias).split([layer.out_features for layer in both], -1)
+        said = F.linear(query, weight, bias)
+        # one pass either way: an addition of two types reads the lower one and writes the higher one
+        said = said.to(exact) if position is None else said + F.linear(position, weight).to(exact)
+        offsets, weights = said.split([layer.out_features for layer in both], -1)
         return offsets, weights
 
 

@@ -39,7 +39,7 @@ class EncoderLayer(nn.Module):
         self.norm2 = LayerNorm(width)
 
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, shapes: Shapes) -> Tensor:
-        tokens = self.norm1(tokens + self.self_attn(tokens + position, points, tokens, shapes))
+        tokens = self.norm1(tokens + self.self_attn(tokens, points, tokens, shapes, position))
         # Not in place: what a linear layer returns is a view, and autograd copies thrice to change one.
         return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
 
