@@ -316,6 +316,7 @@ TABLE = {
     ),
     "OMP_NUM_THREADS=1 python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
     "python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
+    "taskset -c 0,1 python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
     # everything else
     "python examples/demo_summary.py demo-run": Elsewhere("tests/test_end_to_end.py runs it"),
     "python -m examples.*": Elsewhere("tests/shards/test_examples.py runs all three"),
