@@ -74,8 +74,9 @@ class FusedSampler:
         grid = (batch, blocks, num_shares)
         kernels.cost_sums[grid](
             maps, self.label_map, keys, *outputs,
-            points, triton.cdiv(points, num_shares), maps.stride(0), height, width, *self.label_map.shape[1:],
-            Q=queries, K=self.num_labels, VOID=VOID, IGNORE_VOID=self.settings.ignore_void,
+            points, triton.cdiv(points, num_shares), self.num_labels,
+            maps.stride(0), height, width, *self.label_map.shape[1:],
+            Q=queries, VOID=VOID, IGNORE_VOID=self.settings.ignore_void,
             BLOCK_Q=kernels.COST_QUERIES, BLOCK_P=kernels.COST_POINTS,
             BLOCK_K=block_labels, **kernels.OPTIONS,
         )  # fmt: skip

@@ -107,8 +107,8 @@ def _softplus(logit):
 @triton.jit
 def cost_sums(
     maps, label_map, keys, products, query_sums, label_sums,
-    num_points, points_a_share, image_stride, height, width, label_height, label_width,
-    Q: tl.constexpr, K: tl.constexpr, VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
+    num_points, points_a_share, num_labels, image_stride, height, width, label_height, label_width,
+    Q: tl.constexpr, VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One layer's sums over one share of the points, program (image, block of queries and labels, share).
@@ -118,7 +118,7 @@ def cost_sums(
     and sigmoid; label_sums (S, B, K + 1), target and, last, the points that count.
     """
     image, share = tl.program_id(0), tl.program_id(2)
-    label_blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    label_blocks = tl.cdiv(num_labels, BLOCK_K)  # at run time: batches differ, and each size would compile
     query_block, label_block = tl.program_id(1) // label_blocks, tl.program_id(1) % label_blocks
     query = query_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     in_query = query < Q
@@ -153,16 +153,16 @@ def cost_sums(
         counted += weight
     row = (share * tl.num_programs(0) + image).to(tl.int64)
     line = (row * Q + query) * 2
-    inside = in_query[:, None] & (column < K)[None, :]
-    tl.store(products + line[:, None] * K + column[None, :], with_logit, mask=inside)
-    tl.store(products + line[:, None] * K + K + column[None, :], with_sigmoid, mask=inside)
+    inside = in_query[:, None] & (column < num_labels)[None, :]
+    tl.store(products + line[:, None] * num_labels + column[None, :], with_logit, mask=inside)
+    tl.store(products + line[:, None] * num_labels + num_labels + column[None, :], with_sigmoid, mask=inside)
     if label_block == 0:
         tl.store(query_sums + line, softplus_sum, mask=in_query)
         tl.store(query_sums + line + 1, sigmoid_sum, mask=in_query)
     if query_block == 0:
-        tl.store(label_sums + row * (K + 1) + column, target_sum, mask=column < K)
+        tl.store(label_sums + row * (num_labels + 1) + column, target_sum, mask=column < num_labels)
     if tl.program_id(1) == 0:
-        tl.store(label_sums + row * (K + 1) + K, tl.sum(counted, 0))
+        tl.store(label_sums + row * (num_labels + 1) + num_labels, tl.sum(counted, 0))
 
 
 @triton.jit

@@ -27,7 +27,7 @@ POINTERS = {
 COUNTS = ("num_", "points_a_share", "image_stride", "height", "width", "label_height", "label_width")
 ROWS = dict(VOID=255, IGNORE_VOID=True, BLOCK_P=fused.BLOCK_POINTS)
 COSTS = dict(
-    Q=100, K=17, VOID=255, IGNORE_VOID=True,
+    Q=100, VOID=255, IGNORE_VOID=True,
     BLOCK_Q=fused.COST_QUERIES, BLOCK_P=fused.COST_POINTS, BLOCK_K=fused.MAX_COST_LABELS,
 )
 KERNELS = (
