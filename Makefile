@@ -11,11 +11,12 @@ SHELL := /bin/bash
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 PINS := -c constraints.txt $(if $(GPU),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow test-gpu lint clean
 help:
 	@echo "make demo       the whole pipeline on made images, a few minutes on two cores"
 	@echo "make test       lint, types and the CPU test suite"
 	@echo "make test-slow  the tests that need minutes or real data (MASKSHARDS_TEST_DATA)"
+	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make setup      only the environment in .venv"
 
 setup: $(READY)
@@ -36,6 +37,9 @@ test: lint
 
 test-slow: setup
 	$(BIN)/pytest -m "slow and not gpu"
+
+test-gpu: setup
+	$(BIN)/pytest -m "gpu and not slow"
 
 # Every line below is an ordinary command of the README; make prints each before it runs. Torch gets one thread: two
 # that wait for each other by spinning are many times slower as soon as anything else runs on the machine.

@@ -149,7 +149,10 @@ def chosen_device(name: str) -> torch.device:
         raise ValueError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; say cpu"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels and events of our own go to the current device
+    return device
 
 
 def measure_steps(

@@ -99,6 +99,8 @@ class FusedSampler:
         from train import loss_triton as kernels
 
         candidates, kept, _ = self.settings.point_counts
+        if kept == 0:
+            return torch.empty((len(maps), 0), dtype=torch.int64, device=maps.device)
         at_once = max(1, MAGNITUDES_AT_ONCE // candidates)
         chosen = [torch.empty((0, kept), dtype=torch.int64, device=maps.device)]
         for part in range(0, len(maps), at_once):

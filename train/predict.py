@@ -160,6 +160,10 @@ def choose_device(name: str | None) -> torch.device:
         raise PredictError(f"device={name} is no device; say cpu, cuda or cuda:1") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise PredictError(f"device={name}, but there is no CUDA device here; say device=cpu")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise PredictError(f"device={name}, but there are {torch.cuda.device_count()} CUDA devices here")
+        torch.cuda.set_device(device)  # kernels and events of our own go to the current device
     return device
 
 

@@ -24,6 +24,7 @@ from train.model.segmenter import Segmenter
 from train.optimizer import build_optimizer, clip_gradients
 from train.phases import PhaseClock, mark_after
 from train.schema import TrainConfig
+from train.step import drops_on
 
 Loss = Callable[[Sequence[Prediction], CropBatch], Tensor]
 
@@ -50,7 +51,7 @@ class Rig:
         clock.mark("copy")
         crops = crop(batch, draw_crops(batch, self.config.seed, self.crops), self.crops)
         clock.mark("crop")
-        drops = decoder.draw_drops(batch.positions, self.config.seed)
+        drops = drops_on(self.device, self.segmenter, batch.positions, self.config.seed)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             answer = decoder(crops.images, self.segmenter.features(crops.images), drops)
         total = self.loss(answer, crops)

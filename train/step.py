@@ -7,7 +7,7 @@ its samples and the weights only, never on what ran before it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from train.guards import poisoned
 from train.loss import MatchedLoss, linear_loss
 from train.model.segmenter import Segmenter
 from train.nonfinite import NonFiniteError
+from train.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,19 @@ class Forward:
         """The crops of a batch, and the decoder's answer: predictions (m2f) or class score maps (linear)."""
         keyed = replace(batch, epochs=batch.positions) if self.crops_by_position else batch
         crops = crop(batch, draw_crops(keyed, self.seed, self.crops), self.crops)
-        drops = self.segmenter.decoder.draw_drops(batch.positions, self.seed)
+        drops = drops_on(self.device, self.segmenter, batch.positions, self.seed)
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return crops, self.decoder(crops.images, self.segmenter.features(crops.images), drops)
+
+
+def drops_on(
+    device: torch.device, segmenter: Segmenter, positions: Sequence[int], seed: int
+) -> Tensor | None:
+    """The decoder's drop factors, already on `device`: DistributedDataParallel would copy them there itself,
+    and make the host wait for all that is queued.
+    """
+    drops = segmenter.decoder.draw_drops(positions, seed)
+    return None if drops is None else to_device(drops.numpy(), device)
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,10 @@ def count_syncs(call: Callable[[], object], device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")  # warns itself, once, that it is a prototype
             call()
     finally:
         torch.cuda.set_sync_debug_mode(before)

@@ -9,7 +9,7 @@ from shards.order import World
 from train.assembly import Parts, build_parts, open_loader
 from train.config import load_config
 from train.distributed import Ranks
-from train.step import Losses, PixelObjective
+from train.step import Losses, PixelObjective, drops_on
 
 ALONE = Ranks(World(), torch.device("cpu"))
 
@@ -99,3 +99,18 @@ def test_an_image_that_recurs_is_cropped_anew(tiny_run: list[str]) -> None:
     later = replace(batch, positions=tuple(position + 1 for position in batch.positions))
     first, again = (parts.objective(one).crops.images for one in (batch, later))
     assert not torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    "device", [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)], ids=str
+)
+def test_drop_factors_are_the_decoders_and_already_on_the_device(
+    tiny_run: list[str], device: torch.device
+) -> None:
+    segmenter = build_parts(load_config(tiny_run), Ranks(World(), torch.device("cpu"))).segmenter
+    drops = drops_on(device, segmenter, [3, 2**40], seed=7)
+    assert drops is not None
+    assert drops.device.type == device.type
+    assert torch.equal(drops.cpu(), segmenter.decoder.draw_drops([3, 2**40], 7))
+    segmenter.decoder.eval()
+    assert drops_on(device, segmenter, [3], seed=7) is None

@@ -175,7 +175,10 @@ def test_steps_are_parted_in_the_modes_that_replay_cuda_graphs(monkeypatch: pyte
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:TensorFloat32 tensor cores"
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:TensorFloat32 tensor cores",
+    "ignore:Please use the new API settings to control TF32",
 )
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_step_on_cuda_equals_the_eager_one(mode: str) -> None:

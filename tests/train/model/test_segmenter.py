@@ -256,6 +256,8 @@ def test_the_forward_and_backward_pass_never_wait_for_the_device() -> None:
 def test_a_full_width_step_fits_the_card(name: str, batch: int, limit_gb: int) -> None:
     """Forward, backward and AdamW at 512x512 px and width 2048, without activation checkpointing."""
     device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     backbone = load_backbone(name, "random", dtype=torch.bfloat16, device=device)
     segmenter = build_segmenter(backbone, Head(hidden_dim=2048, num_classes=150, **PUBLISHED)).to(device)
     segmenter.train()
