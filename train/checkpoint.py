@@ -33,6 +33,7 @@ from train.model.weight_files import WeightsError, check_file
 VERSION = 1
 FOLDER = "checkpoints"
 LAST, BEST = "step-", "best-"
+LEFT_BEHIND = "left-behind-"  # before the name of what a continued run no longer counts
 WEIGHTS, OPTIMIZER, AVERAGE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors"
 STATE = "state.json"
 FINAL = "model_final.pth"
@@ -77,7 +78,7 @@ def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, di
     """Write `run/checkpoints/NAME` in one visible act and return it; a folder of that name is replaced."""
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*"):
+    for leftover in (*folder.glob(f".{LAST}*"), *folder.glob(f".{BEST}*")):  # other dot files are not ours
         shutil.rmtree(leftover)
     hidden = folder / f".{name}"
     hidden.mkdir()
@@ -137,6 +138,26 @@ def prune(run: Path, keep_last: int, archive_interval: int | None) -> None:
     for path in checkpoints_of(run, LAST)[:-keep_last]:
         if archive_interval is None or step_of(path) % archive_interval:
             shutil.rmtree(path)
+
+
+def leave_behind(run: Path, step: int) -> list[Path]:
+    """Rename every checkpoint of the run above `step` to `left-behind-NAME`; returns the new paths.
+
+    What is continued at `step` writes a branch of its own. Under their names the old ones would count as its
+    newest: the new ones would be pruned, and `auto` would go on with the old branch.
+    """
+    moved = []
+    for path in (*checkpoints_of(run, LAST), *checkpoints_of(run, BEST)):
+        if step_of(path) <= step:
+            continue
+        aside = path.with_name(f"{LEFT_BEHIND}{path.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+        moved.append(aside)
+    if moved:
+        flush_folder(run / FOLDER)
+    return moved
 
 
 def save_best(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:

@@ -86,7 +86,9 @@ def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[Ragge
     first = next(batches)
     begin_step(session.config.compile_mode)
     kept = [buffer.clone() for buffer in batch_statistics(parts.segmenter.decoder)]
+    session.guard.begin_step()
     parts.objective(first).total.backward()
+    session.guard.after_backward()  # before DistributedDataParallel complains in its own words
     parts.optimizer.zero_grad(set_to_none=True)
     for buffer, before in zip(batch_statistics(parts.segmenter.decoder), kept, strict=True):
         buffer.copy_(before)

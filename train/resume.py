@@ -20,6 +20,7 @@ from train.checkpoint import (
     TrainState,
     check_digest,
     checkpoints_of,
+    leave_behind,
     load_weights,
     read_checkpoint,
     read_part,
@@ -60,7 +61,9 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
     """
     chosen = choose_checkpoint(config, ranks, run)
     if chosen is not None:
-        return continue_from(chosen, config, parts, run)
+        start = continue_from(chosen, config, parts, run)
+        ranks.from_first(lambda: part_with(run, start.step))
+        return start
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
         load_weights(parts.segmenter.decoder, checkpoint)
@@ -77,7 +80,7 @@ def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | No
 
     def choose() -> str:
         if config.resume_from == "auto":
-            return str(newest_whole(run) or "")
+            return str(newest_whole_or_none(run) or "")
         if checkpoints_of(run, LAST):
             raise ConfigError(
                 f"output_dir {run} already holds a run; say resume_from=auto to continue it, "
@@ -87,6 +90,26 @@ def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | No
 
     said = ranks.from_first(choose)
     return Path(said) if said else None
+
+
+def part_with(run: Path, step: int) -> str:
+    """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so."""
+    for path in leave_behind(run, step):
+        logger.warning("%s is above step %d: set aside, delete it when nobody needs it", path, step)
+    return ""
+
+
+def newest_whole_or_none(run: Path) -> Path | None:
+    """None for a folder without checkpoints; CheckpointError where there are some and none can be read, since
+    starting anew would overwrite the run.
+    """
+    newest = newest_whole(run)
+    if newest is None and (found := checkpoints_of(run, LAST)):
+        raise CheckpointError(
+            f"{found[-1].parent}: none of its {len(found)} checkpoints can be continued (the reasons stand "
+            "above); delete them to start anew, name another output_dir, or start from weights with init_from"
+        )
+    return newest
 
 
 def newest_whole(run: Path) -> Path | None:

@@ -21,6 +21,7 @@ from train.checkpoint import (
     read_state,
     replacing,
     save_best,
+    save_checkpoint,
     save_final,
     save_last,
 )
@@ -243,3 +244,11 @@ def test_a_link_in_place_of_the_hidden_file_is_not_followed(tmp_path: Path) -> N
     (run / ".model_final.json.part").symlink_to(outside)
     save_final(run, STATE, weights())
     assert outside.read_text() == "precious"
+
+
+def test_a_strangers_dot_file_stops_no_save(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / ".step-00000002").mkdir(parents=True)  # what a killed save leaves
+    (folder / ".DS_Store").write_bytes(b"\0")
+    save_checkpoint(tmp_path, "step-00000003", STATE, {})
+    assert sorted(path.name for path in folder.iterdir()) == [".DS_Store", "step-00000003"]

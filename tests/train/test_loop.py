@@ -14,7 +14,7 @@ from train.assembly import build_parts, open_loader
 from train.checkpoint import BEST, LAST, checkpoints_of, read_checkpoint
 from train.config import load_config
 from train.distributed import Ranks
-from train.guards import Guard
+from train.guards import Guard, GuardError
 from train.log import Meter, MetricsFile, read_metrics
 from train.loop import checkpoint_due, evaluation_due, is_due
 from train.progress import ProgressLine
@@ -208,3 +208,75 @@ def test_a_finished_run_has_nothing_left_to_do(tiny_run: list[str], tmp_path: Pa
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     train([*tiny_run, "decoder_head.type=linear", "resume_from=auto"])
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let a run die, without warning, before the step after `step`."""
+    real = loop.one_step
+
+    def dies(session: Session, batches: object, meter: object, number: int) -> None:
+        if number > step:
+            raise MemoryError("killed")
+        real(session, batches, meter, number)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "one_step", dies)
+
+
+def steps_of(run: Path) -> list[str]:
+    return [path.name for path in checkpoints_of(run, LAST)]
+
+
+def test_a_run_that_was_rolled_back_keeps_and_continues_its_new_branch(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = [*tiny_run, "decoder_head.type=linear", "checkpoint.interval=1", "checkpoint.keep_last=5"]
+    run, changed = tmp_path / "run", "optimizer.lr=0.05"
+    train(common)
+    old = final_weights(run)
+    back = [*common, changed, "checkpoint.keep_last=2"]
+    from_four = f"resume_from={run / 'checkpoints' / 'step-00000004'}"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(MemoryError):
+            train([*back, from_four])
+    assert steps_of(run) == ["step-00000005", "step-00000006"]
+    aside = sorted(path.name for path in (run / "checkpoints").glob("left-behind-*"))
+    assert aside[-4:] == [f"left-behind-step-0000000{step}" for step in (5, 6, 7, 8)]
+    train([*back, "resume_from=auto"])
+    cut = final_weights(run)
+    assert not same(cut, old)
+    train([*common, f"output_dir={tmp_path / 'other'}"])  # the same twice over, without dying
+    other = tmp_path / "other"
+    train([*back, f"output_dir={other}", f"resume_from={other / 'checkpoints' / 'step-00000004'}"])
+    assert same(cut, final_weights(other))
+
+
+def test_a_damaged_newest_checkpoint_takes_no_place_from_whole_ones(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = [*tiny_run, "decoder_head.type=linear", "checkpoint.interval=1", "checkpoint.keep_last=5"]
+    train(common)
+    run = tmp_path / "run"
+    whole = final_weights(run)
+    for step in (7, 8):
+        (run / "checkpoints" / f"step-0000000{step}" / "optimizer.safetensors").write_bytes(b"torn")
+    again = [*common, "checkpoint.keep_last=1", "resume_from=auto"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(MemoryError):
+            train(again)
+    assert steps_of(run) == ["step-00000007"]
+    train(again)
+    assert same(final_weights(run), whole)
+
+
+def test_the_rehearsal_names_a_parameter_without_gradient(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config([*tiny_run, "decoder_head.type=linear"])
+    parts = build_parts(config, ALONE)
+    parts.segmenter.decoder.register_parameter("orphan", torch.nn.Parameter(torch.zeros(2)))
+    with open_loader(config, ALONE, parts.selection, 0) as loader, StopSignals() as stop:
+        guard = Guard(config.guards, parts.segmenter.decoder, parts.optimizer, tmp_path)
+        metrics, line = MetricsFile(tmp_path, ALONE, 0), ProgressLine(0, 1, None)
+        session = Session(config, ALONE, parts, tmp_path, metrics, line, guard, stop, None)
+        with pytest.raises(GuardError, match="receive no gradient: orphan"):
+            loop.rehearse(session, iter(loader))

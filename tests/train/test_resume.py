@@ -150,3 +150,13 @@ def test_scores_come_from_the_backbone_that_was_trained_on(
     check_trained_on(checkpoint, config, parts.segmenter.backbone.digest)
     with pytest.raises(ConfigError, match="was trained on dinov3_tiny16"):
         check_trained_on(checkpoint, config, "another")
+
+
+def test_a_run_without_one_whole_checkpoint_is_not_started_anew(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    for step in (4, 8):
+        (save_at(tmp_path, config, parts, step) / "optimizer.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints can be continued.*init_from"):
+        begin(config, ALONE, parts, tmp_path)
