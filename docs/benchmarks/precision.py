@@ -4,7 +4,8 @@ over seeds.
 python docs/benchmarks/precision.py datasets.root=data/camvid-shards [--steps 300] [--seeds 3]
 [key=value ...]
 
-Writes precision.json and precision.svg beside this file. Both kinds run under bfloat16 autocast with
+Prints the comparison and writes precision.json and precision.svg beside this file; with --seeds 0 it only
+prints. Both kinds run under bfloat16 autocast with
 the same data, crops, points and initial weights; "reference" computes the pixel decoder in float32,
 "mixed" does not.
 """
@@ -145,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
     device = torch.device(options.device)
     config = load_config([*settings, f"scheduler.total_iter={own.steps}"])
     table = compare(config, device)
+    sys.stdout.write(json.dumps(table, indent=1) + "\n")
     curves: dict[str, list[list[float]]] = {kind: [] for kind in COLOURS}
     scores: dict[str, list[float | None]] = {kind: [] for kind in COLOURS}
     for seed in range(own.seeds):
