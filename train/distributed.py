@@ -87,6 +87,18 @@ class Ranks:
         dist.broadcast(data, src=0, group=self.control)
         return bytes(data.tolist()).decode()
 
+    def all_say(self, text: str) -> list[str]:
+        """Every rank's `text` in the order of ranks, on every rank."""
+        if self.control is None:
+            return [text]
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.world.num_ranks)]
+        dist.all_gather(lengths, torch.tensor([len(data)]), group=self.control)
+        longest = max(int(length) for length in lengths)
+        padded = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(padded, nn.functional.pad(data, (0, longest - len(data))), group=self.control)
+        return [bytes(one[: int(n)].tolist()).decode() for one, n in zip(padded, lengths, strict=True)]
+
     def from_first(self, work: Callable[[], str]) -> str:
         """What `work` answers on rank 0, on every rank; it is called there only.
 

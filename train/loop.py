@@ -17,8 +17,9 @@ from shards.loader import Loader
 from shards.transfer import DevicePrefetcher
 from train.assembly import open_loader
 from train.checkpoint import prune, save_final, save_last
+from train.diagnosis import Seen
 from train.distributed import average_batch_norms, batch_statistics
-from train.guards import Seen, order_digest
+from train.guards import order_digest
 from train.log import Meter
 from train.metrics import EvalResult
 from train.model.compiled import begin_step, uses_cuda_graphs
@@ -115,7 +116,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
                 guard.settle()  # the step before, whose gradients still stand
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
-        seen.append(Seen(losses.crops, losses.total.detach()))
+        seen.append(Seen(losses.crops, losses.total.detach(), losses.fault))
         meter.add("loss", losses.total.detach() * share)
         for name, value in losses.parts.items():
             meter.add(f"loss_{name}", value * share)
