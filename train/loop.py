@@ -108,7 +108,9 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     waited_ms = 0.0
     for micro_step in range(parts.micro_steps):
         since = time.monotonic()
+        session.ranks.at(step, "waiting for data")
         batch = next(batches)
+        session.ranks.at(step, "computing")
         waited_ms += 1000 * (time.monotonic() - since)
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
             losses = parts.objective(batch)
@@ -141,6 +143,7 @@ def save(session: Session, taken: int) -> None:
     """Write the checkpoint of this step on the first rank; the others wait for it."""
     parts, config, since = session.parts, session.config, time.monotonic()
     session.guard.settle()
+    session.ranks.at(taken, "saving")
     session.progress.clear()
     if session.ranks.is_first:
         moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)
