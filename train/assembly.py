@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -26,13 +25,8 @@ from train.loss import LossSettings, MatchedLoss
 from train.model.adapter import Adapter
 from train.model.compiled import compile_in_place
 from train.model.deformable_attention import DeformableAttention
-from train.model.segmenter import (
-    LinearDecoder,
-    MaskDecoder,
-    Segmenter,
-    build_segmenter,
-    with_synced_batch_norm,
-)
+from train.model.segmenter import Segmenter, build_segmenter
+from train.model.synced_norm import sync_batch_norms
 from train.model.weights import load_backbone
 from train.optimizer import build_optimizer
 from train.schedule import Schedule, build_schedule
@@ -143,8 +137,7 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
             "datasets.train and datasets.val list different classes; build both from one source"
         )
     segmenter = build_model(config, ranks.device)
-    synced = with_synced_batch_norm(segmenter.decoder, ranks.device, ranks.world.num_ranks)
-    segmenter.decoder = cast(MaskDecoder | LinearDecoder, synced)
+    sync_batch_norms(segmenter.decoder, ranks.world.num_ranks)
     segmenter.decoder.train()
     compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     decoder = spread(segmenter.decoder, ranks)

@@ -18,7 +18,7 @@ from shards.transfer import DevicePrefetcher
 from train.assembly import open_loader
 from train.checkpoint import prune, save_final, save_last
 from train.diagnosis import Seen
-from train.distributed import average_batch_norms, batch_statistics
+from train.distributed import batch_statistics
 from train.guards import order_digest
 from train.log import Meter
 from train.metrics import EvalResult
@@ -97,7 +97,7 @@ def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[Ragge
 
 
 def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:
-    """Gradients of all micro-steps, one clip, one update, equal batch statistics everywhere."""
+    """Gradients of all micro-steps, one clip, one update."""
     parts, guard, share = session.parts, session.guard, 1 / session.parts.micro_steps
     guard.begin_step()
     if uses_cuda_graphs(session.config.compile_mode):  # gradients lie in memory that the next replay writes
@@ -128,7 +128,6 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     parts.optimizer.step()
     if parts.average is not None:
         parts.average.update(step)
-    average_batch_norms(parts.segmenter.decoder, session.ranks)
     order = order_digest(one.crops for one in seen)
     meter.add_step(norm, order, session.config.bs * parts.micro_steps, waited_ms)
 
