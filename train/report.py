@@ -10,6 +10,7 @@ import base64
 import io
 import math
 import platform
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -67,6 +68,7 @@ def render(facts: RunFacts, records: list[dict[str, Any]], result: EvalResult, g
     sections = {
         "Curves": f'<div class="charts">{"".join(charts(records))}</div>',
         "Time": times(records),
+        "A step": phase_table(records),
         "Classes": f'<div class="wide">{class_table(result)}</div>',
         "Confusions": confusion_table(result),
         "Lowest scores": pictures(gallery.worst),
@@ -118,6 +120,23 @@ def times(records: list[dict[str, Any]]) -> str:
         for name, seconds in rows.items()
     )
     return f"<table>{cells}</table>"
+
+
+def phase_table(records: list[dict[str, Any]]) -> str:
+    """Median milliseconds of each phase over the steps that were timed; empty if none was."""
+    timed = [record for record in records if record["kind"] == "phases"]
+    if not timed:
+        return ""
+    names = [name for name in timed[-1] if name not in ("kind", "step")]
+    spans = {name: statistics.median(record.get(name, 0.0) for record in timed) for name in names}
+    whole = spans.pop("step_ms") or 1.0
+    cells = "".join(
+        f'<tr><td>{escape(name.removesuffix("_ms").replace("_", " "))}</td><td class="n">{span:.1f} ms</td>'
+        f'<td class="n">{100 * span / whole:.0f} %</td><td>{bar(100 * span / whole)}</td></tr>'
+        for name, span in spans.items()
+    )
+    total = f'<tr><td>whole step</td><td class="n">{whole:.1f} ms</td><td></td><td></td></tr>'
+    return f"<p>Medians of {len(timed)} timed steps.</p><table>{cells}{total}</table>"
 
 
 def class_table(result: EvalResult) -> str:

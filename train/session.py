@@ -12,6 +12,7 @@ from train.distributed import Ranks
 from train.guards import Guard
 from train.log import MetricsFile
 from train.metrics import EvalResult
+from train.phases import StepPhases
 from train.progress import ProgressLine
 from train.resume import state_of
 from train.schema import TrainConfig
@@ -34,6 +35,7 @@ class Session:
     best_score: float | None  # None: no evaluation counted yet
     trackers: list[Tracker] = field(default_factory=list)
     result: EvalResult | None = None  # of the newest evaluation
+    phases: StepPhases = field(default_factory=StepPhases)
 
     def record(self, kind: str, step: int, **figures: Any) -> None:
         """One line of figures, to metrics.jsonl and to every tracker."""

@@ -13,7 +13,7 @@ from PIL import Image
 from train.checkpoint import TrainState
 from train.gallery import Gallery, GalleryItem
 from train.metrics import score
-from train.report import RunFacts, render, write_report
+from train.report import RunFacts, phase_table, render, write_report
 
 NAMES = ["sky", "<i>sea</i>", "sand", "never"]
 CONFUSION = np.array([[90, 10, 0, 0], [5, 80, 15, 0], [0, 20, 30, 0], [0, 0, 0, 0]], np.int64)
@@ -25,6 +25,10 @@ RECORDS = [
     {"kind": "checkpoint", "step": 2, "seconds": 1.0},
     {"kind": "eval", "step": 2, "mIoU": 60.0, "aAcc": 80.0, "num_images": 3, "seconds": 4.0},
 ]  # fmt: skip
+PHASES = [
+    {"kind": "phases", "step": step, "wait_ms": 1.0, "query_decoder_ms": span, "step_ms": 4 * span}
+    for step, span in ((20, 10.0), (40, 30.0), (60, 20.0))
+]
 STATE = TrainState(
     step=2, position=8, fingerprint="f00d", global_batch=4, seed=1, backbone="dinov3_tiny16",
     backbone_digest="<digest>", class_names=NAMES, config={},
@@ -78,6 +82,17 @@ def test_figures_are_the_results() -> None:
     assert "15.0 s" in seen.text  # 20 s of steps, a quarter of them waiting
     assert "5.0 s" in seen.text
     assert "40.0" in seen.text  # 20 of the 50 pixels of sand were taken for sea
+
+
+def test_phases_are_medians_over_the_timed_steps_and_shares_of_the_whole() -> None:
+    table = phase_table([*RECORDS, *PHASES])
+    seen = Reader()
+    seen.feed(table)
+    assert "Medians of 3 timed steps." in seen.text
+    assert "query decoder20.0 ms25 %" in seen.text
+    assert "whole step80.0 ms" in seen.text
+    assert "width:25.0%" in table
+    assert phase_table(RECORDS) == ""
 
 
 def test_pictures_survive_the_way_into_the_page() -> None:
