@@ -6,9 +6,6 @@ Everything is inlined; nothing is loaded, nothing is run. Every name from data o
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 import platform
 import statistics
 from collections.abc import Iterable
@@ -20,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 
 from train.charts import bar, curves
 from train.checkpoint import TrainState, replacing
-from train.gallery import Gallery, GalleryItem, confusion_pairs
+from train.gallery import Gallery, confusion_pairs
 from train.metrics import EvalResult
+from train.pictures import pictures, shown
 
 NAME = "report.html"
 STYLE = """ :root { color-scheme: light dark; } body { font: 14px/1.45 system-ui, sans-serif; margin: 2em
@@ -71,8 +68,8 @@ def render(facts: RunFacts, records: list[dict[str, Any]], result: EvalResult, g
         "A step": phase_table(records),
         "Classes": f'<div class="wide">{class_table(result)}</div>',
         "Confusions": confusion_table(result),
-        "Lowest scores": pictures(gallery.worst),
-        "Across the split": pictures(gallery.spread),
+        "Lowest scores": pictures(gallery.worst, result.class_names),
+        "Across the split": pictures(gallery.spread, result.class_names),
         "Settings": f"<pre>{escape(facts.config_yaml)}</pre>",
         "Versions": versions(facts),
     }
@@ -166,32 +163,6 @@ def confusion_table(result: EvalResult) -> str:
     return f"<table>{head}{rows}</table>" if rows else ""
 
 
-def pictures(items: tuple[GalleryItem, ...]) -> str:
-    """Each image with its labels, the prediction over it, and its errors (green right, red wrong)."""
-    rows = []
-    for item in items:
-        views = (photo_uri(item.image), map_uri(item.label), photo_uri(item.prediction), map_uri(item.errors))
-        tags = "".join(f'<img src="{view}" alt="">' for view in views)
-        rows.append(f'<div>{escape(item.key)}: {shown(item.miou)}</div><div class="row">{tags}</div>')
-    return "".join(rows)
-
-
-def photo_uri(pixels: np.ndarray) -> str:
-    """(h, w, 3) uint8 as an inline JPEG."""
-    return data_uri(pixels, "jpeg", quality=85)
-
-
-def map_uri(pixels: np.ndarray) -> str:
-    """(h, w, 3) uint8 as an inline PNG: maps have edges."""
-    return data_uri(pixels, "png")
-
-
-def data_uri(pixels: np.ndarray, kind: str, **options: int) -> str:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, kind, **options)
-    return f"data:image/{kind};base64," + base64.b64encode(data.getvalue()).decode()
-
-
 def versions(facts: RunFacts) -> str:
     state = facts.state
     rows = {
@@ -208,7 +179,3 @@ def versions(facts: RunFacts) -> str:
         f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in rows.items()
     )
     return f"<table>{cells}</table>"
-
-
-def shown(score: float) -> str:
-    return "-" if math.isnan(score) else f"{score:.2f}"

@@ -29,6 +29,7 @@ PHASES = [
     {"kind": "phases", "step": step, "wait_ms": 1.0, "query_decoder_ms": span, "step_ms": 4 * span}
     for step, span in ((20, 10.0), (40, 30.0), (60, 20.0))
 ]
+KEY = '"><script>key'
 STATE = TrainState(
     step=2, position=8, fingerprint="f00d", global_batch=4, seed=1, backbone="dinov3_tiny16",
     backbone_digest="<digest>", class_names=NAMES, config={},
@@ -54,7 +55,7 @@ class Reader(HTMLParser):
 def gallery() -> Gallery:
     found = Gallery(len(NAMES), 3)
     view = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    found._worst.append(GalleryItem('"><script>key', 12.5, view, view, view, view))
+    found._worst.append(GalleryItem(KEY, 12.5, (6, 8), (1, 0), view, view, view, view))
     return found
 
 
