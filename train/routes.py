@@ -60,7 +60,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             guard=build_guard(config, ranks, parts),
             stop=stop,
             best_score=start.best_score,
-            trackers=open_trackers(config, folder, ranks),
+            trackers=open_trackers(config, folder, ranks, start.step),
         )
         stop.check()
         try:
