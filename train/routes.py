@@ -66,6 +66,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         try:
             result = train(session, start)
         finally:
+            session.progress.close()
             for tracker in session.trackers:
                 tracker.close()
         return closing_line(config, result, folder / FINAL)
