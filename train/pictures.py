@@ -39,7 +39,7 @@ def pictures(items: Sequence[GalleryItem], class_names: Sequence[str]) -> str:
         figures = "".join(figure(uri, view, item.key) for view, uri in views.items())
         present = {class_names[k]: colours[k].tolist() for k in item.classes}
         rows.append(f'<div>{head}</div><div class="row">{figures}</div>{legend(present)}')
-    return f"<p>Errors: {swatches(ERROR_COLOURS)}. A black label is unlabelled.</p>{''.join(rows)}"
+    return f"<p>Errors: {swatches(ERROR_COLOURS)} Black labels are unlabelled.</p>{''.join(rows)}"
 
 
 def figure(uri: str, view: str, key: str) -> str:
