@@ -178,8 +178,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
     reduce = ranks.sum if ranks.world.num_ranks > 1 else None
     if config.decoder_head.type == "linear":
         return PixelObjective(forward, config.train.celoss_weight, reduce)
-    loss = build_matched_loss(config)
-    return MaskObjective(forward, loss, reduce)
+    return MaskObjective(forward, build_matched_loss(config), reduce, nonfinite_folder(config))
 
 
 def build_matched_loss(config: TrainConfig) -> MatchedLoss:
@@ -198,7 +197,6 @@ def build_matched_loss(config: TrainConfig) -> MatchedLoss:
     return MatchedLoss(
         settings,
         config.decoder_head.num_classes,
-        dump_dir=nonfinite_folder(config),
         fused=config.fused_kernels,
     )
 

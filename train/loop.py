@@ -118,7 +118,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
                 guard.settle()  # the step before, whose gradients still stand
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
-        seen.append(Seen(losses.crops, losses.total.detach(), losses.fault))
+        seen.append(Seen(losses.crops, losses.total.detach()))
         meter.add("loss", losses.total.detach() * share)
         for name, value in losses.parts.items():
             meter.add(f"loss_{name}", value * share)
