@@ -58,6 +58,7 @@ class TrainState:
     backbone_digest: str
     class_names: list[str]
     config: dict[str, Any]  # the whole merged config, JSON-ready
+    order: str | None = None  # of all samples read so far (train.data_order); older versions wrote none
     score: float | None = None  # of the metric that picks the best; None before the first evaluation
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of the other files, filled in when written
     version: int = VERSION

@@ -73,19 +73,18 @@ class Meter:
     def __init__(self, clip_norm: float) -> None:
         self.clip_norm = clip_norm
         self.sums: dict[str, Tensor] = {}
-        self.steps = self.images = self.order = 0
+        self.steps = self.images = 0
         self.wait_ms = 0.0
         self.since = time.monotonic()
 
     def add(self, name: str, value: Tensor | float) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else torch.as_tensor(value)
 
-    def add_step(self, norm: Tensor, order: int, images: int, wait_ms: float) -> None:
-        """One optimiser step: the gradient's norm before clipping, its samples' digest, images, wait."""
+    def add_step(self, norm: Tensor, images: int, wait_ms: float) -> None:
+        """One optimiser step: the gradient's norm before clipping, its images, the wait for them."""
         self.add("grad_norm", norm)
         self.add("clipped", (norm > self.clip_norm).float())
         self.steps += 1
-        self.order = order
         self.images += images
         self.wait_ms += wait_ms
 
@@ -96,8 +95,6 @@ class Meter:
         values = torch.stack([self.sums[name].to(ranks.device, torch.float64) for name in names])
         means = (ranks.sum(values) / (ranks.world.num_ranks * max(self.steps, 1))).tolist()
         figures: dict[str, Any] = dict(zip(names, means, strict=True))
-        order = int(ranks.sum(torch.tensor(self.order, device=ranks.device)))
-        figures["order"] = f"{order % 2**64:016x}"  # of the last step's samples, equal for any world
         figures["images_per_s"] = self.images * ranks.world.num_ranks / max(seconds, 1e-9)
         figures["wait_share"] = self.wait_ms / 1000 / max(seconds, 1e-9)
         figures["seconds"] = seconds

@@ -17,8 +17,9 @@ from shards.loader import Loader
 from shards.transfer import DevicePrefetcher
 from train.assembly import open_loader
 from train.checkpoint import prune, save_final, save_last
+from train.data_order import order_digest, wrapped
 from train.distributed import average_batch_norms, batch_statistics
-from train.guards import Seen, order_digest
+from train.guards import Seen
 from train.log import Meter
 from train.metrics import EvalResult
 from train.model.compiled import begin_step, uses_cuda_graphs
@@ -104,7 +105,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
         parts.optimizer.zero_grad(set_to_none=True)
         begin_step(session.config.compile_mode)
     seen = []
-    waited_ms = 0.0
+    waited_ms, digest = 0.0, 0
     for micro_step in range(parts.micro_steps):
         since = time.monotonic()
         batch = next(batches)
@@ -116,6 +117,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
         seen.append(Seen(losses.crops, losses.total.detach()))
+        digest = wrapped(digest + order_digest(losses.crops, losses.draws))
         meter.add("loss", losses.total.detach() * share)
         for name, value in losses.parts.items():
             meter.add(f"loss_{name}", value * share)
@@ -126,12 +128,12 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     if parts.average is not None:
         parts.average.update(step)
     average_batch_norms(parts.segmenter.decoder, session.ranks)
-    order = order_digest(one.crops for one in seen)
-    meter.add_step(norm, order, session.config.bs * parts.micro_steps, waited_ms)
+    session.order.add(digest)
+    meter.add_step(norm, session.config.bs * parts.micro_steps, waited_ms)
 
 
 def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
-    figures = {"lr": rate, **meter.take(session.ranks)}
+    figures = {"lr": rate, **meter.take(session.ranks), "order": session.order.settle(session.ranks)}
     session.record("train", taken, **figures)
     session.progress.interval(taken, figures)
 
@@ -140,6 +142,7 @@ def save(session: Session, taken: int) -> None:
     """Write the checkpoint of this step on the first rank; the others wait for it."""
     parts, config, since = session.parts, session.config, time.monotonic()
     session.guard.settle()
+    session.order.settle(session.ranks)
     session.progress.clear()
     if session.ranks.is_first:
         moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)

@@ -47,10 +47,11 @@ FREE_TO_CHANGE = (
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Optimiser steps already taken, and the best score so far (None: no evaluation counted yet)."""
+    """Where a run begins."""
 
-    step: int
-    best_score: float | None
+    step: int  # optimiser steps already taken
+    best_score: float | None  # None: no evaluation counted yet
+    order: str | None = None  # the data order's word after them; None: it counts from here on
 
 
 def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
@@ -146,7 +147,14 @@ def continue_from(path: Path, config: TrainConfig, parts: Parts, run: Path) -> S
     for key, (before, now) in changed_settings(state, config).items():
         logger.warning("%s was %s when %s was saved and is %s now", key, before, folder.name, now)
     logger.info("continuing after step %d from %s", state.step, folder)
-    return Start(state.step, best_score(run, state.step))
+    if state.order is None:
+        logger.warning(
+            "%s knows no order: `order` in metrics.jsonl counts from step %d on, and compares with runs that "
+            "were continued from here alike",
+            folder,
+            state.step,
+        )
+    return Start(state.step, best_score(run, state.step), state.order)
 
 
 def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder: Path) -> None:
@@ -199,7 +207,9 @@ def best_score(run: Path, step: int) -> float | None:
     return None
 
 
-def state_of(config: TrainConfig, parts: Parts, step: int, score: float | None) -> TrainState:
+def state_of(
+    config: TrainConfig, parts: Parts, step: int, score: float | None, order: str | None = None
+) -> TrainState:
     """The facts of this run after `step` steps, as a checkpoint holds them."""
     manifest, backbone = parts.train_split.manifest, parts.segmenter.backbone
     return TrainState(
@@ -213,6 +223,7 @@ def state_of(config: TrainConfig, parts: Parts, step: int, score: float | None) 
         class_names=list(manifest.classes),
         config=to_plain(config),
         score=score,
+        order=order,
     )
 
 

@@ -17,6 +17,7 @@ from train.assembly import (
 )
 from train.checkpoint import FINAL, load_weights, read_checkpoint
 from train.config import write_config
+from train.data_order import OrderChain
 from train.distributed import Ranks
 from train.evaluate import evaluate, evaluation_settings
 from train.guards import Guard
@@ -58,6 +59,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             guard=Guard(config.guards, parts.segmenter.decoder, parts.optimizer, nonfinite_folder(config)),
             stop=stop,
             best_score=start.best_score,
+            order=OrderChain(start.order, start.step),
             trackers=open_trackers(config, folder, ranks),
         )
         stop.check()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shards.augment import CropSettings, crop, draw_crops
+from shards.augment import CropDraws, CropSettings, crop, draw_crops
 from shards.batch import CropBatch, RaggedBatch
 from train.guards import poisoned
 from train.loss import MatchedLoss, linear_loss
@@ -27,11 +27,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """One micro-step's loss, and the crops that it was computed on."""
+    """One micro-step's loss, the crops that it was computed on, and the numbers that they were made with."""
 
     total: Tensor  # scalar, carries the graph
     parts: dict[str, Tensor]  # detached scalars by name, for the log
     crops: CropBatch
+    draws: CropDraws
 
 
 Objective = Callable[[RaggedBatch], Losses]  # what the loop asks of a kind of head
@@ -51,13 +52,16 @@ class Forward:
     autocast_dtype: torch.dtype | None  # None: compute as the weights are
     crops_by_position: bool = False  # an image that recurs within an epoch gets another crop each time
 
-    def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, Any]:
-        """The crops of a batch, and the decoder's answer: predictions (m2f) or class score maps (linear)."""
+    def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, CropDraws, Any]:
+        """The crops of a batch, their numbers, and the decoder's answer: predictions (m2f) or class score
+        maps (linear).
+        """
         keyed = replace(batch, epochs=batch.positions) if self.crops_by_position else batch
-        crops = crop(batch, draw_crops(keyed, self.seed, self.crops), self.crops)
+        draws = draw_crops(keyed, self.seed, self.crops)
+        crops = crop(batch, draws, self.crops)
         drops = drops_on(self.device, self.segmenter, batch.positions, self.seed)
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return crops, self.decoder(crops.images, self.segmenter.features(crops.images), drops)
+            return crops, draws, self.decoder(crops.images, self.segmenter.features(crops.images), drops)
 
 
 def drops_on(
@@ -80,7 +84,7 @@ class MaskObjective:
     skip_non_finite: bool = False  # answer a matching that cannot be done with a NaN loss, not an error
 
     def __call__(self, batch: RaggedBatch) -> Losses:
-        crops, predictions = self.forward(batch)
+        crops, draws, predictions = self.forward(batch)
         try:
             terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
         except NonFiniteError as error:
@@ -90,9 +94,11 @@ class MaskObjective:
             if self.reduce is not None:  # the other ranks wait for our share of the normalisers
                 self.reduce(torch.zeros(3, device=crops.images.device))
             nan = torch.full((), torch.nan, device=crops.images.device)
-            return Losses(poisoned(predictions), dict.fromkeys(("mask", "dice", "class"), nan), crops)
+            return Losses(poisoned(predictions), dict.fromkeys(("mask", "dice", "class"), nan), crops, draws)
         parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
-        return Losses(terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops)
+        return Losses(
+            terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops, draws
+        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,6 @@ class PixelObjective:
     reduce: Callable[[Tensor], Tensor] | None = None  # sums over ranks; None in a single process
 
     def __call__(self, batch: RaggedBatch) -> Losses:
-        crops, logits = self.forward(batch)
+        crops, draws, logits = self.forward(batch)
         loss = linear_loss(logits, crops, self.reduce)
-        return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops)
+        return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops, draws)

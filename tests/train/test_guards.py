@@ -1,4 +1,3 @@
-import random
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from shards.batch import CropBatch
-from train.guards import Guard, GuardError, Seen, dump, order_digest, poisoned
+from train.guards import Guard, GuardError, Seen, dump, poisoned
 from train.model.prediction import Prediction
 from train.nonfinite import NonFiniteError
 from train.optimizer import build_optimizer, clip_gradients
@@ -110,17 +109,6 @@ def test_a_poisoned_loss_reaches_every_prediction() -> None:
     total = poisoned([Prediction(logits[0], logits[1]), Prediction(logits[2], logits[3])])
     total.backward()
     assert all(value.grad is not None and value.grad.isnan().all() for value in logits)
-
-
-def test_order_digest_knows_positions_but_not_the_dealing() -> None:
-    keys = tuple("abcdefgh")
-    whole = order_digest([crops(keys)])
-    dealt = [crops((key,), first=place) for place, key in enumerate(keys)]
-    random.Random(1).shuffle(dealt)
-    assert order_digest(dealt) == whole
-    by_ranks = order_digest(dealt[:3]) + order_digest(dealt[3:])
-    assert (by_ranks - whole) % 2**64 == 0
-    assert order_digest([crops(tuple("bacdefgh"))]) != whole
 
 
 def test_dump_writes_what_the_step_saw(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,26 @@ def arguments(tiny_run: list[str]) -> list[str]:
     return [*tiny_run, "decoder_head.type=linear"]
 
 
-def save_at(run: Path, config: TrainConfig, parts: Parts, step: int) -> Path:
+def save_at(run: Path, config: TrainConfig, parts: Parts, step: int, order: str | None = "0" * 16) -> Path:
     for value in parts.decoder.parameters():
         value.grad = torch.full_like(value, 0.1)
     parts.optimizer.step()
     moments = optimizer_tensors(parts.decoder, parts.optimizer)
-    return save_last(run, state_of(config, parts, step, None), weights_of(parts), moments)
+    return save_last(run, state_of(config, parts, step, None, order), weights_of(parts), moments)
+
+
+def test_the_order_of_the_data_goes_on_and_a_checkpoint_without_one_counts_from_its_step(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    folder = save_at(tmp_path, config, parts, 4, order="00000000000000ff")
+    assert begin(config, ALONE, parts, tmp_path).order == "00000000000000ff"
+    assert "knows no order" not in caplog.text
+    facts = json.loads((folder / "state.json").read_text())
+    del facts["order"]  # as versions before it wrote
+    (folder / "state.json").write_text(json.dumps(facts))
+    assert begin(config, ALONE, parts, tmp_path).order is None
+    assert "counts from step 4 on" in caplog.text
 
 
 def test_without_a_word_a_run_is_fresh(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
@@ -57,7 +72,9 @@ def test_weights_moments_step_and_best_come_back(
     save_best(tmp_path, state_of(config, parts, 4, 33.0), weights_of(parts))
     place = {"auto": "auto", "the run": tmp_path, "the checkpoint": path}[word]
     fresh = build_parts(config, ALONE)
-    assert begin(load_config([*arguments, f"resume_from={place}"]), ALONE, fresh, tmp_path) == Start(4, 33.0)
+    assert begin(load_config([*arguments, f"resume_from={place}"]), ALONE, fresh, tmp_path) == Start(
+        4, 33.0, "0" * 16
+    )
     for own, saved in zip(fresh.decoder.parameters(), parts.decoder.parameters(), strict=True):
         assert torch.equal(own, saved)
     moments = optimizer_tensors(fresh.decoder, fresh.optimizer)
