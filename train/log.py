@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,31 @@ class MetricsFile:
     """Appends to `RUN/metrics.jsonl`; on ranks other than the first it writes nothing."""
 
     def __init__(self, run: Path, ranks: Ranks, first_step: int) -> None:
-        self.path, self.active = run / METRICS, ranks.is_first
+        self.path, self.ranks = run / METRICS, ranks
         self.records = [record for record in read_metrics(self.path) if record["step"] <= first_step]
-        if self.active:
-            run.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as hidden:
-                hidden.write_text("".join(to_line(record) for record in self.records), encoding="utf-8")
+        self._on_first(self._rewrite)
 
     def write(self, kind: str, step: int, **figures: Any) -> dict[str, Any]:
-        """Append one line and return it; figures that are not finite become null."""
+        """Append one line and return it; figures that are not finite become null. Every rank calls it, and
+        all learn if the first cannot write.
+        """
         record = {"kind": kind, "step": step, **figures}
         self.records.append(record)
-        if self.active:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(to_line(record))
+        self._on_first(lambda: self._append(to_line(record)))
         return record
+
+    def _on_first(self, work: Callable[[], object]) -> None:
+        if self.ranks.is_first or self.ranks.control is not None:
+            self.ranks.from_first(lambda: str(work()))
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as hidden:
+            hidden.write_text("".join(to_line(record) for record in self.records), encoding="utf-8")
+
+    def _append(self, line: str) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line)
 
     def has(self, kind: str, step: int) -> bool:
         return any(record["kind"] == kind and record["step"] == step for record in self.records)

@@ -43,6 +43,10 @@ class Session:
         for tracker in self.trackers:
             tracker.record(record)
 
+    def has_evaluated(self, step: int) -> bool:
+        """Whether metrics.jsonl has an evaluation of this step, as the first rank sees it."""
+        return bool(self.ranks.from_first(lambda: "yes" if self.metrics.has("eval", step) else ""))
+
     def state(self, step: int) -> TrainState:
         """The facts of the run after `step` optimiser steps."""
         return state_of(self.config, self.parts, step, self.best_score, self.order.word)
