@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from datetime import timedelta
 
 from train.config import load_config
 from train.distributed import joined
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         config = load_config(argv)
-        with joined() as ranks, StopSignals() as stop:
+        with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
             logging.getLogger("train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
             line = run(config, ranks, stop)
             if ranks.is_first:

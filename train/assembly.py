@@ -186,7 +186,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
     if config.decoder_head.type == "linear":
         return PixelObjective(forward, config.train.celoss_weight, reduce)
     loss = build_matched_loss(config)
-    return MaskObjective(forward, loss, reduce, skip_non_finite=config.guards.non_finite == "skip")
+    return MaskObjective(forward, loss, reduce)
 
 
 def build_matched_loss(config: TrainConfig) -> MatchedLoss:

@@ -91,6 +91,7 @@ def check_words(config: TrainConfig) -> None:
 def check_numbers(config: TrainConfig) -> None:
     positive = {
         "bs": config.bs,
+        "step_timeout_s": config.step_timeout_s,
         "n_gpus": config.n_gpus,
         "num_workers": config.num_workers,
         "global_batch": config.global_batch,

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.order import World
+from train.pulse import LostRankError, Pulse, told_apart
 from train.rendezvous import fresh_room
 
-JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear and to reach each other
-WORK_TIMEOUT = timedelta(
-    minutes=30
-)  # for one collective; the slowest honest wait is for rank 0 at a checkpoint
+JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear
+STEP_TIMEOUT = timedelta(minutes=10)  # for a collective inside a step
+WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one awaits a checkpoint
 
 
 class LaunchError(ValueError):
@@ -56,10 +56,16 @@ class Ranks:
     world: World
     device: torch.device
     control: dist.ProcessGroup | None = None  # gloo, for the hosts; None in a single process
+    pulse: Pulse | None = None  # signs of life; None in a single process
 
     @property
     def is_first(self) -> bool:
         return self.world.rank == 0
+
+    def at(self, step: int, doing: str) -> None:
+        """Note for the other ranks where this one is, should they come to wait for it."""
+        if self.pulse is not None:
+            self.pulse.at(step, doing)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, in place; any device."""
@@ -87,6 +93,18 @@ class Ranks:
         dist.broadcast(data, src=0, group=self.control)
         return bytes(data.tolist()).decode()
 
+    def all_say(self, text: str) -> list[str]:
+        """Every rank's `text` in the order of ranks, on every rank."""
+        if self.control is None:
+            return [text]
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.world.num_ranks)]
+        dist.all_gather(lengths, torch.tensor([len(data)]), group=self.control)
+        longest = max(int(length) for length in lengths)
+        padded = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(padded, nn.functional.pad(data, (0, longest - len(data))), group=self.control)
+        return [bytes(one[: int(n)].tolist()).decode() for one, n in zip(padded, lengths, strict=True)]
+
     def from_first(self, work: Callable[[], str]) -> str:
         """What `work` answers on rank 0, on every rank; it is called there only.
 
@@ -109,13 +127,13 @@ class Ranks:
         return said[1:]
 
     def wait(self, what: str, timeout: timedelta = WORK_TIMEOUT) -> None:
-        """Until every rank is here; a ConnectionError names the ranks that are not."""
+        """Until every rank is here; a LostRankError names the ranks that are not."""
         if self.control is None:
             return
         try:
             dist.monitored_barrier(self.control, timeout=timeout, wait_all_ranks=True)
         except RuntimeError as error:
-            raise ConnectionError(f"waiting for all ranks at {what!r}: {error}") from error
+            raise LostRankError(f"waiting for all ranks at {what!r}: {error}") from error
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch | None:
@@ -165,8 +183,14 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """The ranks of this run, connected; leaves no process group behind."""
+def joined(
+    environment: Mapping[str, str] = os.environ, step_timeout: timedelta = STEP_TIMEOUT
+) -> Iterator[Ranks]:
+    """The ranks of this run, connected; leaves no process group behind.
+
+    A collective that waits longer than `step_timeout`, or whose other end is gone, raises LostRankError,
+    which names the rank to blame.
+    """
     launch = read_launch(environment)
     device = choose_device(launch.local_rank if launch else 0)
     if device.type == "cuda":
@@ -178,16 +202,14 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     store, rank, num_ranks = next(
         dist.rendezvous(place, rank=launch.rank, world_size=launch.num_ranks, timeout=JOIN_TIMEOUT)
     )
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=fresh_room(store, rank, num_ranks, JOIN_TIMEOUT),
-        rank=rank,
-        world_size=num_ranks,
-        timeout=JOIN_TIMEOUT,
-    )
+    room = fresh_room(store, rank, num_ranks, JOIN_TIMEOUT)
+    pulse = Pulse(room, rank, num_ranks)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=room, rank=rank, world_size=num_ranks, timeout=step_timeout)
     try:
-        control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
-        yield Ranks(World(launch.rank, launch.num_ranks), device, control)
+        with told_apart(pulse):
+            control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+            yield Ranks(World(launch.rank, launch.num_ranks), device, control, pulse)
     finally:
         dist.destroy_process_group()
 

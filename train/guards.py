@@ -8,16 +8,13 @@ the next step, when the device has long passed it, so that watching costs no wai
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shards.batch import CropBatch
+from train.diagnosis import Seen
 from train.distributed import batch_statistics
 from train.nonfinite import NonFiniteError
 from train.optimizer import named_trainables
@@ -32,21 +29,17 @@ class GuardError(RuntimeError):
     """Training would go on, but not as configured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One micro-step as it is kept until its step is known to be sound."""
-
-    crops: CropBatch
-    total: Tensor  # detached loss
-
-
 class Guard:
     """Watches one process's steps; every rank sees the same flag, because gradients are averaged before."""
 
     def __init__(
-        self, config: GuardConfig, decoder: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
+        self,
+        config: GuardConfig,
+        decoder: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        diagnose: Callable[[int, Sequence[Seen]], str],
     ) -> None:
-        self.config, self.decoder, self.optimizer, self.folder = config, decoder, optimizer, folder
+        self.config, self.decoder, self.optimizer, self.diagnose = config, decoder, optimizer, diagnose
         self.skipped = 0  # steps left out because their gradient was not finite
         self._norms = [m for m in decoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._kept: list[Tensor] = []
@@ -89,8 +82,8 @@ class Guard:
     def settle(self) -> None:
         """Learn about the watched step, while its gradients still stand.
 
-        Raises NonFiniteError (mode stop, or too many skipped) that names parameters and image keys, after the
-        crops were written below the run's folder.
+        Raises NonFiniteError (mode stop, or too many skipped), on every rank for the same step, with what
+        `diagnose` found.
         """
         if self._pending is None:
             return
@@ -101,38 +94,12 @@ class Guard:
         if not float(flag):
             return
         self.skipped += 1
-        message = self._describe(step, seen)
+        message = self.diagnose(step, seen)
         if self.config.non_finite == STOP:
-            raise NonFiniteError(f"{message}. The step was not taken; guards.non_finite=skip goes on")
+            raise NonFiniteError(f"{message}\nThe step was not taken; guards.non_finite=skip goes on")
         if self.skipped > self.config.max_skipped:
-            raise NonFiniteError(f"{message}; {self.skipped} such steps, guards.max_skipped allows fewer")
-        logger.error("%s; the step was left out", message)
-
-    def _describe(self, step: int, seen: Sequence[Seen]) -> str:
-        names = [
-            name
-            for name, parameter, _ in named_trainables(self.decoder)
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
-        bad = [one for one in seen if not torch.isfinite(one.total)] or list(seen)
-        keys = [key for one in bad for key in one.crops.keys]
-        places = [str(dump(self.folder, step, one)) for one in bad]
-        return (
-            f"step {step}: the gradient is not finite in {len(names)} parameters "
-            f"(first: {', '.join(names[:3])}); "
-            f"images {', '.join(keys)}; crops in {', '.join(places)}"
-        )
-
-
-def dump(folder: Path, step: int, seen: Seen) -> Path:
-    """The crops of one micro-step as safetensors, keys and positions in its metadata."""
-    folder.mkdir(parents=True, exist_ok=True)
-    crops = seen.crops
-    path = folder / f"step{step}-position{crops.positions[0]}.safetensors"
-    tensors = {"images": crops.images, "label_map": crops.label_map, "labels": crops.labels}
-    facts = {"keys": "\n".join(crops.keys), "positions": " ".join(map(str, crops.positions))}
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path, metadata=facts)
-    return path
+            raise NonFiniteError(f"{message}\n{self.skipped} such steps, guards.max_skipped allows fewer")
+        logger.error("%s\nthe step was left out", message)
 
 
 def poisoned(predictions: Iterable[Any]) -> Tensor:

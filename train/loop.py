@@ -18,8 +18,8 @@ from shards.transfer import DevicePrefetcher
 from train.assembly import open_loader
 from train.checkpoint import save_final, save_last
 from train.data_order import order_digest, wrapped
+from train.diagnosis import Seen
 from train.distributed import average_batch_norms, batch_statistics
-from train.guards import Seen
 from train.log import Meter
 from train.metrics import EvalResult
 from train.model.compiled import begin_step, uses_cuda_graphs
@@ -108,7 +108,9 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     waited_ms, digest = 0.0, 0
     for micro_step in range(parts.micro_steps):
         since = time.monotonic()
+        session.ranks.at(step, "waiting for data")
         batch = next(batches)
+        session.ranks.at(step, "computing")
         waited_ms += 1000 * (time.monotonic() - since)
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
             losses = parts.objective(batch)
@@ -116,7 +118,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
                 guard.settle()  # the step before, whose gradients still stand
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
-        seen.append(Seen(losses.crops, losses.total.detach()))
+        seen.append(Seen(losses.crops, losses.total.detach(), losses.fault))
         digest = wrapped(digest + order_digest(losses.crops, losses.draws))
         meter.add("loss", losses.total.detach() * share)
         for name, value in losses.parts.items():
@@ -143,6 +145,7 @@ def save(session: Session, taken: int) -> None:
     parts, config, since = session.parts, session.config, time.monotonic()
     session.guard.settle()
     session.order.settle(session.ranks)
+    session.ranks.at(taken, "saving")
     session.progress.clear()
 
     def write() -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from train.assembly import (
+    Parts,
     build_model,
     build_parts,
     nonfinite_folder,
@@ -17,6 +18,7 @@ from train.assembly import (
 from train.checkpoint import FINAL, load_weights, read_checkpoint
 from train.config import write_config
 from train.data_order import OrderChain
+from train.diagnosis import Diagnosis
 from train.distributed import Ranks
 from train.guards import Guard
 from train.log import MetricsFile
@@ -55,7 +57,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             progress=ProgressLine(
                 start.step, config.scheduler.total_iter, sys.stderr if ranks.is_first else None
             ),
-            guard=Guard(config.guards, parts.segmenter.decoder, parts.optimizer, nonfinite_folder(config)),
+            guard=build_guard(config, ranks, parts),
             stop=stop,
             best_score=start.best_score,
             order=OrderChain(start.order, start.step),
@@ -68,6 +70,12 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             for tracker in session.trackers:
                 tracker.close()
         return closing_line(config, result, folder / FINAL)
+
+
+def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
+    segmenter, folder = parts.segmenter, nonfinite_folder(config)
+    diagnosis = Diagnosis(ranks, segmenter, segmenter.decoder, parts.objective.alone, folder)
+    return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis)
 
 
 def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:

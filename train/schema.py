@@ -215,6 +215,7 @@ class TrainConfig:
     compile_mode: str = "default"  # default | reduce-overhead | max-autotune, as torch.compile knows them
     fused_kernels: bool = True  # Triton kernels on CUDA; False: plain PyTorch, slower, in more memory
     channels_last: bool = False  # the adapter's convolutions on channels-last maps, to be tried on a GPU
+    step_timeout_s: float = 600.0  # that ranks wait for one of them in a step before all end
     seed: int = 100
     metric_to_save: str = "mIoU"
     datasets: DatasetConfig = field(default_factory=DatasetConfig)

@@ -6,7 +6,6 @@ its samples and the weights only, never on what ran before it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +21,6 @@ from train.model.segmenter import Segmenter
 from train.nonfinite import NonFiniteError
 from train.transfer import to_device
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Losses:
@@ -33,9 +30,7 @@ class Losses:
     parts: dict[str, Tensor]  # detached scalars by name, for the log
     crops: CropBatch
     draws: CropDraws
-
-
-Objective = Callable[[RaggedBatch], Losses]  # what the loop asks of a kind of head
+    fault: str = ""  # what could not be computed because it was not finite; the total then is NaN
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,17 @@ class Forward:
         keyed = replace(batch, epochs=batch.positions) if self.crops_by_position else batch
         draws = draw_crops(keyed, self.seed, self.crops)
         crops = crop(batch, draws, self.crops)
-        drops = drops_on(self.device, self.segmenter, batch.positions, self.seed)
+        return crops, draws, self.decode(crops, self.decoder)
+
+    def decode(self, crops: CropBatch, decoder: nn.Module) -> Any:
+        """The answer of `decoder` (the segmenter's, wrapped or not) to crops."""
+        drops = drops_on(self.device, self.segmenter, crops.positions, self.seed)
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return crops, draws, self.decoder(crops.images, self.segmenter.features(crops.images), drops)
+            return decoder(crops.images, self.segmenter.features(crops.images), drops)
+
+    def decode_alone(self, crops: CropBatch) -> Any:
+        """The answer without any rank but this one."""
+        return self.decode(crops, self.segmenter.decoder)
 
 
 def drops_on(
@@ -81,24 +84,29 @@ class MaskObjective:
     forward: Forward
     loss: MatchedLoss
     reduce: Callable[[Tensor], Tensor] | None  # sums over ranks; None in a single process
-    skip_non_finite: bool = False  # answer a matching that cannot be done with a NaN loss, not an error
 
     def __call__(self, batch: RaggedBatch) -> Losses:
+        """A matching that cannot be done answers with a NaN loss, which no rank takes for its own step: an
+        error here would leave the other ranks waiting.
+        """
         crops, draws, predictions = self.forward(batch)
         try:
             terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
         except NonFiniteError as error:
-            if not self.skip_non_finite:
-                raise
-            logger.error("%s", error)
             if self.reduce is not None:  # the other ranks wait for our share of the normalisers
                 self.reduce(torch.zeros(3, device=crops.images.device))
             nan = torch.full((), torch.nan, device=crops.images.device)
-            return Losses(poisoned(predictions), dict.fromkeys(("mask", "dice", "class"), nan), crops, draws)
+            parts = dict.fromkeys(("mask", "dice", "class"), nan)
+            return Losses(poisoned(predictions), parts, crops, draws, fault=str(error))
         parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
         return Losses(
             terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops, draws
         )
+
+    def alone(self, crops: CropBatch) -> Tensor:
+        """The loss of crops that were drawn before, on this rank only: for looking at what went wrong."""
+        predictions = self.forward.decode_alone(crops)
+        return self.loss(predictions, crops, seed=self.forward.seed, world_reduce=None).total
 
 
 @dataclass(frozen=True)
@@ -113,3 +121,10 @@ class PixelObjective:
         crops, draws, logits = self.forward(batch)
         loss = linear_loss(logits, crops, self.reduce)
         return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops, draws)
+
+    def alone(self, crops: CropBatch) -> Tensor:
+        """As MaskObjective's."""
+        return self.weight * linear_loss(self.forward.decode_alone(crops), crops)
+
+
+Objective = MaskObjective | PixelObjective  # what the loop asks for losses

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 def evaluate_now(session: Session, taken: int) -> None:
     """Score the validation split on all ranks; keep the weights if they are the best so far."""
     session.progress.clear()
+    session.ranks.at(taken, "evaluating")
     with session.parts.scored_weights():
         score_weights(session, taken)
     session.ranks.wait(f"the evaluation of step {taken}")

@@ -1,0 +1,222 @@
+"""What is said and kept about a step that was not finite, in one process and over several."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from shards.batch import CropBatch
+from shards.order import World
+from tests.train.test_distributed import free_port
+from train.diagnosis import Diagnosis, Seen, finite, first_gradient, first_output
+from train.distributed import Ranks
+from train.model.prediction import Prediction
+from train.nonfinite import NonFiniteError
+
+ROOT = Path(__file__).parents[2]
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+class Steep(nn.Module):
+    """The root, whose slope at zero is infinite though its value is not."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.clamp(min=0).sqrt()
+
+
+class Overflowing(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values * 1e30 * 1e30
+
+
+def chain(*middle: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), *middle, nn.Conv2d(4, 1, 1))
+
+
+def images(value: float = 1.0) -> Tensor:
+    return torch.full((2, 3, 4, 4), value)
+
+
+def crops(keys: tuple[str, ...] = ("a", "b"), value: float = 1.0) -> CropBatch:
+    size = len(keys)
+    label_map = torch.zeros(size, 4, 4, dtype=torch.uint8)
+    pixels = torch.randn(size, 3, 4, 4) * value
+    return CropBatch(pixels, label_map, torch.zeros(size, 1, dtype=torch.int64), keys, tuple(range(size)))
+
+
+def diagnosis(model: nn.Module, folder: Path) -> Diagnosis:
+    return Diagnosis(ALONE, model, model, lambda batch: model(batch.images).sum(), folder)
+
+
+def test_the_module_that_overflows_is_named_and_its_followers_are_not() -> None:
+    model = chain(nn.ReLU(), Overflowing(), nn.ReLU())
+    said = first_output(model, lambda: model(torch.randn(2, 3, 4, 4)).sum())
+    assert said == "the first output that is not finite is that of 3, although its inputs are"
+
+
+def test_what_comes_in_broken_is_told_from_what_breaks() -> None:
+    model = chain()
+    said = first_output(model, lambda: model(images(float("nan"))).sum())
+    assert said == "the first output that is not finite is that of 0, nor are its inputs"
+
+
+def test_a_broken_weight_is_named_before_any_module() -> None:
+    model = chain()
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.inf
+    assert first_output(model, lambda: model(images()).sum()) == "parameter 2.weight itself is not finite"
+
+
+def test_the_place_where_a_gradient_turns_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Steep(), nn.Linear(2, 1))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.zero_()
+    total = model(torch.ones(1, 2)).sum()
+    assert torch.isfinite(total)
+    said = first_gradient(model, lambda: model(torch.ones(1, 2)).sum())
+    # the gradient enters the root finite and leaves it infinite: at the output of what feeds it
+    assert said == "the first gradient that is not finite is that of the output of 0"
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_sound_gradient_has_nothing_to_say() -> None:
+    model = chain()
+    assert first_gradient(model, lambda: model(images()).sum()) == ""
+    assert first_output(model, lambda: model(images()).sum()) == "the output of every module is finite"
+
+
+def test_looking_leaves_statistics_and_hooks_as_they_were() -> None:
+    model = chain()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first_output(model, lambda: model(images(float("nan"))).sum())
+    first_gradient(model, lambda: model(images(2.0)).sum())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_loss_that_refuses_is_no_obstacle() -> None:
+    model = chain(Overflowing())
+
+    def refuse() -> Tensor:
+        model(torch.randn(2, 3, 4, 4))
+        raise NonFiniteError("no matching")
+
+    assert "that of 2" in first_output(model, refuse)
+
+
+def test_tensors_are_found_wherever_they_hide() -> None:
+    bad, good = torch.tensor([torch.nan]), torch.ones(1)
+    assert finite({"x": [good, (good, 3, None)], "ids": torch.ones(1, dtype=torch.int64)})
+    assert not finite([good, {"deep": (bad,)}])
+    assert not finite([Prediction(good, bad)])
+
+
+def test_only_the_bad_batch_of_a_step_is_blamed_and_kept_whole(tmp_path: Path) -> None:
+    model, good, bad = chain(), crops(("sky", "sea")), crops(("fog", "mud"), float("nan"))
+    seen = [Seen(good, torch.tensor(1.0)), Seen(bad, torch.tensor(torch.nan))]
+    said = diagnosis(model, tmp_path)(7, seen)
+    assert "images fog, mud" in said
+    assert "sky" not in said
+    (path,) = tmp_path.iterdir()
+    assert str(path) in said
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["keys"] == "fog\nmud"
+        assert file.get_tensor("images").shape == (2, 3, 4, 4)
+        assert file.get_tensor("images").isnan().all()
+        assert set(file.keys()) == {"images", "label_map", "labels"}
+
+
+def test_long_batches_are_cut_short_in_words_only(tmp_path: Path) -> None:
+    bad = crops(tuple(f"k{i}" for i in range(20)), float("nan"))
+    said = diagnosis(chain(), tmp_path)(1, [Seen(bad, torch.tensor(torch.nan))])
+    assert "k15 and 4 more" in said
+    with safe_open(next(tmp_path.iterdir()), "pt") as file:
+        assert len(file.metadata()["keys"].split("\n")) == 20
+
+
+def test_what_does_not_show_again_is_said_and_kept(tmp_path: Path) -> None:
+    said = diagnosis(chain(), tmp_path)(1, [Seen(crops(), torch.tensor(1.0))])
+    assert "computed again, everything is finite" in said
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# Two ranks that train for real; the crop of one image, which one of them reads, is spoiled in memory.
+MEMBER = """
+import dataclasses, os, sys
+import train.step
+from train.__main__ import main
+whole = train.step.crop
+
+def spoil(batch, numbers, settings):
+    crops = whole(batch, numbers, settings)
+    if crops.positions[0] != 5:
+        return crops
+    images = crops.images.clone()
+    images[0, 0, 0, 0] = float("nan")
+    return dataclasses.replace(crops, images=images)
+
+train.step.crop = spoil
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def two_ranks(arguments: list[str]) -> list[tuple[int, str]]:
+    """Exit status and standard error of both."""
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, *arguments],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [member.communicate(timeout=200)[1] for member in members]
+    return [(member.returncode, said) for member, said in zip(members, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("head", ["m2f", "linear"])
+def test_a_bad_image_on_one_rank_stops_all_with_one_account_of_it(
+    tiny_run: list[str], tmp_path: Path, head: str
+) -> None:
+    arguments = [*tiny_run, "bs=1", "n_gpus=2", f"decoder_head.type={head}", "eval.max_val_samples=2"]
+    (first, said), (second, brief) = two_ranks(arguments)
+    assert (first, second) == (1, 1), said + brief
+    assert "Traceback" not in said + brief
+    # positions 4 and 5 are the third step's; the second of two ranks reads the odd ones
+    assert "step 3: the gradient is not finite" in said
+    assert "rank 1: " in said
+    assert "rank 0: " not in said
+    assert "the crops themselves are not finite" in said
+    assert "rank 0 says why" in brief
+    kept = [path.name for path in (tmp_path / "run" / "nonfinite").iterdir() if path.name.startswith("step")]
+    assert kept == ["step3-position5.safetensors"]
+    with safe_open(tmp_path / "run" / "nonfinite" / kept[0], "pt") as file:
+        assert file.get_tensor("images").isnan().sum() == 1
+        assert file.metadata()["keys"] in said
+
+
+def test_skipping_a_bad_image_on_one_rank_leaves_both_in_step(tiny_run: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny_run, "bs=1", "n_gpus=2", "guards.non_finite=skip", "eval.max_val_samples=2"]
+    (first, said), (second, brief) = two_ranks(arguments)
+    assert (first, second) == (0, 0), said + brief
+    assert "rank 1: " in said
+    assert "the step was left out" in said
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"][-1] == 8

@@ -1,0 +1,205 @@
+"""Why a step was not finite: whose images, which module, and where the batch was kept.
+
+All ranks know that a gradient is not finite, for it was averaged; the cause lies on one of them. Each looks
+at its own losses, and only if all of those are finite at its own gradients, and what they find goes to every
+rank. A bad batch is computed again by its rank alone, module by module, which meets nobody and changes
+nothing: weights are those of the step, since it was not taken, and everything random hangs on positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shards.batch import CropBatch
+from train.distributed import Ranks
+from train.nonfinite import NonFiniteError
+from train.optimizer import named_trainables
+
+NAMED_IMAGES = 16  # of a batch; its file lists all
+NAMED_PARAMETERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One micro-step as it is kept until its step is known to be sound."""
+
+    crops: CropBatch
+    total: Tensor  # detached loss
+    fault: str = ""  # what its objective already found to be not finite
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Finds and keeps what was not finite. Every rank calls it for the same step."""
+
+    ranks: Ranks
+    model: nn.Module  # backbone and decoder, not wrapped
+    decoder: nn.Module
+    loss_of: Callable[[CropBatch], Tensor]  # a micro-step's loss by `model`, on this rank alone
+    folder: Path  # for batches
+
+    def __call__(self, step: int, seen: Sequence[Seen]) -> str:
+        """What all ranks found about `step`, with the images and files of the batches to blame; ranks other
+        than the first refer to it.
+
+        The gradients of the step must still stand.
+        """
+        bad = [one for one in seen if one.fault or not torch.isfinite(one.total)]
+        said = self.ranks.all_say("; ".join(self._in_losses(step, one) for one in bad))
+        if not any(said):
+            said = self.ranks.all_say("; ".join(filter(None, (self._in_gradients(step, s) for s in seen))))
+        if not any(said):
+            said = self.ranks.all_say("; ".join(keep(self.folder, step, one) for one in seen))
+            said = [f"computed again, everything is finite: {text}" for text in said]
+        if not self.ranks.is_first:  # one account is enough
+            return f"step {step}: the gradient is not finite, rank 0 says why"
+        several = self.ranks.world.num_ranks > 1
+        found = [f"rank {rank}: {text}" if several else text for rank, text in enumerate(said) if text]
+        return "\n  ".join([f"step {step}: {bad_parameters(self.decoder)}", *found])
+
+    def _in_losses(self, step: int, one: Seen) -> str:
+        if not finite(one.crops.images):
+            first = "the crops themselves are not finite"
+        else:
+            first = first_output(self.model, lambda: self.loss_of(one.crops))
+        fault = one.fault or "the loss is not finite"
+        return f"{fault.removesuffix('.')}; {first}; {keep(self.folder, step, one)}"
+
+    def _in_gradients(self, step: int, one: Seen) -> str:
+        first = first_gradient(self.model, lambda: self.loss_of(one.crops))
+        return f"the loss is finite, but {first}; {keep(self.folder, step, one)}" if first else ""
+
+
+def bad_parameters(decoder: nn.Module) -> str:
+    """How many gradients are not finite, and which if they are few."""
+    gradients = {name: p.grad for name, p, _ in named_trainables(decoder) if p.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+    names = f" ({', '.join(bad)})" if 0 < len(bad) <= NAMED_PARAMETERS else ""
+    return f"the gradient is not finite in {len(bad)} of {len(gradients)} parameters{names}"
+
+
+def keep(folder: Path, step: int, seen: Seen) -> str:
+    """Write the crops of a micro-step into `folder`, and say which images they are and where.
+
+    The file is safetensors: `images`, `label_map`, `labels`; all keys and positions in its metadata.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    crops = seen.crops
+    path = folder / f"step{step}-position{crops.positions[0]}.safetensors"
+    tensors = {"images": crops.images, "label_map": crops.label_map, "labels": crops.labels}
+    facts = {"keys": "\n".join(crops.keys), "positions": " ".join(map(str, crops.positions))}
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path, metadata=facts)
+    more = "" if len(crops.keys) <= NAMED_IMAGES else f" and {len(crops.keys) - NAMED_IMAGES} more"
+    return f"images {', '.join(crops.keys[:NAMED_IMAGES])}{more}; crops in {path}"
+
+
+def first_output(model: nn.Module, compute: Callable[[], Tensor]) -> str:
+    """Name the first module whose output is not finite while `compute` runs, and say if its inputs were."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"parameter {name} itself is not finite"
+    found: list[str] = []
+
+    def look(name: str, inputs: Any, output: Any) -> None:
+        if found or finite(output):
+            return
+        inputs_are = "although its inputs are" if finite(inputs) else "nor are its inputs"
+        found.append(f"the first output that is not finite is that of {name}, {inputs_are}")
+
+    try:
+        with torch.no_grad(), alone(model), hooked(model, look):
+            compute()
+    except NonFiniteError:
+        pass  # the loss noticed what the hooks are there to place
+    except torch.OutOfMemoryError:
+        return "too little memory was left to look for the module"
+    return found[0] if found else "the output of every module is finite"
+
+
+def first_gradient(model: nn.Module, compute: Callable[[], Tensor]) -> str:
+    """Name the module at whose output the gradient of `compute`'s loss first is not finite; empty if all are.
+
+    Backward runs from the loss, so what turned it is what comes after that module. No `.grad` is touched.
+    """
+    found: list[str] = []
+
+    def note(name: str, gradient: Tensor) -> None:
+        if not found and not torch.isfinite(gradient).all():
+            found.append(f"the first gradient that is not finite is that of the output of {name}")
+
+    def watch(name: str, inputs: Any, output: Any) -> None:
+        for value in tensors_of(output):
+            if value.requires_grad:
+                value.register_hook(lambda gradient: note(name, gradient))
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with alone(model), hooked(model, watch):
+            gradients = torch.autograd.grad(compute(), parameters, allow_unused=True)
+    except torch.OutOfMemoryError:
+        return "too little memory was left to look for the module"
+    if found:
+        return found[0]
+    named = zip((name for name, p in model.named_parameters() if p.requires_grad), gradients, strict=True)
+    bad = [name for name, gradient in named if gradient is not None and not torch.isfinite(gradient).all()]
+    return f"the gradient of {bad[0]} is not" if bad else ""
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Inside, the model runs eagerly, and its batch norms update copies of their statistics.
+
+    Copies, because the next step's graph already holds the true ones and would notice a change.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [norm._buffers for norm in norms]
+    for norm in norms:
+        norm._buffers = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers = buffers
+
+
+@contextmanager
+def hooked(model: nn.Module, look: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Inside, `look` sees the name, inputs and output of every module of `model` as it ends."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: look(name, inputs, output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def finite(value: Any) -> bool:
+    return all(bool(torch.isfinite(one).all()) for one in tensors_of(value))
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor in nested sequences, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        yield from tensors_of(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_of(each)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from tensors_of([getattr(value, field.name) for field in dataclasses.fields(value)])

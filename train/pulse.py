@@ -1,0 +1,211 @@
+"""A sign of life from every rank, so that one that is lost or stuck can be named.
+
+A collective that times out does not say for whom it waited, and NCCL's timeout ends the process from a thread
+of its own, without a word of ours. So every rank has a thread that keeps writing to the store of the launch
+how often it wrote, in which step it is, what it does there and since when. The first rank (and the second, in
+case it is the first that is lost) reads all of them and warns early; when a collective fails, every rank can
+read who is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 2.0  # between two signs of life
+SILENT_BEATS = 3  # that many missed: the rank is silent
+WARN_S = 60.0  # of silence, or of ranks that do different things, before a warning; then twice as long, ...
+ANSWER_TIMEOUT = timedelta(seconds=5)  # of the store
+NAMED_RANKS = 8
+WATCHERS = 2  # the first ranks warn
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """What one rank last said of itself."""
+
+    beat: int  # how often it wrote
+    step: int  # that it is in
+    doing: str
+    since_s: float  # how long it has been doing that
+    ended: bool = False
+
+    @property
+    def words(self) -> str:
+        return (
+            self.doing
+            if self.ended
+            else f"last heard in step {self.step}, {self.doing} for {self.since_s:.0f} s"
+        )
+
+
+class Pulse:
+    """This rank's thread, and its view of the others. `store` is the launch's, shared by all ranks."""
+
+    def __init__(self, store: dist.Store, rank: int, num_ranks: int) -> None:
+        self.rank, self.num_ranks = rank, num_ranks
+        self._store = dist.PrefixStore("pulse", store.clone())  # type: ignore[attr-defined]  # not in its stubs
+        self._store.set_timeout(ANSWER_TIMEOUT)
+        self._lock = threading.Lock()  # a store serves one thread at a time
+        self._place = (0, "starting", time.monotonic())
+        self._beat = 0
+        self._over = threading.Event()
+        self._watch = Watch() if rank < WATCHERS else None
+        self._write()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """From here on every rank has written once, so that none is looked for in vain."""
+        self._thread.start()
+
+    def at(self, step: int, doing: str) -> None:
+        """Say where this rank is; costs nothing, the thread writes it."""
+        self._place = (step, doing, time.monotonic())
+
+    def end(self, reason: str) -> None:
+        """Stop the thread and leave `reason` as the last word."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * ANSWER_TIMEOUT.total_seconds())
+        self._place = (self._place[0], reason, time.monotonic())
+        try:
+            self._write(ended=True)
+        except RuntimeError:
+            logger.debug("the store is gone; nobody reads the last word")
+
+    def missing(self) -> str:
+        """Who is to blame for a collective that failed: ranks that ended or are silent, each with its last
+        words; empty if all are alive. Takes up to SILENT_BEATS beats.
+        """
+        try:
+            before = self.look()
+            ended = {rank: sign for rank, sign in before.items() if sign.ended}
+            if not ended:
+                threading.Event().wait(SILENT_BEATS * BEAT_S)
+                after = self.look()
+                ended = {rank: sign for rank, sign in after.items() if sign.ended}
+                silent = {rank: sign for rank, sign in after.items() if sign.beat == before[rank].beat}
+                silent.pop(self.rank, None)
+                if silent and not ended:
+                    return "no sign of life from " + named(silent)
+        except RuntimeError:
+            return "the launch's store does not answer any more; it lives with rank 0 or its launcher"
+        return "ended: " + named(ended) if ended else ""
+
+    def look(self) -> dict[int, Sign]:
+        """Every rank's sign. RuntimeError if the store does not answer."""
+        with self._lock:
+            texts = self._store.multi_get([str(rank) for rank in range(self.num_ranks)])
+        return {rank: Sign(**json.loads(text)) for rank, text in enumerate(texts)}
+
+    def _run(self) -> None:
+        while not self._over.wait(BEAT_S):
+            try:
+                self._write()
+                warning = self._watch.changes(self.look(), time.monotonic()) if self._watch else ""
+            except RuntimeError as error:
+                logger.debug("no answer from the store: %s", error)
+                continue
+            if warning and (self.rank == 0 or "rank 0 " in warning):
+                logger.error("%s", warning)
+
+    def _write(self, ended: bool = False) -> None:
+        step, doing, since = self._place
+        self._beat += 1
+        sign = {"beat": self._beat, "step": step, "doing": doing, "since_s": time.monotonic() - since}
+        with self._lock:
+            self._store.set(str(self.rank), json.dumps(sign | {"ended": ended}))
+
+
+class Watch:
+    """Remembers when each rank last gave a sign and when the ranks last moved together."""
+
+    def __init__(self) -> None:
+        self._beats: dict[int, tuple[int, float]] = {}  # rank: (beat, when it came)
+        self._due_s = WARN_S
+
+    def changes(self, signs: dict[int, Sign], now: float) -> str:
+        """A warning that is due at `now` (s, any clock that runs), or nothing."""
+        for rank, sign in signs.items():
+            if rank not in self._beats or self._beats[rank][0] != sign.beat:
+                self._beats[rank] = sign.beat, now
+        alive = {rank: sign for rank, sign in signs.items() if not sign.ended}
+        silent_s = {rank: now - self._beats[rank][1] for rank in alive}
+        longest_s = max(silent_s.values(), default=0.0)
+        stuck_s = min((sign.since_s for sign in alive.values()), default=0.0)
+        apart = len({(sign.step, sign.doing) for sign in alive.values()}) > 1
+        if longest_s < WARN_S and not (apart and stuck_s >= WARN_S):
+            self._due_s = WARN_S
+            return ""
+        if max(longest_s, stuck_s) < self._due_s:
+            return ""
+        self._due_s *= 2
+        silent = {rank: sign for rank, sign in alive.items() if silent_s[rank] >= WARN_S}
+        if silent:
+            return f"no sign of life for {longest_s:.0f} s from {named(silent)}"
+        return f"no step for {stuck_s:.0f} s: {apart_words(alive)}"
+
+
+def named(signs: dict[int, Sign]) -> str:
+    """Ranks with their last words, the first few of them."""
+    words = [f"rank {rank} ({sign.words})" for rank, sign in list(signs.items())[:NAMED_RANKS]]
+    return ", ".join(words) + (f" and {len(signs) - NAMED_RANKS} more" if len(signs) > NAMED_RANKS else "")
+
+
+def apart_words(signs: dict[int, Sign]) -> str:
+    """Who is where: the smaller group first, since the many wait for the few."""
+    groups: dict[tuple[int, str], dict[int, Sign]] = {}
+    for rank, sign in signs.items():
+        groups.setdefault((sign.step, sign.doing), {})[rank] = sign
+    few, *rest = sorted(groups.values(), key=len)
+    others = ", ".join(f"{len(group)} at step {s.step}, {s.doing}" for group in rest for s in [first(group)])
+    return f"{named(few)}; {others}"
+
+
+def first(group: dict[int, Sign]) -> Sign:
+    return next(iter(group.values()))
+
+
+class LostRankError(ConnectionError):
+    """Ranks that the others wait for do not come; the message names them."""
+
+
+@contextmanager
+def told_apart(pulse: Pulse) -> Iterator[None]:
+    """Inside, the failure of a collective becomes a LostRankError that names the ranks to blame; any other
+    error becomes this rank's last word, for the others to read.
+    """
+    pulse.start()
+    try:
+        yield
+    except (RuntimeError, LostRankError) as error:
+        known = isinstance(error, LostRankError | dist.DistError) or type(error) is RuntimeError
+        missing = pulse.missing() if known else ""
+        pulse.end(last_word(LostRankError(missing) if missing else error))
+        if not missing:
+            raise
+        raise LostRankError(f"{missing}. The collective's own words: {one_line(error)}") from error
+    except BaseException as error:
+        pulse.end(last_word(error))
+        raise
+    pulse.end("done")
+
+
+def last_word(error: Any) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def one_line(error: Any, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
