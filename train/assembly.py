@@ -25,6 +25,7 @@ from train.loss import LossSettings, MatchedLoss
 from train.model.adapter import Adapter
 from train.model.compiled import compile_in_place
 from train.model.deformable_attention import DeformableAttention
+from train.model.pixel_decoder import PixelDecoder
 from train.model.segmenter import Segmenter, build_segmenter
 from train.model.synced_norm import sync_batch_norms
 from train.model.weights import load_backbone
@@ -120,7 +121,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         checkpointing=config.activation_checkpointing,
     ).to(device)
     for module in segmenter.decoder.modules():
-        if isinstance(module, DeformableAttention):
+        if isinstance(module, DeformableAttention | PixelDecoder):
             module.fused = config.fused_kernels
         if isinstance(module, Adapter):
             module.channels_last = config.channels_last
