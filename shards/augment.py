@@ -79,6 +79,11 @@ class CropDraws:
     flips: NDArray[np.bool_]  # (B,)
     colour: ColourDraws | None  # None where the preset is "none"
 
+    def rows(self) -> NDArray[np.float64]:
+        """(B, N) float64: all of one sample's numbers a row, N the same for equal settings."""
+        colour = [] if self.colour is None else [self.colour.table().T]
+        return np.column_stack([self.ratios, self.down, self.right, self.flips, *colour]).astype(np.float64)
+
 
 def draw_crops(batch: RaggedBatch, seed: int, settings: CropSettings) -> CropDraws:
     """Numbers for every sample, from (seed, its epoch, its key, purpose) alone; only keys and epochs are

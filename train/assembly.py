@@ -25,6 +25,7 @@ from train.loss import LossSettings, MatchedLoss
 from train.model.adapter import Adapter
 from train.model.compiled import compile_in_place
 from train.model.deformable_attention import DeformableAttention
+from train.model.pixel_decoder import PixelDecoder
 from train.model.segmenter import Segmenter, build_segmenter
 from train.model.synced_norm import sync_batch_norms
 from train.model.weights import load_backbone
@@ -120,7 +121,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         checkpointing=config.activation_checkpointing,
     ).to(device)
     for module in segmenter.decoder.modules():
-        if isinstance(module, DeformableAttention):
+        if isinstance(module, DeformableAttention | PixelDecoder):
             module.fused = config.fused_kernels
         if isinstance(module, Adapter):
             module.channels_last = config.channels_last
@@ -178,8 +179,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
     reduce = ranks.sum if ranks.world.num_ranks > 1 else None
     if config.decoder_head.type == "linear":
         return PixelObjective(forward, config.train.celoss_weight, reduce)
-    loss = build_matched_loss(config)
-    return MaskObjective(forward, loss, reduce)
+    return MaskObjective(forward, build_matched_loss(config), reduce, nonfinite_folder(config))
 
 
 def build_matched_loss(config: TrainConfig) -> MatchedLoss:
@@ -198,7 +198,6 @@ def build_matched_loss(config: TrainConfig) -> MatchedLoss:
     return MatchedLoss(
         settings,
         config.decoder_head.num_classes,
-        dump_dir=nonfinite_folder(config),
         fused=config.fused_kernels,
     )
 

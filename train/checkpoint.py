@@ -33,7 +33,6 @@ from train.model.weight_files import WeightsError, check_file
 VERSION = 1
 FOLDER = "checkpoints"
 LAST, BEST = "step-", "best-"
-LEFT_BEHIND = "left-behind-"  # before the name of what a continued run no longer counts
 WEIGHTS, OPTIMIZER, AVERAGE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors"
 STATE = "state.json"
 FINAL = "model_final.pth"
@@ -58,6 +57,7 @@ class TrainState:
     backbone_digest: str
     class_names: list[str]
     config: dict[str, Any]  # the whole merged config, JSON-ready
+    order: str | None = None  # of all samples read so far (train.data_order); older versions wrote none
     score: float | None = None  # of the metric that picks the best; None before the first evaluation
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of the other files, filled in when written
     version: int = VERSION
@@ -82,6 +82,19 @@ def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, di
         shutil.rmtree(leftover)
     hidden = folder / f".{name}"
     hidden.mkdir()
+    try:
+        write_parts(hidden, state, parts)
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+        hidden.rename(folder / name)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)  # a full disk gets its room back at once
+        raise
+    flush_folder(folder)
+    return folder / name
+
+
+def write_parts(hidden: Path, state: TrainState, parts: dict[str, dict[str, Tensor]]) -> None:
     digests = {}
     for part, tensors in parts.items():
         data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -90,11 +103,6 @@ def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, di
     facts = asdict(state) | {"digests": digests}
     write_through(hidden / STATE, json.dumps(facts, indent=1, allow_nan=False).encode())
     flush_folder(hidden)
-    if (folder / name).exists():
-        shutil.rmtree(folder / name)
-    hidden.rename(folder / name)
-    flush_folder(folder)
-    return folder / name
 
 
 def write_through(path: Path, data: bytes) -> None:
@@ -129,35 +137,6 @@ def replacing(path: Path) -> Iterator[Path]:
         flush_folder(path.parent)
     finally:
         hidden.unlink(missing_ok=True)
-
-
-def prune(run: Path, keep_last: int, archive_interval: int | None) -> None:
-    """Remove all but the newest `keep_last` continuable checkpoints and every multiple of
-    `archive_interval`.
-    """
-    for path in checkpoints_of(run, LAST)[:-keep_last]:
-        if archive_interval is None or step_of(path) % archive_interval:
-            shutil.rmtree(path)
-
-
-def leave_behind(run: Path, step: int) -> list[Path]:
-    """Rename every checkpoint of the run above `step` to `left-behind-NAME`; returns the new paths.
-
-    What is continued at `step` writes a branch of its own. Under their names the old ones would count as its
-    newest: the new ones would be pruned, and `auto` would go on with the old branch.
-    """
-    moved = []
-    for path in (*checkpoints_of(run, LAST), *checkpoints_of(run, BEST)):
-        if step_of(path) <= step:
-            continue
-        aside = path.with_name(f"{LEFT_BEHIND}{path.name}")
-        if aside.exists():
-            shutil.rmtree(aside)
-        path.rename(aside)
-        moved.append(aside)
-    if moved:
-        flush_folder(run / FOLDER)
-    return moved
 
 
 def save_best(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:

@@ -7,7 +7,6 @@ the next step, when the device has long passed it, so that watching costs no wai
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shards.batch import CropBatch
 from train.diagnosis import Seen
 from train.distributed import batch_statistics
 from train.nonfinite import NonFiniteError
@@ -108,16 +106,3 @@ def poisoned(predictions: Iterable[Any]) -> Tensor:
     """A loss that is NaN and reaches every parameter: how one rank tells all that a step cannot count."""
     sums = [p.class_logits.float().sum() + p.mask_logits.float().sum() for p in predictions]
     return torch.stack(sums).sum() * torch.nan
-
-
-def order_digest(batches: Iterable[CropBatch]) -> int:
-    """A number for which samples stand at which positions, whatever the order or the rank they come in.
-
-    Sums of it over ranks stay comparable, in 64-bit arithmetic that wraps.
-    """
-    total = 0
-    for crops in batches:
-        for key, position in zip(crops.keys, crops.positions, strict=True):
-            word = hashlib.blake2b(f"{position} {key}".encode(), digest_size=8).digest()
-            total += int.from_bytes(word, "little", signed=True)
-    return (total + 2**63) % 2**64 - 2**63

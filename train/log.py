@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,31 @@ class MetricsFile:
     """Appends to `RUN/metrics.jsonl`; on ranks other than the first it writes nothing."""
 
     def __init__(self, run: Path, ranks: Ranks, first_step: int) -> None:
-        self.path, self.active = run / METRICS, ranks.is_first
+        self.path, self.ranks = run / METRICS, ranks
         self.records = [record for record in read_metrics(self.path) if record["step"] <= first_step]
-        if self.active:
-            run.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as hidden:
-                hidden.write_text("".join(to_line(record) for record in self.records), encoding="utf-8")
+        self._on_first(self._rewrite)
 
     def write(self, kind: str, step: int, **figures: Any) -> dict[str, Any]:
-        """Append one line and return it; figures that are not finite become null."""
+        """Append one line and return it; figures that are not finite become null. Every rank calls it, and
+        all learn if the first cannot write.
+        """
         record = {"kind": kind, "step": step, **figures}
         self.records.append(record)
-        if self.active:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(to_line(record))
+        self._on_first(lambda: self._append(to_line(record)))
         return record
+
+    def _on_first(self, work: Callable[[], object]) -> None:
+        if self.ranks.is_first or self.ranks.control is not None:
+            self.ranks.from_first(lambda: str(work()))
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as hidden:
+            hidden.write_text("".join(to_line(record) for record in self.records), encoding="utf-8")
+
+    def _append(self, line: str) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line)
 
     def has(self, kind: str, step: int) -> bool:
         return any(record["kind"] == kind and record["step"] == step for record in self.records)
@@ -73,19 +84,18 @@ class Meter:
     def __init__(self, clip_norm: float) -> None:
         self.clip_norm = clip_norm
         self.sums: dict[str, Tensor] = {}
-        self.steps = self.images = self.order = 0
+        self.steps = self.images = 0
         self.wait_ms = 0.0
         self.since = time.monotonic()
 
     def add(self, name: str, value: Tensor | float) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else torch.as_tensor(value)
 
-    def add_step(self, norm: Tensor, order: int, images: int, wait_ms: float) -> None:
-        """One optimiser step: the gradient's norm before clipping, its samples' digest, images, wait."""
+    def add_step(self, norm: Tensor, images: int, wait_ms: float) -> None:
+        """One optimiser step: the gradient's norm before clipping, its images, the wait for them."""
         self.add("grad_norm", norm)
         self.add("clipped", (norm > self.clip_norm).float())
         self.steps += 1
-        self.order = order
         self.images += images
         self.wait_ms += wait_ms
 
@@ -96,8 +106,6 @@ class Meter:
         values = torch.stack([self.sums[name].to(ranks.device, torch.float64) for name in names])
         means = (ranks.sum(values) / (ranks.world.num_ranks * max(self.steps, 1))).tolist()
         figures: dict[str, Any] = dict(zip(names, means, strict=True))
-        order = int(ranks.sum(torch.tensor(self.order, device=ranks.device)))
-        figures["order"] = f"{order % 2**64:016x}"  # of the last step's samples, equal for any world
         figures["images_per_s"] = self.images * ranks.world.num_ranks / max(seconds, 1e-9)
         figures["wait_share"] = self.wait_ms / 1000 / max(seconds, 1e-9)
         figures["seconds"] = seconds

@@ -16,15 +16,16 @@ from shards.batch import RaggedBatch
 from shards.loader import Loader
 from shards.transfer import DevicePrefetcher
 from train.assembly import open_loader
-from train.checkpoint import prune, save_final, save_last
+from train.checkpoint import save_final, save_last
+from train.data_order import order_digest, wrapped
 from train.diagnosis import Seen
 from train.distributed import batch_statistics
-from train.guards import order_digest
 from train.log import Meter
 from train.metrics import EvalResult
 from train.model.compiled import begin_step, uses_cuda_graphs
 from train.optimizer import clip_gradients, optimizer_tensors, set_rates
 from train.resume import Start, weights_of
+from train.retention import prune
 from train.schema import TrainConfig
 from train.session import Session
 from train.stop import Stopped
@@ -39,16 +40,15 @@ def train(session: Session, start: Start) -> EvalResult | None:
     Raises Stopped after saving when a signal asked for it.
     """
     config, total = session.config, session.config.scheduler.total_iter
-    if evaluation_due(config, start.step) and not session.metrics.has("eval", start.step):
+    if evaluation_due(config, start.step) and not session.has_evaluated(start.step):
         evaluate_now(session, start.step)
     if start.step < total:
         with open_loader(config, session.ranks, session.parts.selection, start.step) as loader:
             take_steps(session, loader, start.step)
-    if session.ranks.is_first:
-        with session.parts.scored_weights():
-            final = save_final(session.run, session.state(total), weights_of(session.parts))
-        logger.info("wrote %s", final)
-    session.ranks.wait("the end of training")
+    with session.parts.scored_weights():
+        state, weights = session.state(total), weights_of(session.parts)
+        final = session.ranks.from_first(lambda: str(save_final(session.run, state, weights)))
+    logger.info("wrote %s", final)
     return session.result
 
 
@@ -107,7 +107,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
         parts.optimizer.zero_grad(set_to_none=True)
         begin_step(session.config.compile_mode)
     seen = []
-    waited_ms = 0.0
+    waited_ms, digest = 0.0, 0
     for micro_step in range(parts.micro_steps):
         since = time.monotonic()
         session.ranks.at(step, "waiting for data")
@@ -122,7 +122,8 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
         session.phases.mark("backward")
-        seen.append(Seen(losses.crops, losses.total.detach(), losses.fault))
+        seen.append(Seen(losses.crops, losses.total.detach()))
+        digest = wrapped(digest + order_digest(losses.crops, losses.draws))
         meter.add("loss", losses.total.detach() * share)
         for name, value in losses.parts.items():
             meter.add(f"loss_{name}", value * share)
@@ -133,12 +134,12 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     if parts.average is not None:
         parts.average.update(step)
     session.phases.mark("optimiser")
-    order = order_digest(one.crops for one in seen)
-    meter.add_step(norm, order, session.config.bs * parts.micro_steps, waited_ms)
+    session.order.add(digest)
+    meter.add_step(norm, session.config.bs * parts.micro_steps, waited_ms)
 
 
 def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
-    figures = {"lr": rate, **meter.take(session.ranks)}
+    figures = {"lr": rate, **meter.take(session.ranks), "order": session.order.settle(session.ranks)}
     session.record("train", taken, **figures)
     if phases := session.phases.take():  # the figures above waited for the device already
         session.record("phases", taken, **phases)
@@ -146,18 +147,21 @@ def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
 
 
 def save(session: Session, taken: int) -> None:
-    """Write the checkpoint of this step on the first rank; the others wait for it."""
+    """Write the checkpoint of this step on the first rank; the others wait for it, and learn if it failed."""
     parts, config, since = session.parts, session.config, time.monotonic()
     session.guard.settle()
+    session.order.settle(session.ranks)
     session.ranks.at(taken, "saving")
     session.progress.clear()
-    if session.ranks.is_first:
+
+    def write() -> str:
         moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)
         average = None if parts.average is None else parts.average.shadow
         path = save_last(session.run, session.state(taken), weights_of(parts), moments, average)
         prune(session.run, config.checkpoint.keep_last, config.checkpoint.archive_interval)
-        logger.info("wrote %s", path)
-    session.ranks.wait(f"the checkpoint of step {taken}")
+        return str(path)
+
+    logger.info("wrote %s", session.ranks.from_first(write))
     session.record("checkpoint", taken, seconds=time.monotonic() - since)
 
 

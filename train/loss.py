@@ -59,11 +59,10 @@ class MatchedLoss:
         settings: LossSettings,
         num_classes: int,
         *,
-        dump_dir: Path | None = None,
         threads: int = 4,
         fused: bool = True,
     ) -> None:
-        self.settings, self.num_classes, self.dump_dir, self.fused = settings, num_classes, dump_dir, fused
+        self.settings, self.num_classes, self.fused = settings, num_classes, fused
         self._weights = CostWeights(
             settings.mask_coefficient, settings.dice_coefficient, settings.class_coefficient
         )
@@ -77,13 +76,15 @@ class MatchedLoss:
         seed: int,
         world_reduce: Callable[[Tensor], Tensor] | None,
         carry: Tensor | None = None,
+        dump_dir: Path | None = None,
     ) -> LossTerms:
         """The terms of this micro-step.
 
         `world_reduce` sums a small tensor over all ranks (None in a single process), so that R ranks
         which average their gradients train as one process with all their images would. `carry` (n,):
         device values, flags for instance, that travel to the host with the costs instead of waiting for
-        a copy of their own. Raises NonFiniteError when a matching cost is not finite.
+        a copy of their own. Raises NonFiniteError when a matching cost is not finite, after writing
+        that image and its logits into `dump_dir`, if one is given.
         """
         with torch.autocast(crops.label_map.device.type, enabled=False):
             device = crops.label_map.device
@@ -98,7 +99,9 @@ class MatchedLoss:
                     predictions, crops.labels, sampler.pair_sums(predictions), self._weights
                 )
                 copy = HostCopy(_packed(costs, labels_present(crops.label_map, crops.labels.shape[1]), carry))
-            rows, carried = self._matches(copy.wait(), costs.shape, predictions, crops)
+            host_costs, present, carried = _unpacked(copy.wait(), costs.shape)
+            check_costs(host_costs, predictions, crops, dump_dir)
+            rows = self._assign(host_costs, present)
             terms = self._terms(predictions, crops, to_device(rows, device), sampler, world_reduce)
             return terms if carry is None else replace(terms, carried=carried)
 
@@ -110,18 +113,6 @@ class MatchedLoss:
 
             return FusedSampler(*inputs)
         return PlainSampler(*inputs)
-
-    def _matches(
-        self, values: np.ndarray, shape: torch.Size, predictions: Sequence[Prediction], crops: CropBatch
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(4, R) matched rows (layer, image, query, label index), and the carried values."""
-        _, num_images, _, num_labels = shape
-        costs, present, carried = np.split(
-            values, [math.prod(shape), math.prod(shape) + num_images * num_labels]
-        )
-        costs = costs.reshape(shape)
-        check_costs(costs, predictions, crops, self.dump_dir)
-        return self._assign(costs, present.reshape(num_images, num_labels) > 0), carried
 
     def _terms(
         self,
@@ -179,6 +170,13 @@ def _packed(costs: Tensor, present: Tensor, carry: Tensor | None) -> Tensor:
     """Everything that the host wants to know, in one flat float32 tensor."""
     parts = [costs.flatten(), present.flatten().float()]
     return torch.cat(parts if carry is None else [*parts, carry.detach().flatten().float()])
+
+
+def _unpacked(values: np.ndarray, shape: torch.Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Costs (L, B, Q, K), which labels are present (B, K) bool, and the carried values."""
+    _, num_images, _, num_labels = shape
+    costs, present, carried = np.split(values, [math.prod(shape), math.prod(shape) + num_images * num_labels])
+    return costs.reshape(shape), present.reshape(num_images, num_labels) > 0, carried
 
 
 def _normalisers(

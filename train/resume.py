@@ -20,7 +20,6 @@ from train.checkpoint import (
     TrainState,
     check_digest,
     checkpoints_of,
-    leave_behind,
     load_weights,
     read_checkpoint,
     read_part,
@@ -29,6 +28,7 @@ from train.checkpoint import (
 from train.config import ConfigError, flatten, to_plain
 from train.distributed import Ranks
 from train.optimizer import load_optimizer_tensors
+from train.retention import is_left_behind, is_of_run, left_behind, set_aside
 from train.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,11 @@ FREE_TO_CHANGE = (
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Optimiser steps already taken, and the best score so far (None: no evaluation counted yet)."""
+    """Where a run begins."""
 
-    step: int
-    best_score: float | None
+    step: int  # optimiser steps already taken
+    best_score: float | None  # None: no evaluation counted yet
+    order: str | None = None  # the data order's word after them; None: it counts from here on
 
 
 def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
@@ -62,7 +63,8 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
     chosen = choose_checkpoint(config, ranks, run)
     if chosen is not None:
         start = continue_from(chosen, config, parts, run)
-        ranks.from_first(lambda: part_with(run, start.step))
+        ranks.wait(f"the weights of {chosen}")  # before it may take another name
+        ranks.from_first(lambda: part_with(run, start.step, chosen))
         return start
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
@@ -74,28 +76,38 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
 
 
 def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | None:
-    """The checkpoint to continue from, decided by the first rank for all; None for a fresh start."""
-    if config.resume_from is not None and config.resume_from != "auto":
-        return Path(config.resume_from)
+    """The checkpoint to continue from, decided by the first rank for all; None for a fresh start.
+
+    A folder that holds a run is continued, or rolled back to a checkpoint of its own, and never mixed with
+    another run.
+    """
 
     def choose() -> str:
         if config.resume_from == "auto":
             return str(newest_whole_or_none(run) or "")
-        if checkpoints_of(run, LAST):
+        path = None if config.resume_from is None else newest_in(Path(config.resume_from))
+        if checkpoints_of(run, LAST) and (path is None or not is_of_run(path, run)):
             raise ConfigError(
                 f"output_dir {run} already holds a run; say resume_from=auto to continue it, "
                 "or name another folder"
             )
-        return ""
+        return str(path or "")
 
     said = ranks.from_first(choose)
     return Path(said) if said else None
 
 
-def part_with(run: Path, step: int) -> str:
+def newest_in(path: Path) -> Path:
+    """The newest checkpoint of a run's folder; `path` itself where it is none."""
+    return (checkpoints_of(path, LAST) or [path])[-1]
+
+
+def part_with(run: Path, step: int, source: Path) -> str:
     """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so."""
-    for path in leave_behind(run, step):
-        logger.warning("%s is above step %d: set aside, delete it when nobody needs it", path, step)
+    for path in set_aside(run, step, source):
+        logger.warning(
+            "%s is not on the way that step %d goes on: set aside, delete it when nobody needs it", path, step
+        )
     return ""
 
 
@@ -104,7 +116,7 @@ def newest_whole_or_none(run: Path) -> Path | None:
     starting anew would overwrite the run.
     """
     newest = newest_whole(run)
-    if newest is None and (found := checkpoints_of(run, LAST)):
+    if newest is None and (found := checkpoints_of(run, LAST) or left_behind(run)):
         raise CheckpointError(
             f"{found[-1].parent}: none of its {len(found)} checkpoints can be continued (the reasons stand "
             "above); delete them to start anew, name another output_dir, or start from weights with init_from"
@@ -128,8 +140,8 @@ def newest_whole(run: Path) -> Path | None:
     return None
 
 
-def continue_from(path: Path, config: TrainConfig, parts: Parts, run: Path) -> Start:
-    folder = checkpoints_of(path, LAST)[-1] if checkpoints_of(path, LAST) else path
+def continue_from(folder: Path, config: TrainConfig, parts: Parts, run: Path) -> Start:
+    """Bring back weights, optimiser and average of the checkpoint in `folder`."""
     checkpoint = read_checkpoint(folder)
     state = checkpoint.state
     if state is None or folder.is_file():
@@ -146,7 +158,15 @@ def continue_from(path: Path, config: TrainConfig, parts: Parts, run: Path) -> S
     for key, (before, now) in changed_settings(state, config).items():
         logger.warning("%s was %s when %s was saved and is %s now", key, before, folder.name, now)
     logger.info("continuing after step %d from %s", state.step, folder)
-    return Start(state.step, best_score(run, state.step))
+    if state.order is None:
+        logger.warning(
+            "%s knows no order: `order` in metrics.jsonl counts from step %d on, and compares with runs that "
+            "were continued from here alike",
+            folder,
+            state.step,
+        )
+    best = None if is_left_behind(folder) else best_score(run, state.step, config.metric_to_save)
+    return Start(state.step, best, state.order)
 
 
 def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder: Path) -> None:
@@ -167,6 +187,11 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
                 f"{folder} cannot be continued: {name} was {saved} and is {now} now; "
                 "give the run's own settings, or start a new run with init_from"
             )
+    if state.step > config.scheduler.total_iter:
+        raise ConfigError(
+            f"{folder} cannot be continued: it has {state.step} steps, and scheduler.total_iter is "
+            f"{config.scheduler.total_iter}; raise it, or name an earlier checkpoint of the run"
+        )
 
 
 def changed_settings(state: TrainState, config: TrainConfig) -> dict[str, tuple[object, object]]:
@@ -186,8 +211,8 @@ def leaves(content: dict[str, object]) -> list[tuple[str, object]]:
     return [(key, value_at(key)) for key in flatten(content)]
 
 
-def best_score(run: Path, step: int) -> float | None:
-    """The score of the best checkpoint written at or before `step`."""
+def best_score(run: Path, step: int, metric: str) -> float | None:
+    """The score of the best checkpoint written at or before `step`; None if another metric picked it."""
     for folder in reversed(checkpoints_of(run, BEST)):
         try:
             state = read_state(folder / STATE)
@@ -195,11 +220,13 @@ def best_score(run: Path, step: int) -> float | None:
             logger.warning("passing over a damaged checkpoint: %s", error)
             continue
         if state.step <= step:
-            return state.score
+            return state.score if state.config.get("metric_to_save", metric) == metric else None
     return None
 
 
-def state_of(config: TrainConfig, parts: Parts, step: int, score: float | None) -> TrainState:
+def state_of(
+    config: TrainConfig, parts: Parts, step: int, score: float | None, order: str | None = None
+) -> TrainState:
     """The facts of this run after `step` steps, as a checkpoint holds them."""
     manifest, backbone = parts.train_split.manifest, parts.segmenter.backbone
     return TrainState(
@@ -213,6 +240,7 @@ def state_of(config: TrainConfig, parts: Parts, step: int, score: float | None) 
         class_names=list(manifest.classes),
         config=to_plain(config),
         score=score,
+        order=order,
     )
 
 

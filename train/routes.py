@@ -10,7 +10,6 @@ from pathlib import Path
 
 from train.assembly import (
     Parts,
-    autocast_dtype,
     build_model,
     build_parts,
     nonfinite_folder,
@@ -18,9 +17,9 @@ from train.assembly import (
 )
 from train.checkpoint import FINAL, load_weights, read_checkpoint
 from train.config import write_config
+from train.data_order import OrderChain
 from train.diagnosis import Diagnosis
 from train.distributed import Ranks
-from train.evaluate import evaluate, evaluation_settings
 from train.guards import Guard
 from train.log import MetricsFile
 from train.loop import train
@@ -33,6 +32,7 @@ from train.schema import TrainConfig
 from train.session import Session
 from train.stop import StopSignals
 from train.trackers import open_trackers
+from train.validate import score_split
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,11 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             guard=build_guard(config, ranks, parts),
             stop=stop,
             best_score=start.best_score,
+            order=OrderChain(start.order, start.step),
             trackers=open_trackers(config, folder, ranks, start.step),
         )
-        stop.check()
         try:
+            stop.check(ranks)
             result = train(session, start)
         finally:
             session.progress.close()
@@ -85,16 +86,7 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         segmenter = build_model(config, ranks.device)
         check_trained_on(checkpoint, config, segmenter.backbone.digest)
         load_weights(segmenter.decoder, checkpoint)
-        result = evaluate(
-            segmenter,
-            split,
-            evaluation_settings(config),
-            world=ranks.world,
-            device=ranks.device,
-            autocast_dtype=autocast_dtype(config, ranks.device),
-            reduce=ranks.sum,
-            progress=lambda _: stop.check(),
-        )
+        result = score_split(config, ranks, stop, segmenter, split)
         if ranks.is_first:
             write_config(config, folder / "config.yaml")
             write_results(result, folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 from train.assembly import Parts
 from train.checkpoint import TrainState
+from train.data_order import OrderChain
 from train.distributed import Ranks
 from train.guards import Guard
 from train.log import MetricsFile
@@ -22,7 +23,7 @@ from train.trackers import Tracker
 
 @dataclass
 class Session:
-    """A run under way. Only `best_score` and `result` change."""
+    """A run under way. Only `best_score`, `result` and the chain in `order` change."""
 
     config: TrainConfig
     ranks: Ranks
@@ -36,6 +37,7 @@ class Session:
     trackers: list[Tracker] = field(default_factory=list)
     result: EvalResult | None = None  # of the newest evaluation
     phases: StepPhases = field(default_factory=StepPhases)
+    order: OrderChain = field(default_factory=OrderChain)  # of all that the run has read
 
     def record(self, kind: str, step: int, **figures: Any) -> None:
         """One line of figures, to metrics.jsonl and to every tracker."""
@@ -43,6 +45,10 @@ class Session:
         for tracker in self.trackers:
             tracker.record(record)
 
+    def has_evaluated(self, step: int) -> bool:
+        """Whether metrics.jsonl has an evaluation of this step, as the first rank sees it."""
+        return bool(self.ranks.from_first(lambda: "yes" if self.metrics.has("eval", step) else ""))
+
     def state(self, step: int) -> TrainState:
         """The facts of the run after `step` optimiser steps."""
-        return state_of(self.config, self.parts, step, self.best_score)
+        return state_of(self.config, self.parts, step, self.best_score, self.order.word)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shards.augment import CropSettings, crop, draw_crops
+from shards.augment import CropDraws, CropSettings, crop, draw_crops
 from shards.batch import CropBatch, RaggedBatch
 from train.guards import poisoned
 from train.loss import MatchedLoss, linear_loss
@@ -24,12 +25,12 @@ from train.transfer import to_device
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """One micro-step's loss, and the crops that it was computed on."""
+    """One micro-step's loss, the crops that it was computed on, and the numbers that they were made with."""
 
     total: Tensor  # scalar, carries the graph
     parts: dict[str, Tensor]  # detached scalars by name, for the log
     crops: CropBatch
-    fault: str = ""  # what could not be computed because it was not finite; the total then is NaN
+    draws: CropDraws
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ class Forward:
     autocast_dtype: torch.dtype | None  # None: compute as the weights are
     crops_by_position: bool = False  # an image that recurs within an epoch gets another crop each time
 
-    def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, Any]:
-        """The crops of a batch, and the decoder's answer: predictions (m2f) or class score maps (linear)."""
+    def __call__(self, batch: RaggedBatch) -> tuple[CropBatch, CropDraws, Any]:
+        """The crops of a batch, their numbers, and the decoder's answer: predictions (m2f) or class score
+        maps (linear).
+        """
         keyed = replace(batch, epochs=batch.positions) if self.crops_by_position else batch
-        crops = crop(batch, draw_crops(keyed, self.seed, self.crops), self.crops)
-        return crops, self.decode(crops, self.decoder)
+        draws = draw_crops(keyed, self.seed, self.crops)
+        crops = crop(batch, draws, self.crops)
+        return crops, draws, self.decode(crops, self.decoder)
 
     def decode(self, crops: CropBatch, decoder: nn.Module) -> Any:
         """The answer of `decoder` (the segmenter's, wrapped or not) to crops."""
@@ -80,27 +84,32 @@ class MaskObjective:
     forward: Forward
     loss: MatchedLoss
     reduce: Callable[[Tensor], Tensor] | None  # sums over ranks; None in a single process
+    dump_dir: Path | None = None  # for logits that cannot be matched, when looked at alone
 
     def __call__(self, batch: RaggedBatch) -> Losses:
-        """A matching that cannot be done answers with a NaN loss, which no rank takes for its own step: an
-        error here would leave the other ranks waiting.
+        """A matching that cannot be done answers with a NaN loss, so that no rank takes the step: an error
+        here would leave the other ranks waiting.
         """
-        crops, predictions = self.forward(batch)
+        crops, draws, predictions = self.forward(batch)
         try:
             terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
-        except NonFiniteError as error:
+        except NonFiniteError:
             if self.reduce is not None:  # the other ranks wait for our share of the normalisers
                 self.reduce(torch.zeros(3, device=crops.images.device))
             nan = torch.full((), torch.nan, device=crops.images.device)
             parts = dict.fromkeys(("mask", "dice", "class"), nan)
-            return Losses(poisoned(predictions), parts, crops, fault=str(error))
+            return Losses(poisoned(predictions), parts, crops, draws)
         parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
-        return Losses(terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops)
+        return Losses(
+            terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops, draws
+        )
 
     def alone(self, crops: CropBatch) -> Tensor:
         """The loss of crops that were drawn before, on this rank only: for looking at what went wrong."""
         predictions = self.forward.decode_alone(crops)
-        return self.loss(predictions, crops, seed=self.forward.seed, world_reduce=None).total
+        return self.loss(
+            predictions, crops, seed=self.forward.seed, world_reduce=None, dump_dir=self.dump_dir
+        ).total
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,9 @@ class PixelObjective:
     reduce: Callable[[Tensor], Tensor] | None = None  # sums over ranks; None in a single process
 
     def __call__(self, batch: RaggedBatch) -> Losses:
-        crops, logits = self.forward(batch)
+        crops, draws, logits = self.forward(batch)
         loss = linear_loss(logits, crops, self.reduce)
-        return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops)
+        return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops, draws)
 
     def alone(self, crops: CropBatch) -> Tensor:
         """As MaskObjective's."""

@@ -3,6 +3,9 @@
 SIGTERM (kill, Kubernetes, torchrun), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before the time limit) are
 wishes: the step in hand is finished and saved. SIGINT again, two seconds later or more, is no wish: it
 interrupts at once (torchrun passes the first Ctrl-C on, so every process sees that one twice).
+
+A signal may reach one rank alone, or several at different moments. So no rank ends by itself: all of them ask
+each other at the same places, and then end together.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType, TracebackType
+
+from train.distributed import Ranks
 
 PATIENCE_S = 2.0
 WISHES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -21,6 +26,10 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+
+
+class LeftEarly(Exception):
+    """This rank was asked to end; the others may not know yet."""
 
 
 class StopSignals:
@@ -51,7 +60,15 @@ class StopSignals:
         if not self.number:
             self.number, self._since = number, now
 
-    def check(self) -> None:
-        """Raise Stopped if a signal has come; for long work that may simply be dropped."""
+    def check(self, ranks: Ranks) -> None:
+        """Raise Stopped on every rank if a signal has come to any. Every rank calls it at the same place."""
+        if wish := ranks.any(self.number):
+            raise Stopped(wish)
+
+    def leave(self) -> None:
+        """Raise LeftEarly if a signal has come to this rank; for long work that may simply be dropped.
+
+        Whoever catches it goes on to the next place where all ranks `check`.
+        """
         if self.number:
-            raise Stopped(self.number)
+            raise LeftEarly

@@ -6,16 +6,23 @@ import logging
 import math
 import time
 
+from torch import Tensor
+
+from shards.manifest import Split
 from train.assembly import autocast_dtype
 from train.checkpoint import save_best
 from train.config import to_yaml
+from train.distributed import Ranks
 from train.evaluate import evaluate, evaluation_settings, num_expected
 from train.gallery import Gallery
 from train.metrics import METRICS, EvalResult
+from train.model.segmenter import Segmenter
 from train.report import RunFacts, write_report
 from train.results import write_results
 from train.resume import weights_of
+from train.schema import TrainConfig
 from train.session import Session
+from train.stop import LeftEarly, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +40,30 @@ def score_weights(session: Session, taken: int) -> None:
     """The evaluation itself, of the weights that the decoder holds. An untrained head is never the best."""
     config, since = session.config, time.monotonic()
     gallery = open_gallery(session)
-    session.result = result = run_evaluation(session, gallery)
+    session.result = result = score_split(
+        config, session.ranks, session.stop, session.parts.segmenter, session.parts.val_split, gallery
+    )
     score = result.metric(config.metric_to_save)
     seconds = time.monotonic() - since
     logger.info("step %d: %s %.2f over %d images", taken, config.metric_to_save, score, result.num_images)
-    improved = math.isfinite(score) and (session.best_score is None or score > session.best_score)
-    if taken > 0 and improved:
-        session.best_score = score
-        if session.ranks.is_first:
-            save_best(session.run, session.state(taken), weights_of(session.parts))
+    session.ranks.from_first(lambda: keep_if_best(session, taken, score))
     # Only now: a run killed while the best was written finds no line of this evaluation and repeats it.
     figures = {name: result.metric(name) for name in METRICS}
     session.record("eval", taken, **figures, num_images=result.num_images, seconds=seconds)
-    if not session.ranks.is_first:
-        return
+    session.ranks.from_first(lambda: publish(session, taken, result, gallery))
+
+
+def keep_if_best(session: Session, taken: int, score: float) -> str:
+    improved = math.isfinite(score) and (session.best_score is None or score > session.best_score)
+    if taken == 0 or not improved:
+        return ""
+    session.best_score = score
+    return str(save_best(session.run, session.state(taken), weights_of(session.parts)))
+
+
+def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery | None) -> str:
+    """Write results and report."""
+    config = session.config
     write_results(result, session.run)
     if gallery is not None:
         facts = RunFacts(
@@ -57,6 +74,7 @@ def score_weights(session: Session, taken: int) -> None:
             num_ranks=session.ranks.world.num_ranks,
         )
         write_report(session.run, facts, session.metrics.records, result, gallery)
+    return ""
 
 
 def open_gallery(session: Session) -> Gallery | None:
@@ -67,16 +85,34 @@ def open_gallery(session: Session) -> Gallery | None:
     return Gallery(session.config.decoder_head.num_classes, expected // session.ranks.world.num_ranks)
 
 
-def run_evaluation(session: Session, gallery: Gallery | None) -> EvalResult:
-    ranks, parts = session.ranks, session.parts
-    return evaluate(
-        parts.segmenter,
-        parts.val_split,
-        evaluation_settings(session.config),
-        world=ranks.world,
-        device=ranks.device,
-        autocast_dtype=autocast_dtype(session.config, ranks.device),
-        reduce=ranks.sum,
-        observe=gallery,
-        progress=lambda _: session.stop.check(),
-    )
+def score_split(
+    config: TrainConfig,
+    ranks: Ranks,
+    stop: StopSignals,
+    segmenter: Segmenter,
+    split: Split,
+    gallery: Gallery | None = None,
+) -> EvalResult:
+    """The split's scores as `eval` asks for them. Raises Stopped on all ranks if a signal asked any of them:
+    that one leaves its images and meets the others where they would add up.
+    """
+
+    def reduce(values: Tensor) -> Tensor:
+        stop.check(ranks)
+        return ranks.sum(values)
+
+    try:
+        return evaluate(
+            segmenter,
+            split,
+            evaluation_settings(config),
+            world=ranks.world,
+            device=ranks.device,
+            autocast_dtype=autocast_dtype(config, ranks.device),
+            reduce=reduce,
+            observe=gallery,
+            progress=lambda _: stop.leave(),
+        )
+    except LeftEarly:
+        stop.check(ranks)
+        raise

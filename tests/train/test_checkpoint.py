@@ -15,7 +15,6 @@ from train.checkpoint import (
     TrainState,
     checkpoints_of,
     load_weights,
-    prune,
     read_checkpoint,
     read_part,
     read_state,
@@ -71,13 +70,6 @@ def test_best_cannot_be_continued(tmp_path: Path) -> None:
     folder = save_best(tmp_path, STATE, weights())
     with pytest.raises(CheckpointError, match="cannot be continued"):
         read_part(folder, "optimizer.safetensors", read_state(folder / "state.json"))
-
-
-def test_prune_keeps_newest_and_archive(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 40, 50):
-        save_step(tmp_path, step)
-    prune(tmp_path, keep_last=2, archive_interval=20)
-    assert [path.name[-2:] for path in checkpoints_of(tmp_path, LAST)] == ["20", "40", "50"]
 
 
 def test_leftover_of_a_killed_write_is_no_checkpoint_and_is_cleaned(tmp_path: Path) -> None:

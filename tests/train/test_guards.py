@@ -1,4 +1,3 @@
-import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from shards.batch import CropBatch
 from shards.order import World
 from train.diagnosis import Diagnosis, Seen
 from train.distributed import Ranks
-from train.guards import Guard, GuardError, order_digest, poisoned
+from train.guards import Guard, GuardError, poisoned
 from train.model.prediction import Prediction
 from train.nonfinite import NonFiniteError
 from train.optimizer import build_optimizer, clip_gradients
@@ -115,14 +114,3 @@ def test_a_poisoned_loss_reaches_every_prediction() -> None:
     total = poisoned([Prediction(logits[0], logits[1]), Prediction(logits[2], logits[3])])
     total.backward()
     assert all(value.grad is not None and value.grad.isnan().all() for value in logits)
-
-
-def test_order_digest_knows_positions_but_not_the_dealing() -> None:
-    keys = tuple("abcdefgh")
-    whole = order_digest([crops(keys)])
-    dealt = [crops((key,), first=place) for place, key in enumerate(keys)]
-    random.Random(1).shuffle(dealt)
-    assert order_digest(dealt) == whole
-    by_ranks = order_digest(dealt[:3]) + order_digest(dealt[3:])
-    assert (by_ranks - whole) % 2**64 == 0
-    assert order_digest([crops(tuple("bacdefgh"))]) != whole

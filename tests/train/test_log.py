@@ -51,12 +51,11 @@ def test_meter_gives_means_and_starts_anew() -> None:
     meter = Meter(clip_norm=1.0)
     for loss, norm in ((2.0, 0.5), (4.0, 3.0)):
         meter.add("loss", torch.tensor(loss))
-        meter.add_step(torch.tensor(norm), order=-2, images=8, wait_ms=1.0)
+        meter.add_step(torch.tensor(norm), images=8, wait_ms=1.0)
     figures = meter.take(ALONE)
     assert figures["loss"] == 3.0
     assert figures["grad_norm"] == pytest.approx(1.75)
     assert figures["clipped"] == 0.5
-    assert figures["order"] == "fffffffffffffffe"
     assert figures["images_per_s"] == pytest.approx(16 / figures["seconds"])
     assert figures["wait_share"] == pytest.approx(0.002 / figures["seconds"])
     assert (meter.steps, meter.images, meter.sums) == (0, 0, {})

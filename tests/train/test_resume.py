@@ -1,3 +1,4 @@
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,26 @@ def arguments(tiny_run: list[str]) -> list[str]:
     return [*tiny_run, "decoder_head.type=linear"]
 
 
-def save_at(run: Path, config: TrainConfig, parts: Parts, step: int) -> Path:
+def save_at(run: Path, config: TrainConfig, parts: Parts, step: int, order: str | None = "0" * 16) -> Path:
     for value in parts.decoder.parameters():
         value.grad = torch.full_like(value, 0.1)
     parts.optimizer.step()
     moments = optimizer_tensors(parts.decoder, parts.optimizer)
-    return save_last(run, state_of(config, parts, step, None), weights_of(parts), moments)
+    return save_last(run, state_of(config, parts, step, None, order), weights_of(parts), moments)
+
+
+def test_the_order_of_the_data_goes_on_and_a_checkpoint_without_one_counts_from_its_step(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    folder = save_at(tmp_path, config, parts, 4, order="00000000000000ff")
+    assert begin(config, ALONE, parts, tmp_path).order == "00000000000000ff"
+    assert "knows no order" not in caplog.text
+    facts = json.loads((folder / "state.json").read_text())
+    del facts["order"]  # as versions before it wrote
+    (folder / "state.json").write_text(json.dumps(facts))
+    assert begin(config, ALONE, parts, tmp_path).order is None
+    assert "counts from step 4 on" in caplog.text
 
 
 def test_without_a_word_a_run_is_fresh(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
@@ -57,7 +72,9 @@ def test_weights_moments_step_and_best_come_back(
     save_best(tmp_path, state_of(config, parts, 4, 33.0), weights_of(parts))
     place = {"auto": "auto", "the run": tmp_path, "the checkpoint": path}[word]
     fresh = build_parts(config, ALONE)
-    assert begin(load_config([*arguments, f"resume_from={place}"]), ALONE, fresh, tmp_path) == Start(4, 33.0)
+    assert begin(load_config([*arguments, f"resume_from={place}"]), ALONE, fresh, tmp_path) == Start(
+        4, 33.0, "0" * 16
+    )
     for own, saved in zip(fresh.decoder.parameters(), parts.decoder.parameters(), strict=True):
         assert torch.equal(own, saved)
     moments = optimizer_tensors(fresh.decoder, fresh.optimizer)
@@ -129,8 +146,16 @@ def test_weights_alone_cannot_be_continued(arguments: list[str], parts: Parts, t
 
 def test_a_best_of_the_future_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
     save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
-    assert best_score(tmp_path, 4) is None
-    assert best_score(tmp_path, 8) == 50.0
+    assert best_score(tmp_path, 4, "mIoU") is None
+    assert best_score(tmp_path, 8, "mIoU") == 50.0
+
+
+def test_a_best_by_another_metric_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    """A share of pixels is larger than a mean over classes: no mIoU would ever be the best after it."""
+    config = load_config([*arguments, "metric_to_save=aAcc"])
+    save_best(tmp_path, state_of(config, parts, 8, 90.0), weights_of(parts))
+    assert best_score(tmp_path, 8, "aAcc") == 90.0
+    assert best_score(tmp_path, 8, "mIoU") is None
 
 
 def test_a_half_removed_best_stops_no_run(
@@ -138,7 +163,7 @@ def test_a_half_removed_best_stops_no_run(
 ) -> None:
     best = save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
     (best / "state.json").unlink()  # as a kill in the middle of removing it leaves it
-    assert best_score(tmp_path, 8) is None
+    assert best_score(tmp_path, 8, "mIoU") is None
     assert "passing over a damaged checkpoint" in caplog.text
 
 
@@ -159,4 +184,58 @@ def test_a_run_without_one_whole_checkpoint_is_not_started_anew(
     for step in (4, 8):
         (save_at(tmp_path, config, parts, step) / "optimizer.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints can be continued.*init_from"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_run_that_is_only_left_behind_is_not_started_anew(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    path = save_at(tmp_path, config, parts, 4)
+    path.rename(path.with_name("left-behind-step-00000004"))
+    with pytest.raises(CheckpointError, match=r"none of its 1 checkpoints can be continued"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_folder_that_holds_a_run_is_not_mixed_with_another_run(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config, run, other = load_config(arguments), tmp_path / "run", tmp_path / "other"
+    save_at(other, config, parts, 4)
+    again = load_config([*arguments, f"resume_from={other}"])
+    assert begin(again, ALONE, parts, run).step == 4
+    save_at(run, config, parts, 8)  # as the command left it when it died
+    with pytest.raises(ConfigError, match="already holds a run; say resume_from=auto"):
+        begin(again, ALONE, parts, run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_a_branch_that_was_left_behind_can_be_taken_up_again(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config, folder = load_config(arguments), tmp_path / "checkpoints"
+    for step in (4, 6, 8):
+        save_at(tmp_path, config, parts, step)
+    back = load_config([*arguments, f"resume_from={folder / 'step-00000004'}"])
+    assert begin(back, ALONE, parts, tmp_path).step == 4
+    left = folder / "left-behind-step-00000006"
+    kept = (left / "weights.safetensors").read_bytes()
+    for step in (5, 6):
+        save_at(tmp_path, config, parts, step)
+    assert begin(load_config([*arguments, f"resume_from={left}"]), ALONE, parts, tmp_path).step == 6
+    assert (folder / "step-00000006" / "weights.safetensors").read_bytes() == kept
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "left-behind-step-00000004",
+        "left-behind-step-00000005",
+        "left-behind-step-00000006.2",
+        "left-behind-step-00000008",
+        "step-00000006",
+    ]
+    assert newest_whole(tmp_path) == folder / "step-00000006"
+
+
+def test_fewer_steps_than_were_taken_are_refused(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    save_at(tmp_path, load_config(arguments), parts, 8)
+    config = load_config([*arguments, "scheduler.total_iter=4", "resume_from=auto"])
+    with pytest.raises(ConfigError, match=r"it has 8 steps, and scheduler\.total_iter is 4; raise it"):
         begin(config, ALONE, parts, tmp_path)

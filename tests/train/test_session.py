@@ -6,6 +6,7 @@ import torch
 
 from shards.order import World
 from train.assembly import Parts
+from train.data_order import OrderChain
 from train.distributed import Ranks
 from train.guards import Guard
 from train.log import MetricsFile
@@ -47,3 +48,4 @@ def test_a_record_goes_to_file_and_trackers_and_state_tells_the_position(tmp_pat
     state = session.state(4)
     assert (state.step, state.position, state.score, state.class_names) == (4, 24, 12.5, ["a", "b"])
     assert state.fingerprint == "chosen"
+    assert state.order == OrderChain().word

@@ -2,19 +2,27 @@ import os
 import signal
 
 import pytest
+import torch
 
-from train.stop import PATIENCE_S, Stopped, StopSignals
+from shards.order import World
+from train.distributed import Ranks
+from train.stop import PATIENCE_S, LeftEarly, Stopped, StopSignals
+
+ALONE = Ranks(World(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_is_noted_and_the_old_handler_comes_back(wish: signal.Signals) -> None:
     before = signal.getsignal(wish)
     with StopSignals() as stop:
-        stop.check()
+        stop.check(ALONE)
+        stop.leave()
         os.kill(os.getpid(), wish)
         assert stop.number == wish
         with pytest.raises(Stopped, match=wish.name):
-            stop.check()
+            stop.check(ALONE)
+        with pytest.raises(LeftEarly):
+            stop.leave()
     assert signal.getsignal(wish) == before
 
 
