@@ -61,11 +61,11 @@ def place(
 def grid(x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
     """Lines at round values with their numbers."""
     parts = []
-    for value in ticks(*y_range):
+    for value in ticks(*y_range, about=6):
         _, y = place(x_range[0], value, x_range, y_range)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in ticks(*x_range):
+    for value in ticks(*x_range, about=6):
         x, _ = place(value, y_range[0], x_range, y_range)
         bottom = HEIGHT - BOTTOM
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}" class="grid"/>')

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 
 from train.charts import bar, curves, share_row
 from train.checkpoint import TrainState, replacing
@@ -154,8 +153,10 @@ def times(records: list[dict[str, Any]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes and hours."""
-    return f"{seconds:.1f} s" if seconds < 120 else str(tqdm.format_interval(seconds))
+    """In seconds, minutes or hours, whichever needs the fewest digits."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def phase_table(records: list[dict[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from train.progress import ProgressLine
 FIGURES = {"loss": 2.5, "lr": 1e-4, "grad_norm": 30.0, "images_per_s": 41.25, "wait_share": 0.03}
 TEXT = "loss 2.5000  lr 0.0001  grad norm 30  41.2 images/s  waiting for data 3 %"
 COLUMNS = 60
+MARK = "\x00"
 
 
 class Terminal:
@@ -30,13 +31,13 @@ class Terminal:
         self.stream: TextIO = os.fdopen(program, "w", encoding="utf-8")
 
     def seen(self) -> str:
-        """Everything written since the last look."""
+        """Everything written since the last look, read up to a mark that is written last."""
+        self.stream.write(MARK)
         self.stream.flush()
-        os.set_blocking(self.screen, False)
-        try:
-            return os.read(self.screen, 1 << 16).decode()
-        except BlockingIOError:
-            return ""
+        read = b""
+        while not read.endswith(MARK.encode()):
+            read += os.read(self.screen, 1 << 16)
+        return read.decode().removesuffix(MARK)
 
 
 @pytest.fixture

@@ -95,7 +95,9 @@ def test_the_best_evaluation_is_told_where_there_are_several() -> None:
     assert best(evaluations[:1]) == ""
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0.0 s"), (119.94, "119.9 s"), (3725.0, "1:02:05")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0.0 s"), (119.94, "119.9 s"), (3720.0, "62.0 min"), (9000.0, "2.5 h")]
+)
 def test_long_times_are_told_in_minutes_and_hours(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
