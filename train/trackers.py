@@ -85,13 +85,17 @@ Tracker = TensorBoardFile | WandbRun  # takes each line of metrics.jsonl as it i
 
 def open_trackers(config: TrainConfig, run: Path, ranks: Ranks, first_step: int = 0) -> list[Tracker]:
     """The trackers that `log` asks for, of a run that has taken `first_step` steps; none on ranks other than
-    the first.
+    the first. Every rank calls it, and all learn if the first cannot open one.
     """
-    if not ranks.is_first:
-        return []
     trackers: list[Tracker] = []
-    if config.log.tensorboard:
-        trackers.append(TensorBoardFile(run, first_step))
-    if config.log.wandb_project is not None:
-        trackers.append(WandbRun(config, run))
+
+    def open_all() -> str:
+        if config.log.tensorboard:
+            trackers.append(TensorBoardFile(run, first_step))
+        if config.log.wandb_project is not None:
+            trackers.append(WandbRun(config, run))
+        return ""
+
+    if ranks.is_first or ranks.control is not None:
+        ranks.from_first(open_all)
     return trackers

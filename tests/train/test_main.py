@@ -64,6 +64,7 @@ def test_two_ranks_train_together_and_only_the_first_writes(tiny_run: list[str],
     assert results[1][1] == ""
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if record["kind"] == "phases"] == [2, 3, 4]
     assert records[-1]["num_images"] == 4
     # One process with both images a step: batch norms saw the same, so only roundings differ, which grow.
     assert main([*arguments, "bs=2", "n_gpus=1", f"output_dir={tmp_path / 'alone'}"]) == 0

@@ -1,4 +1,6 @@
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,3 +118,19 @@ def test_what_wandb_objects_to_is_told(tmp_path: Path, wandb: FakeWandb) -> None
     wandb.offer = wandb.Error("api_key not configured")
     with pytest.raises(ConfigError, match=r"api_key not configured; run `wandb login`"):
         open_trackers(wandb_only(), tmp_path, FIRST)
+
+
+def test_every_rank_asks_the_first_so_that_all_learn_of_its_failure(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def from_first(ranks: Ranks, work: Callable[[], str]) -> str:
+        asked.append(ranks.world.rank)
+        return work() if ranks.is_first else ""
+
+    monkeypatch.setattr(Ranks, "from_first", from_first)
+    for ranks in (FIRST, SECOND):
+        open_trackers(wandb_only(), tmp_path, replace(ranks, control=object()))  # type: ignore[arg-type]
+    assert asked == [0, 1]
+    assert len(wandb.inits) == 1
