@@ -79,6 +79,7 @@ def test_only_the_step_that_is_asked_for_is_timed_and_told_once() -> None:
     phases, model = StepPhases(), Model()
     for now in (True, False):
         with phases.timed(model, CPU, now=now):  # type: ignore[arg-type]
+            assert bool(model.backbone._forward_pre_hooks) is now
             model.step(phases)
     spans = phases.take()
     names = ["wait", "crop", "backbone", "linear_head", "loss", "backward", "optimiser", "step"]
