@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -26,13 +25,9 @@ from train.loss import LossSettings, MatchedLoss
 from train.model.adapter import Adapter
 from train.model.compiled import compile_in_place
 from train.model.deformable_attention import DeformableAttention
-from train.model.segmenter import (
-    LinearDecoder,
-    MaskDecoder,
-    Segmenter,
-    build_segmenter,
-    with_synced_batch_norm,
-)
+from train.model.pixel_decoder import PixelDecoder
+from train.model.segmenter import Segmenter, build_segmenter
+from train.model.synced_norm import sync_batch_norms
 from train.model.weights import load_backbone
 from train.optimizer import build_optimizer
 from train.schedule import Schedule, build_schedule
@@ -126,7 +121,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         checkpointing=config.activation_checkpointing,
     ).to(device)
     for module in segmenter.decoder.modules():
-        if isinstance(module, DeformableAttention):
+        if isinstance(module, DeformableAttention | PixelDecoder):
             module.fused = config.fused_kernels
         if isinstance(module, Adapter):
             module.channels_last = config.channels_last
@@ -143,8 +138,7 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
             "datasets.train and datasets.val list different classes; build both from one source"
         )
     segmenter = build_model(config, ranks.device)
-    synced = with_synced_batch_norm(segmenter.decoder, ranks.device, ranks.world.num_ranks)
-    segmenter.decoder = cast(MaskDecoder | LinearDecoder, synced)
+    sync_batch_norms(segmenter.decoder, ranks.world.num_ranks)
     segmenter.decoder.train()
     compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     decoder = spread(segmenter.decoder, ranks)
@@ -185,8 +179,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
     reduce = ranks.sum if ranks.world.num_ranks > 1 else None
     if config.decoder_head.type == "linear":
         return PixelObjective(forward, config.train.celoss_weight, reduce)
-    loss = build_matched_loss(config)
-    return MaskObjective(forward, loss, reduce)
+    return MaskObjective(forward, build_matched_loss(config), reduce, nonfinite_folder(config))
 
 
 def build_matched_loss(config: TrainConfig) -> MatchedLoss:
@@ -205,7 +198,6 @@ def build_matched_loss(config: TrainConfig) -> MatchedLoss:
     return MatchedLoss(
         settings,
         config.decoder_head.num_classes,
-        dump_dir=nonfinite_folder(config),
         fused=config.fused_kernels,
     )
 

@@ -2,8 +2,9 @@
 
 All ranks know that a gradient is not finite, for it was averaged; the cause lies on one of them. Each looks
 at its own losses, and only if all of those are finite at its own gradients, and what they find goes to every
-rank. A bad batch is computed again by its rank alone, module by module, which meets nobody and changes
-nothing: weights are those of the step, since it was not taken, and everything random hangs on positions.
+rank. A suspect batch is computed again by its rank alone, module by module, which meets nobody and changes
+nothing: weights are those of the step, since it was not taken, and everything random hangs on positions. What
+is sound alone was spoiled through the batch norms that all share, and is not blamed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 
 from shards.batch import CropBatch
 from train.distributed import Ranks
+from train.model.synced_norm import SyncedBatchNorm
 from train.nonfinite import NonFiniteError
 from train.optimizer import named_trainables
+
+Look = Callable[[nn.Module, Callable[[CropBatch], Tensor], CropBatch], str]
 
 NAMED_IMAGES = 16  # of a batch; its file lists all
 NAMED_PARAMETERS = 8
@@ -34,7 +38,6 @@ class Seen:
 
     crops: CropBatch
     total: Tensor  # detached loss
-    fault: str = ""  # what its objective already found to be not finite
 
 
 @dataclass(frozen=True)
@@ -53,30 +56,23 @@ class Diagnosis:
 
         The gradients of the step must still stand.
         """
-        bad = [one for one in seen if one.fault or not torch.isfinite(one.total)]
-        said = self.ranks.all_say("; ".join(self._in_losses(step, one) for one in bad))
+        bad = [one for one in seen if not torch.isfinite(one.total)]
+        said = self._all_find(first_output, step, bad)
         if not any(said):
-            said = self.ranks.all_say("; ".join(filter(None, (self._in_gradients(step, s) for s in seen))))
+            said = self._all_find(first_gradient, step, seen)
         if not any(said):
-            said = self.ranks.all_say("; ".join(keep(self.folder, step, one) for one in seen))
-            said = [f"computed again, everything is finite: {text}" for text in said]
+            said = self.ranks.all_say("; ".join(keep(self.folder, step, one) for one in bad or seen))
+            said = [text and f"computed again alone, everything is finite: {text}" for text in said]
         if not self.ranks.is_first:  # one account is enough
             return f"step {step}: the gradient is not finite, rank 0 says why"
         several = self.ranks.world.num_ranks > 1
         found = [f"rank {rank}: {text}" if several else text for rank, text in enumerate(said) if text]
         return "\n  ".join([f"step {step}: {bad_parameters(self.decoder)}", *found])
 
-    def _in_losses(self, step: int, one: Seen) -> str:
-        if not finite(one.crops.images):
-            first = "the crops themselves are not finite"
-        else:
-            first = first_output(self.model, lambda: self.loss_of(one.crops))
-        fault = one.fault or "the loss is not finite"
-        return f"{fault.removesuffix('.')}; {first}; {keep(self.folder, step, one)}"
-
-    def _in_gradients(self, step: int, one: Seen) -> str:
-        first = first_gradient(self.model, lambda: self.loss_of(one.crops))
-        return f"the loss is finite, but {first}; {keep(self.folder, step, one)}" if first else ""
+    def _all_find(self, look: Look, step: int, batches: Sequence[Seen]) -> list[str]:
+        """What `look` finds in each rank's batches; nothing is kept of a batch that is sound."""
+        found = [(look(self.model, self.loss_of, one.crops), one) for one in batches]
+        return self.ranks.all_say("; ".join(f"{s}; {keep(self.folder, step, one)}" for s, one in found if s))
 
 
 def bad_parameters(decoder: nn.Module) -> str:
@@ -102,8 +98,12 @@ def keep(folder: Path, step: int, seen: Seen) -> str:
     return f"images {', '.join(crops.keys[:NAMED_IMAGES])}{more}; crops in {path}"
 
 
-def first_output(model: nn.Module, compute: Callable[[], Tensor]) -> str:
-    """Name the first module whose output is not finite while `compute` runs, and say if its inputs were."""
+def first_output(model: nn.Module, loss_of: Callable[[CropBatch], Tensor], crops: CropBatch) -> str:
+    """What is not finite in a forward pass: crops, a weight, or the first module's output, saying if its
+    inputs were; empty if nothing is.
+    """
+    if not finite(crops.images):
+        return "the crops themselves are not finite"
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"parameter {name} itself is not finite"
@@ -115,18 +115,22 @@ def first_output(model: nn.Module, compute: Callable[[], Tensor]) -> str:
         inputs_are = "although its inputs are" if finite(inputs) else "nor are its inputs"
         found.append(f"the first output that is not finite is that of {name}, {inputs_are}")
 
+    loss = ""
     try:
         with torch.no_grad(), alone(model), hooked(model, look):
-            compute()
-    except NonFiniteError:
-        pass  # the loss noticed what the hooks are there to place
+            if not torch.isfinite(loss_of(crops)):
+                loss = "the loss is not finite"
+    except NonFiniteError as error:
+        loss = str(error).removesuffix(".")
     except torch.OutOfMemoryError:
         return "too little memory was left to look for the module"
-    return found[0] if found else "the output of every module is finite"
+    if loss and not found:
+        found.append("the output of every module is finite")
+    return "; ".join([*([loss] if loss else []), *found])
 
 
-def first_gradient(model: nn.Module, compute: Callable[[], Tensor]) -> str:
-    """Name the module at whose output the gradient of `compute`'s loss first is not finite; empty if all are.
+def first_gradient(model: nn.Module, loss_of: Callable[[CropBatch], Tensor], crops: CropBatch) -> str:
+    """The module at whose output the gradient of the loss first is not finite; empty if all are.
 
     Backward runs from the loss, so what turned it is what comes after that module. No `.grad` is touched.
     """
@@ -134,42 +138,49 @@ def first_gradient(model: nn.Module, compute: Callable[[], Tensor]) -> str:
 
     def note(name: str, gradient: Tensor) -> None:
         if not found and not torch.isfinite(gradient).all():
-            found.append(f"the first gradient that is not finite is that of the output of {name}")
+            found.append(name)
 
     def watch(name: str, inputs: Any, output: Any) -> None:
         for value in tensors_of(output):
             if value.requires_grad:
                 value.register_hook(lambda gradient: note(name, gradient))
 
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         with alone(model), hooked(model, watch):
-            gradients = torch.autograd.grad(compute(), parameters, allow_unused=True)
+            gradients = torch.autograd.grad(loss_of(crops), list(trainable.values()), allow_unused=True)
     except torch.OutOfMemoryError:
         return "too little memory was left to look for the module"
+    said = "the loss is finite, but the first gradient that is not is that of"
     if found:
-        return found[0]
-    named = zip((name for name, p in model.named_parameters() if p.requires_grad), gradients, strict=True)
+        return f"{said} the output of {found[0]}"
+    named = zip(trainable, gradients, strict=True)
     bad = [name for name, gradient in named if gradient is not None and not torch.isfinite(gradient).all()]
-    return f"the gradient of {bad[0]} is not" if bad else ""
+    return f"{said} {bad[0]}" if bad else ""
 
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """Inside, the model runs eagerly, and its batch norms update copies of their statistics.
+    """Inside, the model runs eagerly, and its batch norms look at this rank's images and update copies of
+    their statistics.
 
     Copies, because the next step's graph already holds the true ones and would notice a change.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    synced = [norm for norm in norms if isinstance(norm, SyncedBatchNorm)]
     kept = [norm._buffers for norm in norms]
     for norm in norms:
         norm._buffers = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
+    for norm in synced:
+        norm.alone = True
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for norm, buffers in zip(norms, kept, strict=True):
             norm._buffers = buffers
+        for norm in synced:
+            norm.alone = False
 
 
 @contextmanager

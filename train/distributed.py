@@ -217,8 +217,8 @@ def joined(
 def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:
     """`decoder` with gradients averaged over ranks; itself in a single process.
 
-    Only what trains is wrapped: the frozen backbone is in no bucket. Batch statistics are shared by SyncBN
-    on CUDA and averaged after each step elsewhere, so buffers need no broadcast.
+    Only what trains is wrapped: the frozen backbone is in no bucket. Synced batch norms keep the same
+    statistics on all ranks, so buffers need no broadcast.
     """
     if ranks.control is None:
         return decoder
@@ -237,27 +237,3 @@ def batch_statistics(module: nn.Module) -> list[Tensor]:
     """Every buffer of the batch norms in `module`: what a forward pass in train mode changes."""
     norms = (one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
     return [buffer for norm in norms for buffer in norm.buffers()]
-
-
-def average_batch_norms(decoder: nn.Module, ranks: Ranks) -> None:
-    """Make the running statistics of all ranks equal to their mean, in one message; nothing to do under
-    SyncBN.
-
-    Running statistics are linear in what was seen, so averaging after every step equals averaging once at
-    the end; doing it every step keeps a run independent of when its checkpoints fall.
-    """
-    if ranks.control is None:
-        return
-    norms = [module for module in decoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [
-        buffer
-        for module in norms
-        if not isinstance(module, nn.SyncBatchNorm)
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
-    if not kept:
-        return
-    joint = ranks.sum(torch.cat([buffer.reshape(-1) for buffer in kept])).div_(ranks.world.num_ranks)
-    for buffer, mean in zip(kept, joint.split([buffer.numel() for buffer in kept]), strict=True):
-        buffer.copy_(mean.view_as(buffer))

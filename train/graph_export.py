@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from train.model.architectures import ModelError
 from train.model.deformable_attention import DeformableAttention
+from train.model.pixel_decoder import PixelDecoder
 from train.model.segmenter import Segmenter
 
 INPUT, OUTPUT = "pixels", "scores"
@@ -64,7 +65,7 @@ def export_program(graph: InferenceGraph, height: int, width: int) -> ExportedPr
     """
     graph.eval()
     for module in graph.modules():
-        if isinstance(module, DeformableAttention):
+        if isinstance(module, DeformableAttention | PixelDecoder):
             module.fused = False  # a kernel of ours would not be known where the graph runs
     example = torch.zeros(2, 3, height, width)
     try:

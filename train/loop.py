@@ -19,7 +19,7 @@ from train.assembly import open_loader
 from train.checkpoint import save_final, save_last
 from train.data_order import order_digest, wrapped
 from train.diagnosis import Seen
-from train.distributed import average_batch_norms, batch_statistics
+from train.distributed import batch_statistics
 from train.log import Meter
 from train.metrics import EvalResult
 from train.model.compiled import begin_step, uses_cuda_graphs
@@ -97,7 +97,7 @@ def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[Ragge
 
 
 def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:
-    """Gradients of all micro-steps, one clip, one update, equal batch statistics everywhere."""
+    """Gradients of all micro-steps, one clip, one update."""
     parts, guard, share = session.parts, session.guard, 1 / session.parts.micro_steps
     guard.begin_step()
     if uses_cuda_graphs(session.config.compile_mode):  # gradients lie in memory that the next replay writes
@@ -118,7 +118,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
                 guard.settle()  # the step before, whose gradients still stand
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
-        seen.append(Seen(losses.crops, losses.total.detach(), losses.fault))
+        seen.append(Seen(losses.crops, losses.total.detach()))
         digest = wrapped(digest + order_digest(losses.crops, losses.draws))
         meter.add("loss", losses.total.detach() * share)
         for name, value in losses.parts.items():
@@ -129,7 +129,6 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     parts.optimizer.step()
     if parts.average is not None:
         parts.average.update(step)
-    average_batch_norms(parts.segmenter.decoder, session.ranks)
     session.order.add(digest)
     meter.add_step(norm, session.config.bs * parts.micro_steps, waited_ms)
 

@@ -22,14 +22,15 @@ from torch import Tensor
 
 from shards.batch import VOID, CropBatch
 from train.label_points import labels_present
-from train.loss_kernels import FusedSampler, loss_kernels_fit
 from train.loss_settings import LossSettings
 from train.mask_classification import MaskClassificationLoss
+from train.matched_maps import matched_maps
 from train.matcher import Assigner, CostWeights, matching_costs
+from train.model.deformable_kernels import kernels_fit
 from train.model.prediction import Prediction
 from train.nonfinite import check_costs
 from train.points import MATCH, ROWS, point_keys
-from train.sampled import PlainSampler, Rows, RowSums
+from train.sampled import PlainSampler, Rows, RowSums, Sampler
 from train.transfer import HostCopy, to_device
 
 __all__ = ["LossSettings", "LossTerms", "MaskClassificationLoss", "MatchedLoss", "linear_loss"]
@@ -58,11 +59,10 @@ class MatchedLoss:
         settings: LossSettings,
         num_classes: int,
         *,
-        dump_dir: Path | None = None,
         threads: int = 4,
         fused: bool = True,
     ) -> None:
-        self.settings, self.num_classes, self.dump_dir, self.fused = settings, num_classes, dump_dir, fused
+        self.settings, self.num_classes, self.fused = settings, num_classes, fused
         self._weights = CostWeights(
             settings.mask_coefficient, settings.dice_coefficient, settings.class_coefficient
         )
@@ -76,13 +76,15 @@ class MatchedLoss:
         seed: int,
         world_reduce: Callable[[Tensor], Tensor] | None,
         carry: Tensor | None = None,
+        dump_dir: Path | None = None,
     ) -> LossTerms:
         """The terms of this micro-step.
 
         `world_reduce` sums a small tensor over all ranks (None in a single process), so that R ranks
         which average their gradients train as one process with all their images would. `carry` (n,):
         device values, flags for instance, that travel to the host with the costs instead of waiting for
-        a copy of their own. Raises NonFiniteError when a matching cost is not finite.
+        a copy of their own. Raises NonFiniteError when a matching cost is not finite, after writing
+        that image and its logits into `dump_dir`, if one is given.
         """
         with torch.autocast(crops.label_map.device.type, enabled=False):
             device = crops.label_map.device
@@ -97,35 +99,27 @@ class MatchedLoss:
                     predictions, crops.labels, sampler.pair_sums(predictions), self._weights
                 )
                 copy = HostCopy(_packed(costs, labels_present(crops.label_map, crops.labels.shape[1]), carry))
-            rows, carried = self._matches(copy.wait(), costs.shape, predictions, crops)
+            host_costs, present, carried = _unpacked(copy.wait(), costs.shape)
+            check_costs(host_costs, predictions, crops, dump_dir)
+            rows = self._assign(host_costs, present)
             terms = self._terms(predictions, crops, to_device(rows, device), sampler, world_reduce)
             return terms if carry is None else replace(terms, carried=carried)
 
-    def _sampler(
-        self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor
-    ) -> PlainSampler | FusedSampler:
+    def _sampler(self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor) -> Sampler:
         num_labels = crops.labels.shape[1]
-        fits = self.fused and loss_kernels_fit(predictions[0].mask_logits, num_labels)
-        return (FusedSampler if fits else PlainSampler)(crops.label_map, num_labels, keys, self.settings)
+        inputs = crops.label_map, num_labels, keys, self.settings
+        if self.fused and loss_kernels_fit(predictions[0].mask_logits, num_labels):
+            from train.loss_kernels import FusedSampler  # needs Triton
 
-    def _matches(
-        self, values: np.ndarray, shape: torch.Size, predictions: Sequence[Prediction], crops: CropBatch
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(4, R) matched rows (layer, image, query, label index), and the carried values."""
-        _, num_images, _, num_labels = shape
-        costs, present, carried = np.split(
-            values, [math.prod(shape), math.prod(shape) + num_images * num_labels]
-        )
-        costs = costs.reshape(shape)
-        check_costs(costs, predictions, crops, self.dump_dir)
-        return self._assign(costs, present.reshape(num_images, num_labels) > 0), carried
+            return FusedSampler(*inputs)
+        return PlainSampler(*inputs)
 
     def _terms(
         self,
         predictions: Sequence[Prediction],
         crops: CropBatch,
         rows: Tensor,
-        sampler: PlainSampler | FusedSampler,
+        sampler: Sampler,
         world_reduce: Callable[[Tensor], Tensor] | None,
     ) -> LossTerms:
         settings, num_layers = self.settings, len(predictions)
@@ -136,7 +130,8 @@ class MatchedLoss:
         segments, weight = _normalisers(
             num_matched, settings.no_object_coefficient, num_queries, class_logits, world_reduce
         )
-        found = sampler.row_sums(Rows(_matched_maps(predictions, rows), rows, classes))
+        maps = matched_maps([p.mask_logits for p in predictions], rows)
+        found = sampler.row_sums(Rows(maps, rows, classes))
         mask, dice = (
             class_logits.new_zeros(num_layers).index_add(0, rows[0], each) / segments
             for each in mask_terms(found)
@@ -158,6 +153,13 @@ class MatchedLoss:
         return torch.where(target == self.num_classes, loss * no_object, loss).sum((1, 2))
 
 
+def loss_kernels_fit(mask_logits: Tensor, num_labels: int) -> bool:
+    """Whether the fused kernels take these logits: where Triton runs, not float64, and some label to
+    compare with.
+    """
+    return num_labels > 0 and kernels_fit(mask_logits)
+
+
 def mask_terms(sums: RowSums) -> tuple[Tensor, Tensor]:
     """(R,) mean binary cross entropy and (R,) dice loss of the matched rows."""
     area = sums.sigmoid + sums.target
@@ -170,15 +172,11 @@ def _packed(costs: Tensor, present: Tensor, carry: Tensor | None) -> Tensor:
     return torch.cat(parts if carry is None else [*parts, carry.detach().flatten().float()])
 
 
-def _matched_maps(predictions: Sequence[Prediction], rows: Tensor) -> Tensor:
-    """(R, h, w): the matched mask logits of all layers; the others are not stacked."""
-    per_layer = rows.shape[1] // len(predictions)  # the same in every layer: it depends on the crops alone
-    picked = []
-    for layer, prediction in enumerate(predictions):
-        row = rows[:, layer * per_layer : (layer + 1) * per_layer]
-        logits = prediction.mask_logits
-        picked.append(logits.flatten(0, 1).index_select(0, row[1] * logits.shape[1] + row[2]))
-    return torch.cat(picked)
+def _unpacked(values: np.ndarray, shape: torch.Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Costs (L, B, Q, K), which labels are present (B, K) bool, and the carried values."""
+    _, num_images, _, num_labels = shape
+    costs, present, carried = np.split(values, [math.prod(shape), math.prod(shape) + num_images * num_labels])
+    return costs.reshape(shape), present.reshape(num_images, num_labels) > 0, carried
 
 
 def _normalisers(

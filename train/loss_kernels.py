@@ -1,6 +1,7 @@
-"""The door to the fused kernels of the matched loss: whether this machine can run them, and the calls.
+"""The sums of the matched loss by fused kernels: allocation, launches, and the gradient.
 
-Triton is imported only when a kernel is wanted, so that machines without it never miss it.
+This module needs Triton; `train/loss.py` imports it when a kernel is wanted, so that machines without Triton
+never miss it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from shards.batch import VOID
+from train import loss_triton as kernels
 from train.loss_settings import LossSettings
-from train.model.deformable_kernels import kernels_fit
 from train.model.prediction import Prediction
 from train.points import row_offsets
 from train.sampled import PairSums, Rows, RowSums
@@ -21,13 +23,6 @@ from train.sampled import PairSums, Rows, RowSums
 MAX_SHARES = 8  # programs that divide the points of one image's costs among them
 POINTS_A_SHARE = 512  # at least
 MAGNITUDES_AT_ONCE = 2**26  # candidates whose magnitudes are held at a time: 0.25 GB
-
-
-def loss_kernels_fit(mask_logits: Tensor, num_labels: int) -> bool:
-    """Whether the kernels take these logits: where Triton runs, not float64, and some label to compare
-    with.
-    """
-    return num_labels > 0 and kernels_fit(mask_logits)
 
 
 class FusedSampler:
@@ -61,10 +56,6 @@ class FusedSampler:
         )
 
     def _launch_costs(self, maps: Tensor, keys: Tensor, outputs: tuple[Tensor, ...]) -> None:
-        import triton
-
-        from train import loss_triton as kernels
-
         batch, queries, height, width = maps.shape
         points, num_shares = self.settings.num_points, len(outputs[0])
         if maps.numel() == 0:
@@ -94,10 +85,6 @@ class FusedSampler:
 
     def _uncertain(self, maps: Tensor, keys: Tensor, offsets: Tensor) -> Tensor:
         """(R, kept) int64: the numbers of each row's least certain candidates, in no set order."""
-        import triton
-
-        from train import loss_triton as kernels
-
         candidates, kept, _ = self.settings.point_counts
         if kept == 0:
             return torch.empty((len(maps), 0), dtype=torch.int64, device=maps.device)
@@ -123,10 +110,6 @@ class _RowSums(torch.autograd.Function):
         ctx: Any, maps: Tensor, label_map: Tensor, images: Tensor, wanted: Tensor, keys: Tensor,
         offsets: Tensor, chosen: Tensor, settings: LossSettings,
     ) -> Tensor:  # fmt: skip
-        import triton
-
-        from train import loss_triton as kernels
-
         blocks = triton.cdiv(settings.num_points, kernels.BLOCK_POINTS)
         sums = torch.empty((len(maps), blocks, 5), device=maps.device)
         inputs = (maps, label_map, images, wanted, keys, offsets, chosen)
@@ -138,8 +121,6 @@ class _RowSums(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from train import loss_triton as kernels
-
         maps = ctx.saved_tensors[0]
         grad_maps = torch.zeros_like(maps, dtype=torch.float32)
         _launch_rows(kernels.row_gradients, ctx.saved_tensors, ctx.settings, (grad.contiguous(), grad_maps))
@@ -150,10 +131,6 @@ def _launch_rows(
     kernel: Any, inputs: Sequence[Tensor], settings: LossSettings, outputs: tuple[Tensor, ...]
 ) -> None:
     """`row_sums` or `row_gradients` over all blocks of all rows."""
-    import triton
-
-    from train import loss_triton as kernels
-
     maps, label_map = inputs[:2]
     candidates, kept, _ = settings.point_counts
     if len(maps) == 0:

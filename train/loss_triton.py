@@ -124,7 +124,7 @@ def cost_sums(
     in_query = query < Q
     column = label_block * BLOCK_K + tl.arange(0, BLOCK_K)
     labels = label_map + image.to(tl.int64) * label_height * label_width
-    own = image.to(tl.int64) * image_stride + query * height * width
+    own = image.to(tl.int64) * image_stride + query.to(tl.int64) * height * width
     with_logit = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     with_sigmoid = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     softplus_sum = tl.zeros((BLOCK_Q,), dtype=tl.float32)

@@ -6,8 +6,10 @@ Letters: L layer, B image, Q query, K label index of an image, R matched row, P 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,18 @@ class Rows:
     maps: Tensor  # (R, h, w) mask logits, with a graph
     place: Tensor  # (4, R) int64: layer, image, query, label index
     classes: Tensor  # (R,) int64 class ids
+
+
+class Sampler(Protocol):
+    """What the loss asks of either kind: sums over its points, by tensors or by kernels."""
+
+    @abstractmethod
+    def pair_sums(self, predictions: Sequence[Prediction]) -> PairSums:
+        """Of all queries with all masks of their image, at the points of the matching costs."""
+
+    @abstractmethod
+    def row_sums(self, rows: Rows) -> RowSums:
+        """Of the matched rows, at their uncertain and their fresh points."""
 
 
 class PlainSampler:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ class Losses:
     parts: dict[str, Tensor]  # detached scalars by name, for the log
     crops: CropBatch
     draws: CropDraws
-    fault: str = ""  # what could not be computed because it was not finite; the total then is NaN
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,21 @@ class MaskObjective:
     forward: Forward
     loss: MatchedLoss
     reduce: Callable[[Tensor], Tensor] | None  # sums over ranks; None in a single process
+    dump_dir: Path | None = None  # for logits that cannot be matched, when looked at alone
 
     def __call__(self, batch: RaggedBatch) -> Losses:
-        """A matching that cannot be done answers with a NaN loss, which no rank takes for its own step: an
-        error here would leave the other ranks waiting.
+        """A matching that cannot be done answers with a NaN loss, so that no rank takes the step: an error
+        here would leave the other ranks waiting.
         """
         crops, draws, predictions = self.forward(batch)
         try:
             terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
-        except NonFiniteError as error:
+        except NonFiniteError:
             if self.reduce is not None:  # the other ranks wait for our share of the normalisers
                 self.reduce(torch.zeros(3, device=crops.images.device))
             nan = torch.full((), torch.nan, device=crops.images.device)
             parts = dict.fromkeys(("mask", "dice", "class"), nan)
-            return Losses(poisoned(predictions), parts, crops, draws, fault=str(error))
+            return Losses(poisoned(predictions), parts, crops, draws)
         parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
         return Losses(
             terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops, draws
@@ -106,7 +107,9 @@ class MaskObjective:
     def alone(self, crops: CropBatch) -> Tensor:
         """The loss of crops that were drawn before, on this rank only: for looking at what went wrong."""
         predictions = self.forward.decode_alone(crops)
-        return self.loss(predictions, crops, seed=self.forward.seed, world_reduce=None).total
+        return self.loss(
+            predictions, crops, seed=self.forward.seed, world_reduce=None, dump_dir=self.dump_dir
+        ).total
 
 
 @dataclass(frozen=True)

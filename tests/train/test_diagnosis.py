@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from shards.batch import CropBatch
 from shards.order import World
 from tests.train.test_distributed import free_port
+from tests.train.test_step import losses_of
 from train.diagnosis import Diagnosis, Seen, finite, first_gradient, first_output
 from train.distributed import Ranks
 from train.model.prediction import Prediction
+from train.model.synced_norm import sync_batch_norms
 from train.nonfinite import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +43,6 @@ def chain(*middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), *middle, nn.Conv2d(4, 1, 1))
 
 
-def images(value: float = 1.0) -> Tensor:
-    return torch.full((2, 3, 4, 4), value)
-
-
 def crops(keys: tuple[str, ...] = ("a", "b"), value: float = 1.0) -> CropBatch:
     size = len(keys)
     label_map = torch.zeros(size, 4, 4, dtype=torch.uint8)
@@ -51,65 +50,81 @@ def crops(keys: tuple[str, ...] = ("a", "b"), value: float = 1.0) -> CropBatch:
     return CropBatch(pixels, label_map, torch.zeros(size, 1, dtype=torch.int64), keys, tuple(range(size)))
 
 
+def loss_of(model: nn.Module) -> Callable[[CropBatch], Tensor]:
+    return lambda batch: model(batch.images).sum()
+
+
 def diagnosis(model: nn.Module, folder: Path) -> Diagnosis:
-    return Diagnosis(ALONE, model, model, lambda batch: model(batch.images).sum(), folder)
+    return Diagnosis(ALONE, model, model, loss_of(model), folder)
 
 
 def test_the_module_that_overflows_is_named_and_its_followers_are_not() -> None:
     model = chain(nn.ReLU(), Overflowing(), nn.ReLU())
-    said = first_output(model, lambda: model(torch.randn(2, 3, 4, 4)).sum())
-    assert said == "the first output that is not finite is that of 3, although its inputs are"
+    said = first_output(model, loss_of(model), crops())
+    assert said == (
+        "the loss is not finite; the first output that is not finite is that of 3, although its inputs are"
+    )
 
 
-def test_what_comes_in_broken_is_told_from_what_breaks() -> None:
+def test_an_operation_between_modules_shows_at_the_next_one() -> None:
     model = chain()
-    said = first_output(model, lambda: model(images(float("nan"))).sum())
-    assert said == "the first output that is not finite is that of 0, nor are its inputs"
+    said = first_output(model, lambda batch: model(batch.images * torch.inf).sum(), crops())
+    assert said.endswith("is that of 0, nor are its inputs")
 
 
-def test_a_broken_weight_is_named_before_any_module() -> None:
+def test_crops_and_weights_that_are_broken_themselves_are_named_before_any_module() -> None:
     model = chain()
+    assert (
+        first_output(model, loss_of(model), crops(value=torch.nan)) == "the crops themselves are not finite"
+    )
     with torch.no_grad():
         model[2].weight[0, 0] = torch.inf
-    assert first_output(model, lambda: model(images()).sum()) == "parameter 2.weight itself is not finite"
+    assert first_output(model, loss_of(model), crops()) == "parameter 2.weight itself is not finite"
 
 
 def test_the_place_where_a_gradient_turns_is_named() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), Steep(), nn.Linear(2, 1))
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Steep(), nn.Conv2d(2, 1, 1))
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].bias.zero_()
-    total = model(torch.ones(1, 2)).sum()
-    assert torch.isfinite(total)
-    said = first_gradient(model, lambda: model(torch.ones(1, 2)).sum())
+    assert first_output(model, loss_of(model), crops()) == ""
+    said = first_gradient(model, loss_of(model), crops())
     # the gradient enters the root finite and leaves it infinite: at the output of what feeds it
-    assert said == "the first gradient that is not finite is that of the output of 0"
+    assert said.endswith("that is not is that of the output of 0")
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_sound_gradient_has_nothing_to_say() -> None:
+def test_what_is_sound_has_nothing_to_say() -> None:
     model = chain()
-    assert first_gradient(model, lambda: model(images()).sum()) == ""
-    assert first_output(model, lambda: model(images()).sum()) == "the output of every module is finite"
+    assert first_gradient(model, loss_of(model), crops()) == ""
+    assert first_output(model, loss_of(model), crops()) == ""
 
 
 def test_looking_leaves_statistics_and_hooks_as_they_were() -> None:
-    model = chain()
+    model = chain(Overflowing())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first_output(model, lambda: model(images(float("nan"))).sum())
-    first_gradient(model, lambda: model(images(2.0)).sum())
+    first_output(model, loss_of(model), crops())
+    first_gradient(model, loss_of(model), crops(value=2.0))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_loss_that_refuses_is_no_obstacle() -> None:
+def test_the_words_of_a_loss_that_refuses_come_first() -> None:
     model = chain(Overflowing())
 
-    def refuse() -> Tensor:
-        model(torch.randn(2, 3, 4, 4))
-        raise NonFiniteError("no matching")
+    def refuse(batch: CropBatch) -> Tensor:
+        model(batch.images)
+        raise NonFiniteError("no matching.")
 
-    assert "that of 2" in first_output(model, refuse)
+    said = first_output(model, refuse, crops())
+    assert said.startswith("no matching; the first output that is not finite is that of 2")
+
+
+def test_a_norm_over_all_ranks_looks_at_its_own_images_only() -> None:
+    model = chain()
+    sync_batch_norms(model, num_ranks=2)  # no process group here: an exchange would raise
+    assert first_output(model, loss_of(model), crops()) == ""
+    assert not model[1].alone
 
 
 def test_tensors_are_found_wherever_they_hide() -> None:
@@ -144,8 +159,26 @@ def test_long_batches_are_cut_short_in_words_only(tmp_path: Path) -> None:
 
 def test_what_does_not_show_again_is_said_and_kept(tmp_path: Path) -> None:
     said = diagnosis(chain(), tmp_path)(1, [Seen(crops(), torch.tensor(1.0))])
-    assert "computed again, everything is finite" in said
+    assert "computed again alone, everything is finite" in said
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_layer_whose_matching_fails_is_named_and_its_logits_are_kept(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    parts, losses = losses_of(tiny_run)
+    with torch.no_grad():
+        for layer in parts.segmenter.decoder.segmentation_model[1].predictor.mask_embed.layers[:2]:
+            layer.weight.mul_(1e30)
+
+    seen = Seen(losses.crops, torch.tensor(torch.nan))
+    model = parts.segmenter
+    said = Diagnosis(ALONE, model, model.decoder, parts.objective.alone, tmp_path / "kept")(3, [seen])
+    assert "matching costs are not finite: layer 0, image 'scene" in said
+    assert "segmentation_model.1.predictor.mask_embed.layers.1, although its inputs are" in said
+    (logits,) = (tmp_path / "run" / "nonfinite").iterdir()
+    assert str(logits) in said
+    assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
 # Two ranks that train for real; the crop of one image, which one of them reads, is spoiled in memory.
@@ -205,8 +238,8 @@ def test_a_bad_image_on_one_rank_stops_all_with_one_account_of_it(
     assert "rank 0: " not in said
     assert "the crops themselves are not finite" in said
     assert "rank 0 says why" in brief
-    kept = [path.name for path in (tmp_path / "run" / "nonfinite").iterdir() if path.name.startswith("step")]
-    assert kept == ["step3-position5.safetensors"]
+    kept = [path.name for path in (tmp_path / "run" / "nonfinite").iterdir()]
+    assert kept == ["step3-position5.safetensors"]  # rank 0's loss is bad too, by the norms that both share
     with safe_open(tmp_path / "run" / "nonfinite" / kept[0], "pt") as file:
         assert file.get_tensor("images").isnan().sum() == 1
         assert file.metadata()["keys"] in said

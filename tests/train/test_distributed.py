@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from shards.order import World
-from train.distributed import LaunchError, Ranks, average_batch_norms, first_host, joined, read_launch, spread
+from train.distributed import LaunchError, Ranks, first_host, joined, read_launch, spread
 
 MEMBER = """
 import json, os, sys
 from datetime import timedelta
 import torch
 from torch import nn
-from train.distributed import average_batch_norms, joined, spread
+from train.distributed import joined, spread
 
 with joined() as ranks:
     rank = ranks.world.rank
@@ -24,10 +24,6 @@ with joined() as ranks:
     answer["sum"] = ranks.sum(torch.tensor([1.0, float(rank)])).tolist()
     answer["any"] = ranks.any(15 if rank == 1 else 0)
     answer["said"] = ranks.first_says("from the first, \\u00e4" if rank == 0 else "ignored")
-    norm = nn.BatchNorm2d(2)
-    norm(torch.full((2, 2, 2, 2), float(rank)))
-    average_batch_norms(norm, ranks)
-    answer["mean"] = norm.running_mean.tolist()
     layer = nn.Linear(2, 1, bias=False)
     nn.init.ones_(layer.weight)
     wrapped = spread(layer, ranks)
@@ -67,7 +63,6 @@ def test_two_processes_agree_over_gloo() -> None:
         assert answer["sum"] == [2.0, 1.0]
         assert answer["any"] == 15
         assert answer["said"] == "from the first, ä"
-        assert answer["mean"] == pytest.approx([0.05, 0.05])
         assert answer["gradient"] == [[1.0, 0.5]]
     assert "a place that rank 1 never reaches" in answers[0]["missing"]
     assert "1" in answers[0]["missing"].split("never reaches", 1)[1]
@@ -85,9 +80,6 @@ def test_alone_everything_is_the_identity() -> None:
 def test_alone_the_decoder_is_not_wrapped() -> None:
     ranks, norm = Ranks(World(), torch.device("cpu")), torch.nn.BatchNorm1d(2)
     assert spread(norm, ranks) is norm
-    average_batch_norms(norm, ranks)
-    assert norm.running_mean is not None
-    assert norm.running_mean.tolist() == [0.0, 0.0]
 
 
 def test_torchrun_is_read_before_slurm() -> None:

@@ -330,8 +330,8 @@ def test_non_finite_predictions_are_named_and_dumped(tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteError, match=r"layer 1, image 'scene_1' \(position 41\), 1 of 6 queries.*1 of 6 layer"
     ):
-        MatchedLoss(SETTINGS, CLASSES, dump_dir=tmp_path / "dump")(
-            predictions, crops, seed=0, world_reduce=None
+        MatchedLoss(SETTINGS, CLASSES)(
+            predictions, crops, seed=0, world_reduce=None, dump_dir=tmp_path / "dump"
         )
     assert [path.name for path in (tmp_path / "dump").iterdir()] == [
         "nonfinite-position41-layer1.safetensors"

@@ -14,8 +14,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from train.loss_kernels import FusedSampler, loss_kernels_fit
+from train.loss import loss_kernels_fit
 from train.loss_settings import LossSettings
+from train.sampled import Sampler
 
 pytest.importorskip("triton")
 
@@ -39,7 +40,7 @@ def plain_tests() -> ModuleType:
 
 def check(name: str, device: str, dtype: torch.dtype) -> str:
     """Both kinds of sums, and the gradient of the maps, of one case; its name, when they hold."""
-    from train import loss_kernels
+    from train import loss_kernels  # with Triton, whose interpreter must be asked for before
 
     plain, settings = plain_tests(), CASES[name]
     predictions, label_map, keys = plain.make_inputs(dtype)
@@ -49,7 +50,7 @@ def check(name: str, device: str, dtype: torch.dtype) -> str:
     with pytest.MonkeyPatch.context() as patch:  # several shares of the points, several parts of the rows
         patch.setattr(loss_kernels, "POINTS_A_SHARE", 16)
         patch.setattr(loss_kernels, "MAGNITUDES_AT_ONCE", 130)
-        sampler = FusedSampler(label_map.to(device), plain.LABELS, keys.to(device), settings)
+        sampler = loss_kernels.FusedSampler(label_map.to(device), plain.LABELS, keys.to(device), settings)
         sums = sampler.pair_sums(moved)
         back = type(sums)(*(getattr(sums, field).cpu() for field in sums.__dataclass_fields__))
         plain.check_pairs(back, predictions, label_map, keys, settings, 1e-4)
@@ -63,7 +64,7 @@ def check(name: str, device: str, dtype: torch.dtype) -> str:
 class _Moved:
     """A sampler on a device, with rows and sums on the host."""
 
-    def __init__(self, sampler: FusedSampler, device: str) -> None:
+    def __init__(self, sampler: Sampler, device: str) -> None:
         self.sampler, self.device = sampler, device
 
     def row_sums(self, rows):  # type: ignore[no-untyped-def]

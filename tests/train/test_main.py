@@ -65,6 +65,12 @@ def test_two_ranks_train_together_and_only_the_first_writes(tiny_run: list[str],
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
     assert records[-1]["num_images"] == 4
+    # One process with both images a step: batch norms saw the same, so only roundings differ, which grow.
+    assert main([*arguments, "bs=2", "n_gpus=1", f"output_dir={tmp_path / 'alone'}"]) == 0
+    alone = read_metrics(tmp_path / "alone" / "metrics.jsonl")
+    for figure, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3)):
+        ours, theirs = ([r[figure] for r in both if r["kind"] == "train"] for both in (records, alone))
+        assert ours[:2] == pytest.approx(theirs[:2], rel=tolerance)
 
 
 def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(

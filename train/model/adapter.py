@@ -126,7 +126,7 @@ class Interaction(nn.Module):
 class Adapter(Recomputing):
     """Images and four patch maps -> four maps at strides 4, 8, 16 and 32 with D channels.
 
-    Batch norms are plain BatchNorm2d; see `train.model.segmenter.with_synced_batch_norm` for several GPUs.
+    Batch norms are plain BatchNorm2d; see `train.model.synced_norm` for several ranks.
     `channels_last` lays the convolutions' maps out as tokens are, channels of a pixel side by side.
     """
 

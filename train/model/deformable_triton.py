@@ -62,10 +62,10 @@ def _launch(
     batch, places, heads, width = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     block_queries, block_width = block_sizes(width)
-    grid = (triton.cdiv(queries, block_queries), batch * heads)
-    if grid[0] * grid[1] == 0:
+    programs = triton.cdiv(queries, block_queries) * batch * heads
+    if programs == 0:
         return
-    kernel[grid](
+    kernel[(programs,)](  # one axis, for the others of a CUDA grid end at 65,535: 4,095 images of 16 heads
         value, table, locations, weights, *rest, queries, places,
         M=heads, D=width, L=levels, P=points, BLOCK_Q=block_queries, BLOCK_D=block_width, **OPTIONS,
     )  # fmt: skip
@@ -75,6 +75,15 @@ def block_sizes(width: int) -> tuple[int, int]:
     """Queries and channels of one program's tile, both powers of two; `width` channels fit."""
     block_width = triton.next_power_of_2(width)
     return max(1, min(MAX_BLOCK_QUERIES, FLOATS_PER_PROGRAM // block_width)), block_width
+
+
+@triton.jit
+def _place(num_queries, M: tl.constexpr, BLOCK_Q: tl.constexpr):  # type: ignore[no-untyped-def]
+    """This program's queries, image and head: blocks of queries in a row, then heads, then images."""
+    blocks = tl.cdiv(num_queries, BLOCK_Q)
+    query = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    of_head = tl.program_id(0) // blocks
+    return query, (of_head // M).to(tl.int64), of_head % M
 
 
 @triton.jit
@@ -96,9 +105,7 @@ def _forward(  # type: ignore[no-untyped-def]
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out (B, Q, M, D): weighted bilinear samples."""
-    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    image = (tl.program_id(1) // M).to(tl.int64)
-    head = tl.program_id(1) % M
+    query, image, head = _place(num_queries, M, BLOCK_Q)
     channel = tl.arange(0, BLOCK_D)
     in_query, in_channel = query < num_queries, channel < D
     row = (image * num_queries + query) * M + head
@@ -135,9 +142,7 @@ def _backward(  # type: ignore[no-untyped-def]
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """All three gradients; grad_value (B, S, M, D) float32 is added to."""
-    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    image = (tl.program_id(1) // M).to(tl.int64)
-    head = tl.program_id(1) % M
+    query, image, head = _place(num_queries, M, BLOCK_Q)
     channel = tl.arange(0, BLOCK_D)
     in_query, in_channel = query < num_queries, channel < D
     row = (image * num_queries + query) * M + head

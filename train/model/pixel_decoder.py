@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from train.model.adapter import to_map, to_tokens
 from train.model.deformable_attention import DeformableAttention, Shapes, reference_points
+from train.model.doubled import doubled
 from train.model.mixed import GroupNorm, LayerNorm
 from train.model.position import sine_position
 from train.model.recompute import Recomputing
@@ -100,8 +101,10 @@ class PixelDecoder(nn.Module):
     """Pyramid at strides 4, 8, 16, 32 -> mask features and the three coarse maps.
 
     `precision` "mixed" computes in whatever autocast surrounds it; "reference" in float32 always, as DINOv3
-    does.
+    does. `fused` False keeps to torch's own gradient of the resized map.
     """
+
+    fused: bool = True
 
     def __init__(
         self, channels: int, width: int, precision: str = "mixed", ffn_dim: int = FEED_FORWARD
@@ -148,5 +151,5 @@ class PixelDecoder(nn.Module):
         coarse = [conv(level) for conv, level in zip(self.input_convs, reversed(pyramid[1:]), strict=True)]
         maps = self.encoder(coarse)
         lateral = self.lateral_convs[0](pyramid[0])
-        above = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        above = doubled(maps[-1], fused=self.fused)
         return self.mask_feature(F.relu(self.output_convs[0](lateral + above), inplace=True)), maps

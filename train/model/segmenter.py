@@ -209,17 +209,6 @@ def size_multiple(patch_px: int, kind: str) -> int:
     return math.lcm(patch_px, COARSEST_STRIDE) if kind == "m2f" else patch_px
 
 
-def with_synced_batch_norm(decoder: nn.Module, device: torch.device, num_ranks: int) -> nn.Module:
-    """The decoder with batch norms that agree over ranks where that exists (several ranks on CUDA); keys
-    unchanged.
-
-    Elsewhere it is returned as it is, and the trainer averages the buffers before it evaluates or saves.
-    """
-    if device.type != "cuda" or num_ranks == 1:
-        return decoder
-    return nn.SyncBatchNorm.convert_sync_batchnorm(decoder)
-
-
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 

@@ -171,6 +171,25 @@ def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
     assert min(sizes.values()) > 1000
 
 
+@pytest.mark.parametrize(("images", "queries"), [(2, 19), (10_000, 5376), (0, 5), (3, 0)])
+def test_the_grid_has_one_axis_and_covers_all_queries(images: int, queries: int) -> None:
+    from train.model.deformable_triton import _launch, block_sizes
+
+    grids: list[tuple[int, ...]] = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]):  # type: ignore[no-untyped-def]
+            grids.append(grid)
+            return lambda *args, **options: None
+
+    value = torch.empty(images, 4, 16, 128, device="meta")
+    weights = torch.empty(images, queries, 16, 1, 4, device="meta")
+    _launch(Kernel(), value, value, weights[..., None].expand(-1, -1, -1, -1, -1, 2), weights)
+    expected = images * 16 * -(-queries // block_sizes(128)[0])
+    assert grids == ([(expected,)] if expected else [])
+    assert expected < 2**31
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_cuda_kernels_equal_float64(name: str) -> None:

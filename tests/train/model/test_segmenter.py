@@ -9,13 +9,8 @@ from torch import Tensor, nn
 
 from train.model.architectures import ModelError
 from train.model.prediction import Prediction
-from train.model.segmenter import (
-    Segmenter,
-    build_segmenter,
-    semantic_scores,
-    size_multiple,
-    with_synced_batch_norm,
-)
+from train.model.segmenter import Segmenter, build_segmenter, semantic_scores, size_multiple
+from train.model.synced_norm import SyncedBatchNorm, sync_batch_norms
 from train.model.weights import load_backbone
 
 
@@ -210,15 +205,14 @@ def test_settings_that_cannot_work_are_errors(settings: dict[str, object], words
         tiny(**settings)
 
 
-def test_batch_norms_are_synced_on_several_cuda_ranks_only_and_keep_their_keys() -> None:
-    decoder = tiny().decoder
+@pytest.mark.parametrize(("kind", "number"), [("m2f", 10), ("linear", 1)])
+def test_batch_norms_can_all_be_synced_and_keep_their_keys(kind: str, number: int) -> None:
+    decoder = tiny(type=kind).decoder
     keys = list(decoder.state_dict())
-    for device, ranks in (("cpu", 4), ("cuda", 1)):
-        same = with_synced_batch_norm(decoder, torch.device(device), ranks)
-        assert not any(isinstance(m, nn.SyncBatchNorm) for m in same.modules())
-    synced = with_synced_batch_norm(decoder, torch.device("cuda"), 2)
-    assert sum(isinstance(m, nn.SyncBatchNorm) for m in synced.modules()) == 10
-    assert list(synced.state_dict()) == keys
+    sync_batch_norms(decoder, 2)
+    assert sum(isinstance(module, SyncedBatchNorm) for module in decoder.modules()) == number
+    assert not any(type(module) is nn.BatchNorm2d for module in decoder.modules())
+    assert list(decoder.state_dict()) == keys
 
 
 def test_the_head_trains_under_bfloat16_autocast_with_finite_gradients() -> None:
