@@ -327,7 +327,7 @@ TABLE = {
     ".venv/bin/ruff check .": Elsewhere("`make lint` runs it"),
     ".venv/bin/mypy": Elsewhere("`make lint` runs it"),
     "pip install maskshards[export]": Elsewhere("installs"),
-    "pip install wandb": Elsewhere("installs"),
+    "pip install 'maskshards[wandb]'": Elsewhere("installs"),
     "hf auth login": Elsewhere("asks for an account of the hub"),
 }
 

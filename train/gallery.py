@@ -8,6 +8,7 @@ that a report shows both the trouble and the rule. It holds no more than it show
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ class GalleryItem:
 
     key: str
     miou: float  # of this image alone, percent; NaN where nothing is labelled
+    size_px: tuple[int, int]  # height, width of the image itself
+    classes: tuple[int, ...]  # that stand in labels or prediction, most pixels first
     image: np.ndarray
     label: np.ndarray
     prediction: np.ndarray
@@ -92,11 +95,20 @@ class Gallery:
         return GalleryItem(
             seen.key,
             miou,
+            (height, width),
+            classes_in((label, prediction), len(self._colours)),
             photo,
             paint(label, self._colours),
             overlay(photo, prediction, self._colours, opacity=0.75),
             error_map(prediction, label, len(self._colours)),
         )
+
+
+def classes_in(maps: Sequence[np.ndarray], num_classes: int) -> tuple[int, ...]:
+    """The class ids in (H, W) maps together, most pixels first; ids that are no class are left out."""
+    ids = np.concatenate([one[(one >= 0) & (one < num_classes)] for one in maps])
+    counts = np.bincount(ids.astype(np.int64), minlength=num_classes)
+    return tuple(int(k) for k in np.argsort(-counts, kind="stable") if counts[k])
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:

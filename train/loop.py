@@ -60,9 +60,11 @@ def take_steps(session: Session, loader: Loader, first: int) -> None:
         batches = rehearse(session, batches)
     for step in range(first, config.scheduler.total_iter):
         rate = set_rates(parts.optimizer, parts.schedule, step)
-        one_step(session, batches, meter, step + 1)
         taken = step + 1
-        if is_due(taken, config.log.interval, config.scheduler.total_iter) or taken == 1:
+        due = is_due(taken, config.log.interval, config.scheduler.total_iter)
+        with session.phases.timed(parts.segmenter, ranks.device, now=due and step > first):  # first: warm-up
+            one_step(session, batches, meter, taken)
+        if due or taken == 1:
             log(session, meter, taken, rate)
         since = time.monotonic()
         wish = ranks.any(session.stop.number)
@@ -109,15 +111,17 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     for micro_step in range(parts.micro_steps):
         since = time.monotonic()
         session.ranks.at(step, "waiting for data")
-        batch = next(batches)
+        batch = session.phases.wait_for(lambda: next(batches))
         session.ranks.at(step, "computing")
         waited_ms += 1000 * (time.monotonic() - since)
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
             losses = parts.objective(batch)
+            session.phases.mark("loss")
             if micro_step == 0:
                 guard.settle()  # the step before, whose gradients still stand
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
+        session.phases.mark("backward")
         seen.append(Seen(losses.crops, losses.total.detach()))
         digest = wrapped(digest + order_digest(losses.crops, losses.draws))
         meter.add("loss", losses.total.detach() * share)
@@ -129,6 +133,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
     parts.optimizer.step()
     if parts.average is not None:
         parts.average.update(step)
+    session.phases.mark("optimiser")
     session.order.add(digest)
     meter.add_step(norm, session.config.bs * parts.micro_steps, waited_ms)
 
@@ -136,6 +141,8 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
 def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
     figures = {"lr": rate, **meter.take(session.ranks), "order": session.order.settle(session.ranks)}
     session.record("train", taken, **figures)
+    if phases := session.phases.take():  # the figures above waited for the device already
+        session.record("phases", taken, **phases)
     session.progress.interval(taken, figures)
 
 

@@ -1,61 +1,73 @@
-"""The line that tells a person how a run is doing: redrawn in a terminal, one line an interval elsewhere."""
+"""The line that tells a person how a run is doing: tqdm's bar in a terminal, one line an interval everywhere.
+
+The lines that stay go to the log, so a file or a notebook gets them alone, without a bar. In a terminal the
+log is written above the bar for as long as the line is open.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from typing import Any, TextIO
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
 
-CLEAR = "\r\x1b[K"
+BAR = "step {n_fmt}/{total_fmt} |{bar:20}| {remaining} left{postfix}"
 
 
 class ProgressLine:
-    """Steps `first`..`total` of a run. `stream` is where a live line may go; None or a file: no live line."""
+    """Steps `first`..`total` of a run. `stream` is where a live bar may go; None or a file: no bar."""
 
     def __init__(self, first: int, total: int, stream: TextIO | None) -> None:
         self.first, self.total = first, total
-        self.live = stream if stream is not None and stream.isatty() else None
-        self.figures: dict[str, Any] = {}
         self.since = time.monotonic()
+        self.bar: tqdm | None = None
+        self._open = ExitStack()
+        if stream is not None and stream.isatty():
+            self._open.enter_context(logging_redirect_tqdm())
+            bar = tqdm(  # the mean speed since the start (smoothing 0) counts evaluations in
+                total=total, initial=first, file=stream, bar_format=BAR, dynamic_ncols=True, leave=False,
+                smoothing=0,
+            )  # fmt: skip
+            self.bar = self._open.enter_context(bar)
 
     def step(self, taken: int) -> None:
-        """Redraw the live line; the figures in it are those of the last interval."""
-        if self.live is not None:
-            self.live.write(CLEAR + self.text(taken))
-            self.live.flush()
+        """Move the bar; the figures in it are those of the last interval."""
+        if self.bar is not None:
+            self.bar.update(taken - self.bar.n)
 
     def interval(self, taken: int, figures: dict[str, Any]) -> None:
         """New figures: a line that stays."""
-        self.figures = figures
-        self.clear()
-        logger.info("%s", self.text(taken))
+        pieces = describe(figures)
+        if self.bar is not None:
+            self.bar.set_postfix_str("  ".join(pieces), refresh=False)
+        left = []
+        if taken > self.first:
+            seconds = (time.monotonic() - self.since) / (taken - self.first) * (self.total - taken)
+            left = [f"{tqdm.format_interval(seconds)} left"]
+        logger.info("%s", "  ".join([f"step {taken}/{self.total}", *pieces, *left]))
 
     def clear(self) -> None:
-        """Take the live line away, before something else is written."""
-        if self.live is not None:
-            self.live.write(CLEAR)
-            self.live.flush()
+        """Take the bar away until the next step: something that is no step is being done."""
+        if self.bar is not None:
+            self.bar.clear()
 
-    def text(self, taken: int) -> str:
-        pieces = [f"step {taken}/{self.total}"]
-        if self.figures:
-            found = self.figures
-            pieces += [
-                f"loss {found['loss']:.4f}",
-                f"lr {found['lr']:.3g}",
-                f"grad norm {found['grad_norm']:.3g}",
-                f"{found['images_per_s']:.1f} images/s",
-                f"waiting for data {100 * found['wait_share']:.0f} %",
-            ]
-        if taken > self.first:
-            left = (time.monotonic() - self.since) / (taken - self.first) * (self.total - taken)
-            pieces.append(f"{clock(left)} left")
-        return "  ".join(pieces)
+    def close(self) -> None:
+        """Take the bar away for good, and give the log back its place."""
+        self._open.close()
+        self.bar = None
 
 
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+def describe(figures: dict[str, Any]) -> list[str]:
+    """The figures of an interval that a person looks at, with their units."""
+    return [
+        f"loss {figures['loss']:.4f}",
+        f"lr {figures['lr']:.3g}",
+        f"grad norm {figures['grad_norm']:.3g}",
+        f"{figures['images_per_s']:.1f} images/s",
+        f"waiting for data {100 * figures['wait_share']:.0f} %",
+    ]

@@ -6,10 +6,8 @@ Everything is inlined; nothing is loaded, nothing is run. Every name from data o
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 import platform
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -19,25 +17,35 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image
+from tqdm import tqdm
 
-from train.charts import bar, curves
+from train.charts import bar, curves, share_row
 from train.checkpoint import TrainState, replacing
-from train.gallery import Gallery, GalleryItem, confusion_pairs
+from train.gallery import Gallery, confusion_pairs
 from train.metrics import EvalResult
+from train.palette import class_colours
+from train.pictures import pictures, shown, swatches
 
 NAME = "report.html"
+STEP = "optimiser step"
 STYLE = """ :root { color-scheme: light dark; } body { font: 14px/1.45 system-ui, sans-serif; margin: 2em
-auto; max-width: 1100px; padding: 0 1em; } h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-.grid { stroke: currentColor; opacity: .15; } svg text { font-size: 11px; fill: currentColor; } .charts {
-display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 1em; } figure { margin: 0; }
-figcaption { font-weight: 600; } .key { margin: 0; font-size: 12px; } table { border-collapse: collapse; } td,
-th { padding: 2px 10px 2px 0; text-align: left; } td.n { text-align: right; font-variant-numeric:
-tabular-nums; } .bar { display: inline-block; width: 160px; height: .8em; background: color-mix(in srgb,
-currentColor 12%, transparent); } .bar span { display: block; height: 100%; background: #2f6fd0; } .row {
-display: grid; grid-template-columns: repeat(4, 1fr); gap: 4px; margin: .3em 0 1em; } .row img { width: 100%;
-image-rendering: pixelated; } pre { overflow-x: auto; font-size: 12px; } .score { font-size: 2em; font-weight:
-600; } .wide { overflow-x: auto; }
+auto; max-width: 1100px; padding: 0 1em; } h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin: 2em 0
+.5em; } nav a { margin-right: 1em; } .grid { stroke: currentColor; opacity: .2; } svg { width: 100%; }
+svg text { font-size: 11px; fill: currentColor; } .charts { display: grid; grid-template-columns:
+repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 1em; } figure { margin: 0; min-width: 0; }
+figcaption { font-weight: 600; } .key { margin: 0; font-size: 12px; } .name { white-space: nowrap;
+margin-right: .6em; } .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .35em;
+border: 1px solid color-mix(in srgb, currentColor 40%, transparent); } .beside { display: flex;
+flex-wrap: wrap; gap: 0 4em; } .beside > section { min-width: 0; max-width: 100%; overflow-x: auto; }
+table { border-collapse: collapse; } td, th { padding: 2px 10px 2px 0; text-align: left; }
+tr:nth-child(even) td { background: color-mix(in srgb, currentColor 4%, transparent); } td.n, th.n {
+text-align: right; font-variant-numeric: tabular-nums; } td.text { overflow-wrap: anywhere; } .bar {
+display: inline-block; width: 160px; height: .8em; background: color-mix(in srgb, currentColor 12%,
+transparent); } .bar span { display: block; height: 100%; background: #2f6fd0; } .row { display: grid;
+grid-template-columns: repeat(4, 1fr); gap: 6px; margin: .3em 0; } .row img { width: 100%;
+image-rendering: pixelated; display: block; } .row figcaption { font-size: 12px; font-weight: 400; }
+.row + .key { margin-bottom: 1.4em; } pre { overflow-x: auto; font-size: 12px; } .score { font-size:
+2em; font-weight: 600; } @media (max-width: 600px) { .row { grid-template-columns: repeat(2, 1fr); } }
 """
 
 
@@ -64,37 +72,65 @@ def write_report(
 
 def render(facts: RunFacts, records: list[dict[str, Any]], result: EvalResult, gallery: Gallery) -> str:
     """The whole document."""
+    names = result.class_names
+    tables = {
+        "Time": times(records),
+        "One step": phase_table(records),
+        "Classes": class_table(result),
+        "Confusions": confusion_table(result),
+    }
     sections = {
         "Curves": f'<div class="charts">{"".join(charts(records))}</div>',
-        "Time": times(records),
-        "Classes": f'<div class="wide">{class_table(result)}</div>',
-        "Confusions": confusion_table(result),
-        "Lowest scores": pictures(gallery.worst),
-        "Across the split": pictures(gallery.spread),
-        "Settings": f"<pre>{escape(facts.config_yaml)}</pre>",
+        **tables,
+        "Lowest scores": pictures(gallery.worst, names),
+        "Across the split": pictures(gallery.spread, names),
+        "Settings": f"<details><summary>the config</summary><pre>{escape(facts.config_yaml)}</pre></details>",
         "Versions": versions(facts),
     }
-    body = "".join(f"<h2>{escape(name)}</h2>{content}" for name, content in sections.items() if content)
+    parts = {name: section(name, content) for name, content in sections.items() if content}
+    links = "".join(f'<a href="#{anchor(name)}">{escape(name)}</a>' for name in parts)
+    for first, second in (("Time", "One step"), ("Classes", "Confusions")):
+        parts[first] = f'<div class="beside">{parts[first]}{parts.pop(second, "")}</div>'
     title = escape(facts.title)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
         f'<p><span class="score">mIoU {shown(result.miou)}</span> after step {facts.state.step}, '
-        f"{result.num_images} images, pixel accuracy {shown(result.pixel_accuracy)}</p>{body}</body></html>\n"
+        f"{result.num_images} images, pixel accuracy {shown(result.pixel_accuracy)}{best(records)}</p>"
+        f"<nav>{links}</nav>{''.join(parts.values())}</body></html>\n"
     )
+
+
+def section(name: str, content: str) -> str:
+    return f'<section id="{anchor(name)}"><h2>{escape(name)}</h2>{content}</section>'
+
+
+def anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def best(records: list[dict[str, Any]]) -> str:
+    """The highest mIoU among several evaluations, and where it was."""
+    scores = series([record for record in records if record["kind"] == "eval"], "mIoU")
+    if len(scores) < 2:
+        return ""
+    step, score = max(scores, key=lambda point: point[1])
+    return f"; the highest mIoU so far is {shown(score)}, after step {step}"
 
 
 def charts(records: list[dict[str, Any]]) -> Iterable[str]:
     train = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "eval"]
     parts = sorted({name for record in train for name in record if name.startswith("loss_")})
-    yield curves("Validation, percent", {name: series(evaluations, name) for name in ("mIoU", "aAcc")})
-    yield curves("Loss", {"loss": series(train, "loss")})
-    yield curves("Loss terms, mean over layers", {name[5:]: series(train, name) for name in parts})
-    yield curves("Learning rate", {"lr": series(train, "lr")})
-    yield curves("Gradient norm before clipping", {"norm": series(train, "grad_norm")})
-    yield curves("Images per second", {"images/s": series(train, "images_per_s")})
+    scores = {name: series(evaluations, name) for name in ("mIoU", "aAcc")}
+    yield curves("Validation", scores, STEP, "percent")
+    yield curves("Loss", {"loss": series(train, "loss")}, STEP, "weighted sum of all terms")
+    terms = {name[5:]: series(train, name) for name in parts}
+    yield curves("Loss terms", terms, STEP, "mean over predictions, unweighted")
+    yield curves("Learning rate", {"lr": series(train, "lr")}, STEP, "of the head")
+    yield curves("Gradient norm", {"norm": series(train, "grad_norm")}, STEP, "before clipping")
+    yield curves("Speed", {"images/s": series(train, "images_per_s")}, STEP, "images a second, all ranks")
 
 
 def series(records: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -113,25 +149,47 @@ def times(records: list[dict[str, Any]]) -> str:
         "checkpoints": sum(record["seconds"] for record in records if record["kind"] == "checkpoint"),
     }
     whole = sum(rows.values()) or 1.0
+    cells = (share_row(name, duration(seconds), 100 * seconds / whole) for name, seconds in rows.items())
+    return f"<table>{''.join(cells)}</table>"
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes and hours."""
+    return f"{seconds:.1f} s" if seconds < 120 else str(tqdm.format_interval(seconds))
+
+
+def phase_table(records: list[dict[str, Any]]) -> str:
+    """Median milliseconds of each phase over the steps that were timed; empty if none was."""
+    timed = [record for record in records if record["kind"] == "phases"]
+    if not timed:
+        return ""
+    names = [name for name in timed[-1] if name not in ("kind", "step")]
+    spans = {name: statistics.median(record.get(name, 0.0) for record in timed) for name in names}
+    whole = spans.pop("step_ms") or 1.0
     cells = "".join(
-        f'<tr><td>{name}</td><td class="n">{seconds:.1f} s</td><td>{bar(100 * seconds / whole)}</td></tr>'
-        for name, seconds in rows.items()
+        share_row(name.removesuffix("_ms").replace("_", " "), f"{span:.1f} ms", 100 * span / whole)
+        for name, span in spans.items()
     )
-    return f"<table>{cells}</table>"
+    total = f'<tr><td>whole step</td><td class="n">{whole:.1f} ms</td><td></td><td></td></tr>'
+    return f"<table>{cells}{total}</table><p>Medians of {len(timed)} timed steps.</p>"
 
 
 def class_table(result: EvalResult) -> str:
     total = max(sum(result.labelled_pixels), 1)
     order = sorted(range(len(result.class_names)), key=lambda k: -result.labelled_pixels[k])
+    names, colours = result.class_names, class_colours(len(result.class_names))
     rows = "".join(
-        f"<tr><td>{escape(result.class_names[k])}</td>"
+        f"<tr><td>{swatches({names[k]: colours[k].tolist()})}</td>"
         f'<td class="n">{shown(result.iou_per_class[k])}</td><td>{bar(result.iou_per_class[k])}</td>'
         f'<td class="n">{shown(result.accuracy_per_class[k])}</td>'
         f'<td class="n">{100 * result.labelled_pixels[k] / total:.2f}</td></tr>'
         for k in order
         if result.labelled_pixels[k] or result.predicted_pixels[k]
     )
-    head = "<tr><th>class</th><th>IoU</th><th></th><th>accuracy</th><th>% of pixels</th></tr>"
+    head = (
+        '<tr><th>class</th><th class="n">IoU, %</th><th></th><th class="n">accuracy, %</th>'
+        '<th class="n">% of pixels</th></tr>'
+    )
     absent = ", ".join(escape(name) for name in result.absent_classes)
     note = f"<p>In neither labels nor predictions: {absent}</p>" if absent else ""
     return f"<table>{head}{rows}</table>{note}"
@@ -143,34 +201,10 @@ def confusion_table(result: EvalResult) -> str:
         f'<td class="n">{pair.pixels:,}</td><td class="n">{pair.share:.1f}</td></tr>'
         for pair in confusion_pairs(result)
     )
-    head = "<tr><th>is</th><th>was taken for</th><th>pixels</th><th>% of the class</th></tr>"
+    head = (
+        '<tr><th>is</th><th>was taken for</th><th class="n">pixels</th><th class="n">% of the class</th></tr>'
+    )
     return f"<table>{head}{rows}</table>" if rows else ""
-
-
-def pictures(items: tuple[GalleryItem, ...]) -> str:
-    """Each image with its labels, the prediction over it, and its errors (green right, red wrong)."""
-    rows = []
-    for item in items:
-        views = (photo_uri(item.image), map_uri(item.label), photo_uri(item.prediction), map_uri(item.errors))
-        tags = "".join(f'<img src="{view}" alt="">' for view in views)
-        rows.append(f'<div>{escape(item.key)}: {shown(item.miou)}</div><div class="row">{tags}</div>')
-    return "".join(rows)
-
-
-def photo_uri(pixels: np.ndarray) -> str:
-    """(h, w, 3) uint8 as an inline JPEG."""
-    return data_uri(pixels, "jpeg", quality=85)
-
-
-def map_uri(pixels: np.ndarray) -> str:
-    """(h, w, 3) uint8 as an inline PNG: maps have edges."""
-    return data_uri(pixels, "png")
-
-
-def data_uri(pixels: np.ndarray, kind: str, **options: int) -> str:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, kind, **options)
-    return f"data:image/{kind};base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def versions(facts: RunFacts) -> str:
@@ -186,10 +220,7 @@ def versions(facts: RunFacts) -> str:
         "numpy": np.__version__,
     }
     cells = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in rows.items()
+        f'<tr><td>{escape(name)}</td><td class="text">{escape(str(value))}</td></tr>'
+        for name, value in rows.items()
     )
     return f"<table>{cells}</table>"
-
-
-def shown(score: float) -> str:
-    return "-" if math.isnan(score) else f"{score:.2f}"

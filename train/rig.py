@@ -22,7 +22,7 @@ from train.model.compiled import begin_step, compile_in_place
 from train.model.prediction import Prediction
 from train.model.segmenter import Segmenter
 from train.optimizer import build_optimizer, clip_gradients
-from train.phases import PhaseClock, mark_after
+from train.phases import PhaseClock, mark_after, phase_modules
 from train.schema import TrainConfig
 from train.step import drops_on
 
@@ -65,17 +65,8 @@ class Rig:
         return total.detach()
 
     def phases(self) -> dict[str, nn.Module]:
-        """The modules whose forward ends a phase, by the phase's name, in the order in which they run."""
-        adapter, head = self.segmenter.decoder.segmentation_model
-        if self.segmenter.kind == "linear":
-            return {"backbone": self.segmenter.backbone, "linear head": head}
-        parts = dict(head.named_children())
-        return {
-            "backbone": self.segmenter.backbone,
-            "adapter": adapter,
-            "pixel decoder": parts["pixel_decoder"],
-            "query decoder": parts["predictor"],
-        }
+        """The modules whose forward ends a phase, by the phase's name."""
+        return phase_modules(self.segmenter)
 
     def run(self, batches: Iterator[RaggedBatch], warmup: int, steps: int) -> dict[str, float]:
         """Median milliseconds of each phase and of the whole step."""

@@ -63,12 +63,13 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             stop=stop,
             best_score=start.best_score,
             order=OrderChain(start.order, start.step),
-            trackers=open_trackers(config, folder, ranks),
+            trackers=open_trackers(config, folder, ranks, start.step),
         )
-        stop.check(ranks)
         try:
+            stop.check(ranks)
             result = train(session, start)
         finally:
+            session.progress.close()
             for tracker in session.trackers:
                 tracker.close()
         return closing_line(config, result, folder / FINAL)

@@ -13,6 +13,7 @@ from train.distributed import Ranks
 from train.guards import Guard
 from train.log import MetricsFile
 from train.metrics import EvalResult
+from train.phases import StepPhases
 from train.progress import ProgressLine
 from train.resume import state_of
 from train.schema import TrainConfig
@@ -35,6 +36,7 @@ class Session:
     best_score: float | None  # None: no evaluation counted yet
     trackers: list[Tracker] = field(default_factory=list)
     result: EvalResult | None = None  # of the newest evaluation
+    phases: StepPhases = field(default_factory=StepPhases)
     order: OrderChain = field(default_factory=OrderChain)  # of all that the run has read
 
     def record(self, kind: str, step: int, **figures: Any) -> None:

@@ -11,12 +11,16 @@ NOT_SCALARS = ("kind", "step")
 
 
 class TensorBoardFile:
-    """One event file; the numbers of a metrics record become `KIND/NAME`, visible at once."""
+    """One event file; the numbers of a metrics record become `KIND/NAME`, visible at once.
 
-    def __init__(self, run: Path) -> None:
+    A run that continues after `first_step` steps takes later ones anew: readers are told to forget what
+    former files say of them, so that each step is shown once, like in metrics.jsonl.
+    """
+
+    def __init__(self, run: Path, first_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
 
-        self._writer = SummaryWriter(str(run / FOLDER))
+        self._writer = SummaryWriter(str(run / FOLDER), purge_step=first_step + 1)
 
     def record(self, record: dict[str, Any]) -> None:
         """Write the finite numbers of one line of metrics.jsonl."""

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from train.charts import HEIGHT, LEFT, TOP, WIDTH, bar, curves, place, ticks
+from train.charts import HEIGHT, LEFT, TOP, WIDTH, bar, curves, place, share_row, ticks
 
 
 def svg(html: str) -> ElementTree.Element:
@@ -37,6 +37,20 @@ def test_curves_are_drawn_point_by_point_without_what_is_not_finite() -> None:
 def test_a_single_point_and_no_point_are_fine() -> None:
     assert len(list(svg(curves("x", {"a": [(5, 1.0)]})).iter("polyline"))) == 1
     assert "nothing recorded yet" in curves("x", {"a": []})
+
+
+def test_axes_are_labelled_and_the_last_value_is_told() -> None:
+    html = curves("Loss", {"loss": [(1, 4.0), (2, 2.125)]}, "optimiser step", "nats & bits")
+    figure = svg(html)
+    labels = [text.text for text in figure.iter("text")]
+    assert {"optimiser step", "nats & bits"} <= set(labels)
+    assert "loss 2.125" in "".join(figure.itertext())
+
+
+def test_a_share_is_a_number_and_a_bar_and_its_name_is_text() -> None:
+    row = ElementTree.fromstring(share_row("<b>", "3.0 ms", 25.4))
+    assert [cell.text for cell in row][:3] == ["<b>", "3.0 ms", "25 %"]
+    assert "width:25.4%" in ElementTree.tostring(row[3], encoding="unicode")
 
 
 def test_names_are_escaped() -> None:

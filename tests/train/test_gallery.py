@@ -3,7 +3,16 @@ import pytest
 import torch
 
 from train.evaluate import Observation
-from train.gallery import RIGHT, UNLABELLED, WRONG, ConfusionPair, Gallery, confusion_pairs, error_map
+from train.gallery import (
+    RIGHT,
+    UNLABELLED,
+    WRONG,
+    ConfusionPair,
+    Gallery,
+    classes_in,
+    confusion_pairs,
+    error_map,
+)
 from train.metrics import ConfusionMatrix, score
 
 
@@ -36,6 +45,7 @@ def test_pictures_have_one_size_and_fit():
     assert item.image.shape == item.label.shape == item.prediction.shape == item.errors.shape
     assert item.image.shape == (14, 21, 3)
     assert (item.image == 70).all()
+    assert item.size_px == (41, 61)
     assert item.errors[0].tolist() == [list(UNLABELLED)] * 21
     assert item.errors[2].tolist() == [list(RIGHT)] * 21
     assert item.errors[-1].tolist() == [list(WRONG)] * 21
@@ -50,6 +60,14 @@ def test_images_without_labels_are_never_the_worst():
     )
     gallery(_observation(1, 0.5))
     assert [item.key for item in gallery.worst] == ["k1"]
+
+
+def test_classes_are_those_of_labels_and_prediction_most_pixels_first():
+    label, prediction = np.array([[0, 0, 255]]), np.array([[3, 3, 3]])
+    assert classes_in((label, prediction), num_classes=4) == (3, 0)
+    gallery = Gallery(3, num_images=1, spread=1)
+    gallery(_observation(7, 0.5))
+    assert sorted(gallery.spread[0].classes) == [0, 1, 2]
 
 
 def test_error_map_has_three_colours():

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import signal
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -103,6 +104,28 @@ def test_a_run_leaves_its_files_and_nothing_half_written(tiny_run: list[str], tm
     state = json.loads((run / "model_final.json").read_text())
     assert (state["step"], state["position"]) == (8, 16)
     assert state["class_names"] == ["ground", "box", "disc"]
+
+
+@pytest.mark.parametrize("head", ["m2f", "linear"])
+def test_phases_are_timed_at_the_end_of_each_interval_and_change_no_bit(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    short = ["scheduler.total_iter=4", "eval.max_val_samples=1", "log.tensorboard=False", "log.report=False"]
+    arguments = [*tiny_run, *short, f"decoder_head.type={head}", "bs=1", "global_batch=2"]  # two micro-steps
+    train(arguments)
+    timed = [one for one in read_metrics(tmp_path / "run" / "metrics.jsonl") if one["kind"] == "phases"]
+    assert [record["step"] for record in timed] == [2, 4]
+    middle = ["adapter", "pixel_decoder", "query_decoder"] if head == "m2f" else ["linear_head"]
+    names = ["wait", "crop", "backbone", *middle, "loss", "backward", "optimiser"]
+    for record in timed:
+        assert list(record) == ["kind", "step", *(f"{name}_ms" for name in names), "step_ms"]
+        assert sum(record[f"{name}_ms"] for name in names) == pytest.approx(record["step_ms"], rel=0.1)
+    monkeypatch.setattr("train.phases.StepPhases.timed", lambda *_, **__: nullcontext())
+    train([*arguments, f"output_dir={tmp_path / 'untimed'}"])
+    assert not [
+        one for one in read_metrics(tmp_path / "untimed" / "metrics.jsonl") if one["kind"] == "phases"
+    ]
+    assert same(final_weights(tmp_path / "run"), final_weights(tmp_path / "untimed"))
 
 
 def test_the_loss_falls(tiny_run: list[str], tmp_path: Path) -> None:

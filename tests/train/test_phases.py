@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.phases import PhaseClock, mark_after
+from train.phases import PhaseClock, StepPhases, mark_after
 
 CPU = torch.device("cpu")
 
@@ -54,6 +54,63 @@ def test_hooks_mark_after_each_module_until_removed() -> None:
     remove()
     first(torch.ones(1))
     assert list(clock.medians_ms(0)) == ["a", "b", "step"]
+
+
+class Model:
+    """What StepPhases looks at of a segmenter with a linear head."""
+
+    kind = "linear"
+
+    def __init__(self) -> None:
+        self.backbone, self.decoder = nn.Linear(1, 1), nn.Module()
+        self.decoder.segmentation_model = nn.ModuleList([nn.Identity(), nn.Linear(1, 1)])
+
+    def step(self, phases: StepPhases) -> None:
+        """A step of two micro-steps."""
+        for _ in range(2):
+            images = phases.wait_for(lambda: torch.ones(1))
+            self.decoder.segmentation_model[1](self.backbone(images))
+            phases.mark("loss")
+            phases.mark("backward")
+        phases.mark("optimiser")
+
+
+def test_only_the_step_that_is_asked_for_is_timed_and_told_once() -> None:
+    phases, model = StepPhases(), Model()
+    for now in (True, False):
+        with phases.timed(model, CPU, now=now):  # type: ignore[arg-type]
+            model.step(phases)
+    spans = phases.take()
+    names = ["wait", "crop", "backbone", "linear_head", "loss", "backward", "optimiser", "step"]
+    assert list(spans) == [f"{name}_ms" for name in names]
+    assert phases.take() == {}
+    for module in (model.backbone, *model.decoder.modules()):
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_a_step_that_fails_leaves_no_hook_and_no_figures() -> None:
+    phases, model = StepPhases(), Model()
+    with pytest.raises(RuntimeError), phases.timed(model, CPU, now=True):  # type: ignore[arg-type]
+        raise RuntimeError
+    assert phases.take() == {}
+    assert not model.backbone._forward_pre_hooks
+
+
+@pytest.mark.gpu
+def test_a_timed_step_makes_the_host_wait_for_nothing() -> None:
+    phases, model = StepPhases(), Model()
+    model.backbone.cuda()
+    model.decoder.cuda()
+    ones = torch.ones(1, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with phases.timed(model, torch.device("cuda"), now=True):  # type: ignore[arg-type]
+            model.decoder.segmentation_model[1](model.backbone(ones))
+            phases.mark("optimiser")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert phases.take()["step_ms"] > 0
 
 
 @pytest.mark.gpu

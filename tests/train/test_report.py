@@ -13,7 +13,7 @@ from PIL import Image
 from train.checkpoint import TrainState
 from train.gallery import Gallery, GalleryItem
 from train.metrics import score
-from train.report import RunFacts, render, write_report
+from train.report import RunFacts, best, duration, phase_table, render, write_report
 
 NAMES = ["sky", "<i>sea</i>", "sand", "never"]
 CONFUSION = np.array([[90, 10, 0, 0], [5, 80, 15, 0], [0, 20, 30, 0], [0, 0, 0, 0]], np.int64)
@@ -25,6 +25,11 @@ RECORDS = [
     {"kind": "checkpoint", "step": 2, "seconds": 1.0},
     {"kind": "eval", "step": 2, "mIoU": 60.0, "aAcc": 80.0, "num_images": 3, "seconds": 4.0},
 ]  # fmt: skip
+PHASES = [
+    {"kind": "phases", "step": step, "wait_ms": 1.0, "query_decoder_ms": span, "step_ms": 4 * span}
+    for step, span in ((20, 10.0), (40, 30.0), (60, 20.0))
+]
+KEY = '"><script>key'
 STATE = TrainState(
     step=2, position=8, fingerprint="f00d", global_batch=4, seed=1, backbone="dinov3_tiny16",
     backbone_digest="<digest>", class_names=NAMES, config={},
@@ -37,20 +42,21 @@ class Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text, self.tags, self.sources = "", [], []
+        self.text, self.tags, self.sources, self.ids = "", [], [], []
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
 def gallery() -> Gallery:
     found = Gallery(len(NAMES), 3)
     view = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    found._worst.append(GalleryItem('"><script>key', 12.5, view, view, view, view))
+    found._worst.append(GalleryItem(KEY, 12.5, (6, 8), (1, 0), view, view, view, view))
     return found
 
 
@@ -62,7 +68,8 @@ def test_everything_is_there_and_nothing_is_loaded(tmp_path: Path) -> None:
     seen.feed(html)
     assert {"svg", "polyline", "table", "img"} <= set(seen.tags)
     assert not {"script", "link", "i", "iframe"} & set(seen.tags)
-    assert all(source.startswith("data:image/") for source in seen.sources)
+    assert all(source.startswith(("data:image/", "#")) for source in seen.sources)
+    assert {source[1:] for source in seen.sources if source[0] == "#"} == set(seen.ids)
     assert "url(" not in html
     for part in ("<i>sea</i>", "run <7>", '"><script>key', "f00d", "<digest>", "lr: 0.1", "never"):
         assert part in seen.text
@@ -78,6 +85,30 @@ def test_figures_are_the_results() -> None:
     assert "15.0 s" in seen.text  # 20 s of steps, a quarter of them waiting
     assert "5.0 s" in seen.text
     assert "40.0" in seen.text  # 20 of the 50 pixels of sand were taken for sea
+
+
+def test_the_best_evaluation_is_told_where_there_are_several() -> None:
+    evaluations = [
+        {"kind": "eval", "step": step, "mIoU": miou} for step, miou in ((2, 60.0), (4, None), (6, 50.0))
+    ]
+    assert "the highest mIoU so far is 60.00, after step 2" in best(evaluations)
+    assert best(evaluations[:1]) == ""
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0.0 s"), (119.94, "119.9 s"), (3725.0, "1:02:05")])
+def test_long_times_are_told_in_minutes_and_hours(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_phases_are_medians_over_the_timed_steps_and_shares_of_the_whole() -> None:
+    table = phase_table([*RECORDS, *PHASES])
+    seen = Reader()
+    seen.feed(table)
+    assert "Medians of 3 timed steps." in seen.text
+    assert "query decoder20.0 ms25 %" in seen.text
+    assert "whole step80.0 ms" in seen.text
+    assert "width:25.0%" in table
+    assert phase_table(RECORDS) == ""
 
 
 def test_pictures_survive_the_way_into_the_page() -> None:
