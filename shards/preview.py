@@ -52,6 +52,7 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
     sections = [_section(split, words.samples, words.examples) for split in open_splits(words.url)]
     page = html_page(sections)
     scratch = words.out.with_name(f".{words.out.name}.partial")
+    scratch.unlink(missing_ok=True)  # a link in its place would lead the page elsewhere
     try:
         scratch.write_text(page, encoding="utf-8")
         os.replace(scratch, words.out)

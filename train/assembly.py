@@ -18,7 +18,7 @@ from shards.loader import Loader
 from shards.manifest import Split, open_split
 from shards.order import num_micro_steps
 from shards.selection import Selection, whole
-from train.config_checks import split_url
+from train.config_checks import LSJ, LSJ_RATIO, split_url
 from train.distributed import Ranks, spread
 from train.ema import Ema
 from train.loss import LossSettings, MatchedLoss
@@ -211,14 +211,16 @@ def crop_settings(config: TrainConfig) -> CropSettings:
     train = config.transforms.train
     if train.crop_size is None or train.img_size is None:
         raise ConfigError("training needs transforms.train.img_size and transforms.train.crop_size")
-    ratio = train.random_img_size_ratio_range
+    ratio, jitter = train.random_img_size_ratio_range, train.jitter
+    if jitter == LSJ:
+        ratio, jitter = list(LSJ_RATIO), "fit"
     return CropSettings(
         crop_px=(train.crop_size[0], train.crop_size[1]),
         image_px=train.img_size,
         ratio=None if ratio is None else (ratio[0], ratio[1]),
         flip_prob=train.flip_prob,
         photometric=train.photometric,
-        jitter=train.jitter,
+        jitter=jitter,
         mean=triple(config.transforms.mean),
         std=triple(config.transforms.std),
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from train.model.weight_files import WeightsError, check_file
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 FOLDER = "checkpoints"
@@ -57,6 +60,7 @@ class TrainState:
     backbone_digest: str
     class_names: list[str]
     config: dict[str, Any]  # the whole merged config, JSON-ready
+    order_version: int = 1  # of shards.order, which deals the samples
     order: str | None = None  # of all samples read so far (train.data_order); older versions wrote none
     score: float | None = None  # of the metric that picks the best; None before the first evaluation
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of the other files, filled in when written
@@ -77,7 +81,9 @@ class Checkpoint:
 def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, dict[str, Tensor]]) -> Path:
     """Write `run/checkpoints/NAME` in one visible act and return it; a folder of that name is replaced."""
     folder = run / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        flush_folder(run)  # else a power cut may take the folder with all that is flushed in it
     for leftover in (*folder.glob(f".{LAST}*"), *folder.glob(f".{BEST}*")):  # other dot files are not ours
         shutil.rmtree(leftover)
     hidden = folder / f".{name}"
@@ -144,8 +150,18 @@ def save_best(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:
     path = save_checkpoint(run, f"{BEST}{state.step:08d}", state, {WEIGHTS: weights})
     for former in checkpoints_of(run, BEST):
         if former != path:
-            shutil.rmtree(former)
+            discard(former)
     return path
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint that is no longer needed. One that cannot be removed ends no run: over NFS that is
+    a folder in which somebody still reads.
+    """
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        logger.warning("%s cannot be removed yet: %s", path, error)
 
 
 def save_last(

@@ -20,10 +20,8 @@ from train.checkpoint import replacing
 from train.config_checks import check_config
 from train.schema import ConfigError, TrainConfig, nearest
 
-FREE_FORM = (
-    "scheduler.constructor_kwargs",
-    "optimizer.lr_multipliers",
-)  # dictionaries whose keys their reader checks, not the schema
+MULTIPLIERS = "optimizer.lr_multipliers"
+FREE_FORM = ("scheduler.constructor_kwargs", MULTIPLIERS)  # dictionaries whose keys their reader checks
 RESERVED = "config"
 
 
@@ -74,16 +72,31 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
     """Defaults, then the recipe, then the command line; ConfigError names the key that does not fit."""
+    multipliers = [argument for argument in arguments if argument.startswith(f"{MULTIPLIERS}.")]
     try:
-        overrides = OmegaConf.from_dotlist(arguments)
+        overrides = OmegaConf.from_dotlist([one for one in arguments if one not in multipliers])
         content = OmegaConf.to_container(overrides)
+        named = OmegaConf.create({"optimizer": {"lr_multipliers": read_multipliers(multipliers)}})
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"the command line cannot be read: {error}") from error
     check_keys(typing.cast(dict[str, Any], content), "the command line")
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(TrainConfig), recipe, overrides))
+        parts = OmegaConf.structured(TrainConfig), recipe, overrides, named
+        return typing.cast(DictConfig, OmegaConf.merge(*parts))
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
+
+
+def read_multipliers(arguments: list[str]) -> dict[str, float]:
+    """`optimizer.lr_multipliers.NAME=FACTOR` by name: its dots belong to the name and open no level."""
+    factors = {}
+    for argument in arguments:
+        key, value = argument.split("=", 1)
+        try:
+            factors[key.removeprefix(f"{MULTIPLIERS}.")] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"{key} is {value!r}, expected a number above 0, for example 0.1") from error
+    return factors
 
 
 def to_config(merged: DictConfig) -> TrainConfig:

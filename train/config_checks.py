@@ -12,6 +12,7 @@ MODES = ("slide", "whole")
 COMPILED = ("none", "backbone", "model")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 METRICS = ("mIoU", "acc", "aAcc", "dice", "fscore", "precision", "recall")
+LSJ, LSJ_RATIO = "lsj", (0.1, 2.0)  # large scale jittering of Ghiasi et al. 2021, arXiv 2012.07177
 SPLIT_OF_WORD = {"TRAIN": "training", "VAL": "validation"}
 
 
@@ -156,6 +157,12 @@ def check_transforms(config: TrainConfig) -> None:
         raise ConfigError(
             f"transforms.train.random_img_size_ratio_range is {list(ratio)}, "
             "expected [low, high] with 0 < low <= high"
+        )
+    if train.jitter == LSJ and ratio is not None and tuple(ratio) != LSJ_RATIO:
+        raise ConfigError(
+            f"transforms.train.jitter={LSJ} is the range {list(LSJ_RATIO)}, but "
+            f"transforms.train.random_img_size_ratio_range is {list(ratio)}: say jitter=fit for another "
+            "range, or random_img_size_ratio_range=null"
         )
     if not 0 <= train.flip_prob <= 1:
         raise ConfigError(f"transforms.train.flip_prob is {train.flip_prob}, expected 0 to 1")

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shards.batch import CropBatch
+from train.checkpoint import replacing
 from train.distributed import Ranks
 from train.model.synced_norm import SyncedBatchNorm
 from train.nonfinite import NonFiniteError
@@ -93,7 +94,8 @@ def keep(folder: Path, step: int, seen: Seen) -> str:
     path = folder / f"step{step}-position{crops.positions[0]}.safetensors"
     tensors = {"images": crops.images, "label_map": crops.label_map, "labels": crops.labels}
     facts = {"keys": "\n".join(crops.keys), "positions": " ".join(map(str, crops.positions))}
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path, metadata=facts)
+    with replacing(path) as hidden:
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, hidden, metadata=facts)
     more = "" if len(crops.keys) <= NAMED_IMAGES else f" and {len(crops.keys) - NAMED_IMAGES} more"
     return f"images {', '.join(crops.keys[:NAMED_IMAGES])}{more}; crops in {path}"
 

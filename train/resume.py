@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from shards.order import ORDER_VERSION
 from train.assembly import Parts
 from train.checkpoint import (
     AVERAGE,
@@ -98,16 +99,14 @@ def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | No
 
 
 def newest_in(path: Path) -> Path:
-    """The newest checkpoint of a run's folder; `path` itself where it is none."""
-    return (checkpoints_of(path, LAST) or [path])[-1]
+    """The newest checkpoint of a run's folder; `path` itself where it is none. Links are followed."""
+    return (checkpoints_of(path, LAST) or [path])[-1].resolve()
 
 
 def part_with(run: Path, step: int, source: Path) -> str:
     """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so."""
     for path in set_aside(run, step, source):
-        logger.warning(
-            "%s is not on the way that step %d goes on: set aside, delete it when nobody needs it", path, step
-        )
+        logger.warning("%s does not lead to step %d: set aside, delete it when nobody needs it", path, step)
     return ""
 
 
@@ -116,10 +115,15 @@ def newest_whole_or_none(run: Path) -> Path | None:
     starting anew would overwrite the run.
     """
     newest = newest_whole(run)
-    if newest is None and (found := checkpoints_of(run, LAST) or left_behind(run)):
+    if newest is None and (found := checkpoints_of(run, LAST)):
         raise CheckpointError(
             f"{found[-1].parent}: none of its {len(found)} checkpoints can be continued (the reasons stand "
             "above); delete them to start anew, name another output_dir, or start from weights with init_from"
+        )
+    if newest is None and (found := left_behind(run)):
+        raise CheckpointError(
+            f"{found[-1].parent} holds only what was left behind; name one of it with resume_from to go on "
+            "there, or delete it to start anew"
         )
     return newest
 
@@ -176,6 +180,7 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
     backbone = parts.segmenter.backbone
     pairs = {
         "the training data's fingerprint": (state.fingerprint, parts.selection.fingerprint),
+        "the version of the data order": (state.order_version, ORDER_VERSION),
         "seed": (state.seed, config.seed),
         "the global batch": (state.global_batch, config.images_per_step),
         "model.dino_hub": (state.backbone, config.model.dino_hub),
@@ -235,6 +240,7 @@ def state_of(
         fingerprint=parts.selection.fingerprint,
         global_batch=config.images_per_step,
         seed=config.seed,
+        order_version=ORDER_VERSION,
         backbone=config.model.dino_hub or "",
         backbone_digest=backbone.digest,
         class_names=list(manifest.classes),

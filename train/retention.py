@@ -6,22 +6,21 @@ be lost: it is set aside under `left-behind-*`, a name that is never given twice
 
 from __future__ import annotations
 
-import shutil
 from itertools import count
 from pathlib import Path
 
-from train.checkpoint import BEST, FOLDER, LAST, checkpoints_of, flush_folder, step_of
+from train.checkpoint import BEST, FOLDER, LAST, checkpoints_of, discard, flush_folder, step_of
 
 LEFT_BEHIND = "left-behind-"  # before the name of what a continued run no longer counts
 
 
 def prune(run: Path, keep_last: int, archive_interval: int | None) -> None:
     """Remove all but the newest `keep_last` continuable checkpoints and every multiple of
-    `archive_interval`.
+    `archive_interval`. What cannot be removed is tried again at the next call.
     """
     for path in checkpoints_of(run, LAST)[:-keep_last]:
         if archive_interval is None or step_of(path) % archive_interval:
-            shutil.rmtree(path)
+            discard(path)
 
 
 def is_of_run(path: Path, run: Path) -> bool:

@@ -102,6 +102,12 @@ def test_crop_settings_follow_the_config(tiny_run: list[str]) -> None:
     assert settings.flip_prob == 0.5
 
 
+def test_lsj_is_the_published_range_around_fitting_inside(tiny_run: list[str]) -> None:
+    lsj = ["transforms.train.jitter=lsj", "transforms.train.random_img_size_ratio_range=null"]
+    settings = crop_settings(load_config([*tiny_run, *lsj]))
+    assert (settings.jitter, settings.ratio) == ("fit", (0.1, 2.0))
+
+
 def test_the_loader_starts_after_the_steps_taken(tiny_run: list[str]) -> None:
     config = load_config(tiny_run)
     selection = select(config, open_training_split(config))

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,3 +246,22 @@ def test_a_strangers_dot_file_stops_no_save(tmp_path: Path) -> None:
     (folder / ".DS_Store").write_bytes(b"\0")
     save_checkpoint(tmp_path, "step-00000003", STATE, {})
     assert sorted(path.name for path in folder.iterdir()) == [".DS_Store", "step-00000003"]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "rename"])
+def test_a_disk_that_refuses_leaves_the_former_checkpoint_and_no_half_of_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    former = save_step(tmp_path, 4)
+
+    def refused(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if fails == "fsync" else Path, fails, refused)
+        with pytest.raises(OSError, match="No space left"):
+            save_step(tmp_path, 8)
+    assert list((tmp_path / "checkpoints").iterdir()) == [former]
+    assert read_checkpoint(former).state is not None
+    save_step(tmp_path, 8)
+    assert [path.name for path in checkpoints_of(tmp_path, LAST)] == ["step-00000004", "step-00000008"]

@@ -79,6 +79,24 @@ def test_command_line_wins_over_the_recipe() -> None:
     assert load("bs=1", "optimizer.lr=3e-5").optimizer.lr == 3e-5
 
 
+def test_multipliers_by_the_command_line_keep_their_dots(tmp_path: Path) -> None:
+    content = yaml.safe_load((CONFIGS / "config-ade20k-m2f-training.yaml").read_text())
+    content["optimizer"]["lr_multipliers"] = {"segmentation_model.1": 2.0, "segmentation_model.0": 1.5}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    config = load_config(
+        [
+            f"config={recipe}", *GIVEN, "optimizer.lr_multipliers.segmentation_model.0=0.1",
+            "optimizer.lr_multipliers.segmentation_model.1.pixel_decoder=1e-1",
+        ]
+    )  # fmt: skip
+    assert config.optimizer.lr_multipliers == {
+        "segmentation_model.0": 0.1,
+        "segmentation_model.1": 2.0,
+        "segmentation_model.1.pixel_decoder": 0.1,
+    }
+
+
 def test_the_reference_spelling_of_the_output_folder() -> None:
     arguments = [f"config={CONFIGS}/config-ade20k-m2f-training.yaml", *GIVEN[1:], "--output-dir=elsewhere"]
     assert load_config(arguments).output_dir == "elsewhere"
@@ -87,6 +105,7 @@ def test_the_reference_spelling_of_the_output_folder() -> None:
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
+        ("optimizer.lr_multipliers.segmentation_model.0=fast", "expected a number above 0"),
         ("optimiser.lr=1", "did you mean 'optimizer.lr'"),
         ("hidden_dim=256", "did you mean 'decoder_head.hidden_dim'"),
         ("eval.max_val_sample=1", "did you mean 'eval.max_val_samples'"),

@@ -157,6 +157,19 @@ def test_long_batches_are_cut_short_in_words_only(tmp_path: Path) -> None:
         assert len(file.metadata()["keys"].split("\n")) == 20
 
 
+def test_a_link_in_the_place_of_a_batch_is_replaced_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    for name in ("step1-position0.safetensors", ".step1-position0.safetensors.part"):
+        (folder / name).symlink_to(outside)
+    diagnosis(chain(), folder)(1, [Seen(crops(value=float("nan")), torch.tensor(torch.nan))])
+    assert outside.read_text() == "mine"
+    (path,) = folder.iterdir()
+    assert not path.is_symlink()
+
+
 def test_what_does_not_show_again_is_said_and_kept(tmp_path: Path) -> None:
     said = diagnosis(chain(), tmp_path)(1, [Seen(crops(), torch.tensor(1.0))])
     assert "computed again alone, everything is finite" in said

@@ -82,10 +82,19 @@ def test_multipliers_scale_the_rate_of_what_they_name() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "factor"), [("con", 0.5), ("decoder.conv", 0.5), ("conv", 0.0)])
-def test_a_multiplier_that_fits_nothing_is_an_error(name: str, factor: float) -> None:
-    with pytest.raises(ConfigError, match=name):
-        build_optimizer(Head(), OptimizerConfig(lr_multipliers={name: factor}))
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        ({"con.weight": 0.5}, "con.weight: no parameter's name begins so; did you mean 'conv.weight'"),
+        ({"con": 0.5}, "con: no parameter's name begins so; known are conv.bias, conv.weight"),
+        ({"conv": 0.0}, "conv is 0.0, expected a number above 0"),
+        ({"conv": math.inf}, "conv is inf, expected"),
+        ({"conv": 0.5, "conv.weight": 1.0, "conv.bias": 1.0}, "conv changes nothing: longer names"),
+    ],
+)
+def test_a_multiplier_that_does_nothing_is_an_error(factors: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build_optimizer(Head(), OptimizerConfig(lr_multipliers=factors))
 
 
 @pytest.mark.parametrize("largest", [0.01, math.inf])

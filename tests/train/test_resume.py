@@ -193,7 +193,7 @@ def test_a_run_that_is_only_left_behind_is_not_started_anew(
     config = load_config([*arguments, "resume_from=auto"])
     path = save_at(tmp_path, config, parts, 4)
     path.rename(path.with_name("left-behind-step-00000004"))
-    with pytest.raises(CheckpointError, match=r"none of its 1 checkpoints can be continued"):
+    with pytest.raises(CheckpointError, match="holds only what was left behind; name one"):
         begin(config, ALONE, parts, tmp_path)
 
 
@@ -238,4 +238,24 @@ def test_fewer_steps_than_were_taken_are_refused(arguments: list[str], parts: Pa
     save_at(tmp_path, load_config(arguments), parts, 8)
     config = load_config([*arguments, "scheduler.total_iter=4", "resume_from=auto"])
     with pytest.raises(ConfigError, match=r"it has 8 steps, and scheduler\.total_iter is 4; raise it"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_link_to_a_checkpoint_of_the_run_is_that_checkpoint(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    for step in (4, 8):
+        save_at(tmp_path / "run", load_config(arguments), parts, step)
+    (tmp_path / "good").symlink_to(tmp_path / "run" / "checkpoints" / "step-00000004")
+    config = load_config([*arguments, f"resume_from={tmp_path / 'good'}"])
+    assert begin(config, ALONE, parts, tmp_path / "run").step == 4
+    assert newest_whole(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
+
+
+def test_samples_dealt_by_another_rule_are_refused(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    save_last(tmp_path, replace(state_of(config, parts, 4, None), order_version=0), weights_of(parts), {})
+    with pytest.raises(ConfigError, match="the version of the data order was 0 and is 1 now"):
         begin(config, ALONE, parts, tmp_path)

@@ -1,4 +1,10 @@
+import errno
+import logging
+import os
+import shutil
 from pathlib import Path
+
+import pytest
 
 from train.checkpoint import LAST, checkpoints_of
 from train.retention import left_behind, prune, set_aside
@@ -18,6 +24,23 @@ def test_prune_keeps_newest_and_archive(tmp_path: Path) -> None:
     make(tmp_path, *(f"step-000000{step}" for step in (10, 20, 30, 40, 50)))
     prune(tmp_path, keep_last=2, archive_interval=20)
     assert [path.name[-2:] for path in checkpoints_of(tmp_path, LAST)] == ["20", "40", "50"]
+
+
+def test_a_checkpoint_that_cannot_be_removed_stops_nobody_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, "step-00000010", "step-00000020")
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(shutil, "rmtree", busy)
+        prune(tmp_path, keep_last=1, archive_interval=None)
+    assert "step-00000010 cannot be removed yet" in caplog.text
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+    prune(tmp_path, keep_last=1, archive_interval=None)
+    assert names(tmp_path) == ["step-00000020"]
 
 
 def test_what_lies_above_is_set_aside_and_the_rest_stays(tmp_path: Path) -> None:

@@ -1,13 +1,22 @@
 import os
 import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from shards.order import World
+from train.checkpoint import LAST, checkpoints_of, step_of
 from train.distributed import Ranks
+from train.log import read_metrics
 from train.stop import PATIENCE_S, LeftEarly, Stopped, StopSignals
 
+ROOT = Path(__file__).parents[2]
 ALONE = Ranks(World(), torch.device("cpu"))
 
 
@@ -43,3 +52,136 @@ def test_a_late_second_interrupt_is_obeyed_at_once(monkeypatch: pytest.MonkeyPat
         now[0] += PATIENCE_S + 0.1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def environment(launcher: str, rank: int, port: int) -> dict[str, str]:
+    """What a launcher tells one of two processes of a node."""
+    if launcher == "torchrun":
+        own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    else:
+        own = {
+            "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
+            "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1",
+        }  # fmt: skip
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), **own}
+
+
+@contextmanager
+def two_ranks(launcher: str, program: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    members = [
+        subprocess.Popen(
+            [sys.executable, *program], cwd=ROOT, env=environment(launcher, rank, port),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        yield members
+    finally:
+        for member in members:
+            member.kill()
+            member.communicate()
+
+
+def ended(members: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """Exit statuses and what stood on stderr; far sooner than a collective would give up."""
+    words = [member.communicate(timeout=120)[1] for member in members]
+    return [member.returncode for member in members], words
+
+
+def wait_for(member: subprocess.Popen[str], words: str) -> None:
+    assert member.stderr is not None
+    lines = []
+    for line in member.stderr:
+        lines.append(line)
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} was never said: {''.join(lines)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "wish", "told"),
+    [
+        ("torchrun", signal.SIGUSR1, [1]),
+        ("torchrun", signal.SIGTERM, [0, 1]),
+        ("srun", signal.SIGUSR1, [0]),
+        ("srun", signal.SIGTERM, [0, 1]),
+    ],
+)
+def test_ranks_end_in_the_same_step_save_once_and_the_same_command_continues(
+    tiny_run: list[str], tmp_path: Path, launcher: str, wish: signal.Signals, told: list[int]
+) -> None:
+    command = [
+        "-m", "train", *tiny_run, "decoder_head.type=linear", "bs=1", "n_gpus=2", "scheduler.total_iter=4000",
+        "eval.eval_interval=4000", "log.interval=1", "resume_from=auto",
+    ]  # fmt: skip
+    run, last = tmp_path / "run", 0
+    for life in (1, 2):
+        with two_ranks(launcher, command) as members:
+            if last:
+                wait_for(members[0], f"continuing after step {last} ")
+            wait_for(members[0], f"step {last + 2}/")
+            for rank in told:
+                members[rank].send_signal(wish)
+            statuses, words = ended(members)
+        assert statuses == [128 + wish] * 2, words
+        assert all(said.count(f"stopped by {wish.name}; resume_from=auto continues") == 1 for said in words)
+        newest = checkpoints_of(run, LAST)
+        records = read_metrics(run / "metrics.jsonl")
+        assert len(newest) == life
+        last = step_of(newest[-1])
+        assert records[-1]["kind"] == "checkpoint"
+        assert [r["step"] for r in records if r["kind"] == "checkpoint"] == [step_of(path) for path in newest]
+        assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, last + 1))
+    assert [path for path in run.rglob("*") if path.name.startswith(".")] == []
+
+
+# `python -m train` in which the second rank gets a signal in the middle of a function of a module.
+TOLD_INSIDE = """
+import importlib, os, signal, sys
+from train.__main__ import main
+module, name = importlib.import_module(sys.argv[1]), sys.argv[2]
+real = getattr(module, name)
+def told(*given):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return real(*given)
+setattr(module, name, told)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.slow
+def test_one_rank_that_is_told_while_it_scores_or_starts_takes_the_other_with_it(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = [
+        *tiny_run, "decoder_head.type=linear", "bs=1", "n_gpus=2", "eval.eval_interval=2", "log.interval=1",
+        "scheduler.total_iter=4",
+    ]  # fmt: skip
+    training = [*arguments, "resume_from=auto"]
+
+    def statuses(program: list[str]) -> list[int]:
+        with two_ranks("torchrun", program) as members:
+            found, words = ended(members)
+        sys.stderr.write("\n".join(words))
+        return found
+
+    def evaluations() -> list[int]:
+        return [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval"]
+
+    scoring = ["-c", TOLD_INSIDE, "train.evaluate", "_score_batch"]
+    assert statuses([*scoring, *training]) == [138, 138]
+    assert [path.name for path in checkpoints_of(run, LAST)] == ["step-00000002"]
+    assert evaluations() == []
+    assert statuses(["-c", TOLD_INSIDE, "train.routes", "begin", *training]) == [138, 138]
+    assert statuses(["-m", "train", *training]) == [0, 0]
+    assert evaluations() == [2, 4]
+    alone = [f"load_from={run}", f"output_dir={tmp_path / 'scores'}"]
+    assert statuses([*scoring, *arguments, *alone]) == [138, 138]
+    assert list((tmp_path / "scores").iterdir()) == []

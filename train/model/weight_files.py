@@ -44,51 +44,72 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
 
     From the hub always at a whole commit id: a `revision` that is none is looked up first, and logged.
     """
+    repository = hub_repository(arch, weights)
+    return Path(weights or "").expanduser() if repository is None else _from_hub(repository, revision)
+
+
+def hub_repository(arch: Architecture, weights: str | None) -> str | None:
+    """The hub id that `weights` means, None for a place on the disk. WeightsError if it means neither."""
     if weights is not None:
         path = Path(weights).expanduser()
         if path.exists():
-            return path
+            return None
         if path.suffix in _SUFFIXES or path.is_absolute() or not _HUB_ID.match(weights):
             raise WeightsError(
                 f"model.weights={weights}: no such file or folder. Pass Meta's .pth, a .safetensors file, a "
                 "Hugging Face folder, a hub id (owner/name), or the word random"
             )
-        return _from_hub(weights, revision)
+        return weights
     if arch.hub_id is None:
         raise WeightsError(
             f"{arch.name} has no published weights on the Hugging Face hub: pass model.weights=PATH, or "
             "model.weights=random for a backbone that has learnt nothing"
         )
-    return _from_hub(arch.hub_id, revision)
+    return arch.hub_id
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Path:
+    commit = commit_of(hub_id, revision)
     try:
-        commit = _commit(hub_id, revision)
         folder = huggingface_hub.snapshot_download(
             hub_id,
             revision=commit,
             allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
         )
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise WeightsError(
-            f"could not fetch {hub_id} (revision {revision or 'newest'}) from the Hugging Face hub, and "
-            f"there is no file or folder of that name: {reason}\n"
-            f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
-            "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "
-            "folder)"
-        ) from error
+        raise _unreachable(hub_id, commit, error) from error
     return Path(folder)
 
 
-def _commit(hub_id: str, revision: str | None) -> str:
-    """The whole commit id behind a branch, a tag or nothing: a name can come to mean other files."""
-    if revision is not None and _COMMIT.fullmatch(revision):
+def is_commit(revision: str | None) -> bool:
+    """Whether `revision` is a whole commit id, which can mean one thing only."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def commit_of(hub_id: str, revision: str | None) -> str:
+    """The whole commit id behind a branch, a tag or nothing: a name can come to mean other files.
+
+    WeightsError if the hub does not say.
+    """
+    if revision is not None and is_commit(revision):
         return revision
-    commit = str(huggingface_hub.HfApi().model_info(hub_id, revision=revision).sha)
+    try:
+        commit = str(huggingface_hub.HfApi().model_info(hub_id, revision=revision).sha)
+    except Exception as error:
+        raise _unreachable(hub_id, revision, error) from error
     logger.warning("%s is commit %s now; model.revision=%s keeps these weights", hub_id, commit, commit)
     return commit
+
+
+def _unreachable(hub_id: str, revision: str | None, error: Exception) -> WeightsError:
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return WeightsError(
+        f"could not fetch {hub_id} (revision {revision or 'newest'}) from the Hugging Face hub, and "
+        f"there is no file or folder of that name: {reason}\n"
+        f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
+        "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "
+        "folder)"
+    )
 
 
 def read_entries(path: Path) -> tuple[list[str], Iterator[Named]]:
