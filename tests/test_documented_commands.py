@@ -220,6 +220,8 @@ TABLE = {
     " eval.stride=48": trained("runs/smoke", (), slow=True),
     ade("config-ade20k-linear-training", "ade20k-linear"): torchrun("runs/ade20k-linear", (*TINY, GPUS_2)),
     ade("config-ade20k-m2f-256-20k", "ade20k-vitl-20k"): torchrun("runs/ade20k-vitl-20k"),
+    ade("config-ade20k-m2f-256-20k", "ade20k", "python")
+    + " optimizer.lr_multipliers.segmentation_model.0=0.5": trained(RUN, slow=True),
     ade("config-ade20k-m2f-256-40k", "ade20k-vitl-40k"): torchrun("runs/ade20k-vitl-40k"),
     ade("config-ade20k-m2f-256-training", "ade20k-vitl-256"): torchrun("runs/ade20k-vitl-256"),
     ade("config-ade20k-m2f-training", "ade20k-vitl"): torchrun("runs/ade20k-vitl"),

@@ -25,6 +25,7 @@ FREE_FORM = (
     "optimizer.lr_multipliers",
 )  # dictionaries whose keys their reader checks, not the schema
 RESERVED = "config"
+MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
 
 
 def load_config(argv: list[str]) -> TrainConfig:
@@ -74,16 +75,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
     """Defaults, then the recipe, then the command line; ConfigError names the key that does not fit."""
+    named = [argument for argument in arguments if argument.startswith(MULTIPLIERS)]
     try:
-        overrides = OmegaConf.from_dotlist(arguments)
+        overrides = OmegaConf.from_dotlist([argument for argument in arguments if argument not in named])
         content = OmegaConf.to_container(overrides)
+        factors = dict(multiplier(argument) for argument in named)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"the command line cannot be read: {error}") from error
     check_keys(typing.cast(dict[str, Any], content), "the command line")
+    defaults, last = OmegaConf.structured(TrainConfig), {"optimizer": {"lr_multipliers": factors}}
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(TrainConfig), recipe, overrides))
+        return typing.cast(DictConfig, OmegaConf.merge(defaults, recipe, overrides, last))
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
+
+
+def multiplier(argument: str) -> tuple[str, Any]:
+    """(NAME, value) of `optimizer.lr_multipliers.NAME=value`: a parameter's name, whose dots open no
+    sections.
+    """
+    name, _, value = argument.removeprefix(MULTIPLIERS).partition("=")
+    return name, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
 
 
 def to_config(merged: DictConfig) -> TrainConfig:

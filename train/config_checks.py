@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from train.schema import BackboneLayers, ConfigError, DecoderConfig, ModelConfig, TrainConfig, nearest
 
@@ -21,6 +22,7 @@ def check_config(config: TrainConfig) -> None:
     check_decoder(config.decoder_head)
     check_words(config)
     check_numbers(config)
+    check_multipliers(config.optimizer.lr_multipliers)
     check_transforms(config)
     check_evaluation(config)
     if config.load_from is None:
@@ -140,6 +142,21 @@ def check_numbers(config: TrainConfig) -> None:
         )
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}, expected 0 or more")
+
+
+def check_multipliers(multipliers: dict[str, Any]) -> None:
+    """The schema says that they are floats, but OmegaConf lets nested mappings and lists through."""
+    for name, factor in multipliers.items():
+        if not name:
+            raise ConfigError(
+                "optimizer.lr_multipliers: a factor without a name; say for example "
+                "optimizer.lr_multipliers.segmentation_model.0=0.5"
+            )
+        if not isinstance(factor, float) or not 0 < factor < math.inf:
+            raise ConfigError(
+                f"optimizer.lr_multipliers: {name} is {factor!r}, expected a number above 0; the beginning "
+                "of a parameter's name is one key, dots and all ({segmentation_model.0: 0.5})"
+            )
 
 
 def check_transforms(config: TrainConfig) -> None:

@@ -40,7 +40,7 @@ def named_trainables(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, boo
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW with a group for each (decayed?, rate); each group remembers its full rate as `full_lr`.
 
-    Raises ConfigError for an lr multiplier that fits no parameter or is not above 0.
+    Raises ConfigError for an lr multiplier that fits no parameter; it lists beginnings that do.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     used = set()
@@ -49,16 +49,26 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
         used.add(prefix)
         factor = config.lr_multipliers[prefix] if prefix is not None else 1.0
         groups.setdefault((decayed, factor), []).append(parameter)
-    for prefix, factor in config.lr_multipliers.items():
-        if prefix not in used or factor <= 0:
-            raise ConfigError(
-                f"optimizer.lr_multipliers: {prefix}={factor} fits no parameter, or is not above 0"
-            )
+    unused = [prefix for prefix in config.lr_multipliers if prefix not in used]
+    if unused:
+        raise ConfigError(unused_multiplier(unused[0], module))
     settings = [
         {"params": members, "weight_decay": config.weight_decay * decayed, "full_lr": config.lr * factor}
         for (decayed, factor), members in sorted(groups.items(), key=lambda entry: entry[0], reverse=True)
     ]
     return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def unused_multiplier(prefix: str, module: nn.Module) -> str:
+    """Why a multiplier changes nothing, and the beginnings, down to the third dot, that name something."""
+    names = [name for name, _, _ in named_trainables(module)]
+    if any(f"{name}.".startswith(f"{prefix}.") for name in names):
+        return f"optimizer.lr_multipliers: {prefix} changes nothing, longer names stand for all that it fits"
+    known = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)})
+    return (
+        f"optimizer.lr_multipliers: {prefix} begins no name of a trained parameter (whole words count); "
+        f"there are {', '.join(known)} and longer ones"
+    )
 
 
 def longest_prefix(name: str, prefixes: Iterable[str]) -> str | None:

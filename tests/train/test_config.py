@@ -102,6 +102,37 @@ def test_bad_arguments_name_key_and_remedy(argument: str, expected: str) -> None
     assert expected in str(caught.value)
 
 
+def test_multipliers_of_rates_by_name(tmp_path: Path) -> None:
+    adapter, stem = "segmentation_model.0", "segmentation_model.0.spm.stem"
+    config = load(f"optimizer.lr_multipliers.{stem}=1e-1", f"optimizer.lr_multipliers.{adapter}=0.5")
+    assert config.optimizer.lr_multipliers == {stem: 0.1, adapter: 0.5}
+    write_config(config, tmp_path / "config.yaml")
+    again = load_config(
+        [f"config={tmp_path / 'config.yaml'}", f"optimizer.lr_multipliers.{adapter}=2", "optimizer.lr=1"]
+    )
+    assert again.optimizer.lr_multipliers == {stem: 0.1, adapter: 2.0}
+    assert again.optimizer.lr == 1
+    assert from_plain(to_plain(again), "state.json") == again
+    whole = load(f"optimizer.lr_multipliers={{{adapter}: 0.25}}")
+    assert whole.optimizer.lr_multipliers == {adapter: 0.25}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *(f"optimizer.lr_multipliers.segmentation_model.0={value}" for value in (
+            "abc", "0", "-1", "nan", "inf", "[1]", "{a: 1}", "", "null", "{",
+        )),
+        "optimizer.lr_multipliers={segmentation_model: {0: 0.5}}",
+        "optimizer.lr_multipliers.=0.5",
+        "optimizer.lr_multipliers=3",
+    ],
+)  # fmt: skip
+def test_bad_multipliers_are_named(argument: str) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_multipliers|the command line cannot be read"):
+        load(argument)
+
+
 def test_bad_key_in_a_recipe_names_the_file(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("optimizer:\n  learning_rate: 1\n")

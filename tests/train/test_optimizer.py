@@ -82,10 +82,18 @@ def test_multipliers_scale_the_rate_of_what_they_name() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "factor"), [("con", 0.5), ("decoder.conv", 0.5), ("conv", 0.0)])
-def test_a_multiplier_that_fits_nothing_is_an_error(name: str, factor: float) -> None:
-    with pytest.raises(ConfigError, match=name):
-        build_optimizer(Head(), OptimizerConfig(lr_multipliers={name: factor}))
+@pytest.mark.parametrize("name", ["con", "decoder.conv", "frozen"])
+def test_a_multiplier_that_fits_nothing_is_an_error_that_lists_what_exists(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{name} begins no name.*there are conv, conv\.bias, .*query_feat"
+    ):
+        build_optimizer(Head(), OptimizerConfig(lr_multipliers={name: 0.5}))
+
+
+def test_a_multiplier_that_longer_ones_hide_is_an_error() -> None:
+    hidden = {"conv": 0.5, "conv.bias": 0.1, "conv.weight": 0.2}
+    with pytest.raises(ConfigError, match="conv changes nothing"):
+        build_optimizer(Head(), OptimizerConfig(lr_multipliers=hidden))
 
 
 @pytest.mark.parametrize("largest", [0.01, math.inf])
