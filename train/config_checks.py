@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from shards.augment import LSJ_RATIO
+from shards.photometric import PRESETS
 from train.schema import BackboneLayers, ConfigError, DecoderConfig, ModelConfig, TrainConfig, nearest
 
 STRIDE_PX = 32  # the adapter's coarsest map is 1/32 of the crop, so a side must divide by it
 DECODERS = ("m2f", "linear")
+LSJ = "lsj"
+JITTERS = ("short_side", "fit", LSJ)
 MODES = ("slide", "whole")
 COMPILED = ("none", "backbone", "model")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -172,6 +176,16 @@ def check_transforms(config: TrainConfig) -> None:
         raise ConfigError(
             f"transforms.train.random_img_size_ratio_range is {list(ratio)}, "
             "expected [low, high] with 0 < low <= high"
+        )
+    words = {"photometric": (train.photometric, tuple(PRESETS)), "jitter": (train.jitter, JITTERS)}
+    for key, (word, known) in words.items():
+        if word not in known:
+            raise ConfigError(f"transforms.train.{key} is {word!r}, expected one of {', '.join(known)}")
+    if train.jitter == LSJ and ratio is not None and tuple(ratio) != LSJ_RATIO:
+        raise ConfigError(
+            f"transforms.train.jitter=lsj has the published range {list(LSJ_RATIO)}, and "
+            f"transforms.train.random_img_size_ratio_range is {list(ratio)}; set that to null, or say "
+            "transforms.train.jitter=fit to keep it"
         )
     if not 0 <= train.flip_prob <= 1:
         raise ConfigError(f"transforms.train.flip_prob is {train.flip_prob}, expected 0 to 1")

@@ -130,7 +130,8 @@ class TrainTransformConfig:
     crop_size: list[int] | None = None  # height, width
     flip_prob: float = 0.0
     photometric: str = "reference"  # reference | mmseg | eomt | none
-    jitter: str = "short_side"  # what a ratio of 1 means: short_side (img_size) | fit (inside the crop: LSJ)
+    # What a ratio of 1 means: short_side (img_size) | fit (inside the crop) | lsj (fit, with ratios 0.1 to 2)
+    jitter: str = "short_side"
 
 
 @dataclass

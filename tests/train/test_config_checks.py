@@ -30,6 +30,8 @@ def test_good_settings_pass() -> None:
         ("transforms.train.crop_size=null", r"needs transforms\.train\.img_size"),
         ("transforms.train.random_img_size_ratio_range=[2.0,0.5]", "low <= high"),
         ("transforms.train.flip_prob=2", "flip_prob"),
+        ("transforms.train.jitter=large", "expected one of short_side, fit, lsj"),
+        ("transforms.train.photometric=refrence", "expected one of reference, mmseg"),
         ("transforms.std=[1,0,1]", r"transforms\.std"),
         ("transforms.eval.img_size=null", r"transforms\.eval\.img_size"),
         ("transforms.eval.tta_ratios=[]", "tta_ratios"),
