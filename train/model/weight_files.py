@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import zipfile
 from collections.abc import Iterator
@@ -23,14 +22,16 @@ from torch import Tensor
 from train.model.architectures import Architecture, ModelError
 from train.model.weight_keys import Named
 
-logger = logging.getLogger(__name__)
-
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST_SUFFIX = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
 # A tag, not just "<": the length that opens a safetensors file may spell blanks and that byte too.
 _WEB_PAGE = re.compile(rb"\s*<[!?a-zA-Z]")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_ACCESS = (
+    "DINOv3 is gated: ask for access at https://huggingface.co/{}, then run `hf auth login`; or fetch the "
+    "weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
+)
 _WRAPPING_KEYS = ("teacher", "model")  # dictionaries that some training scripts put around the weights
 
 
@@ -42,7 +43,7 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
     """The local file or folder behind `weights` (a path or a hub id; None: the published one), fetched if
     need be.
 
-    From the hub always at a whole commit id: a `revision` that is none is looked up first, and logged.
+    From the hub only at a whole commit id: a `revision` that is none is refused, with the commit it is now.
     """
     if weights is not None:
         path = Path(weights).expanduser()
@@ -63,32 +64,41 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Path:
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise WeightsError(_unpinned(hub_id, revision))
     try:
-        commit = _commit(hub_id, revision)
         folder = huggingface_hub.snapshot_download(
             hub_id,
-            revision=commit,
+            revision=revision,
             allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
         )
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise WeightsError(
-            f"could not fetch {hub_id} (revision {revision or 'newest'}) from the Hugging Face hub, and "
-            f"there is no file or folder of that name: {reason}\n"
-            f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
-            "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "
-            "folder)"
+            f"could not fetch {hub_id} (revision {revision}) from the Hugging Face hub, and "
+            f"there is no file or folder of that name: {_reason(error)}\n{_ACCESS.format(hub_id)}"
         ) from error
     return Path(folder)
 
 
-def _commit(hub_id: str, revision: str | None) -> str:
-    """The whole commit id behind a branch, a tag or nothing: a name can come to mean other files."""
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return revision
-    commit = str(huggingface_hub.HfApi().model_info(hub_id, revision=revision).sha)
-    logger.warning("%s is commit %s now; model.revision=%s keeps these weights", hub_id, commit, commit)
-    return commit
+def _unpinned(hub_id: str, revision: str | None) -> str:
+    """Why nothing is downloaded at a branch, a tag or nothing; names the commit that it is now."""
+    found = "is not set" if revision is None else f"is {revision!r}"
+    why = (
+        f"model.revision {found}, expected the whole id (40 hex digits) of a commit of {hub_id}: what else "
+        "names files on the hub can come to mean others, and a run that is started again would get them."
+    )
+    try:
+        commit = str(huggingface_hub.HfApi().model_info(hub_id, revision=revision).sha)
+    except Exception as error:
+        return (
+            f"{why}\nThe hub could not be asked which commit that is now ({_reason(error)}); "
+            f"https://huggingface.co/{hub_id}/commits/main lists them.\n{_ACCESS.format(hub_id)}"
+        )
+    return f"{why}\nIt is this commit now: say model.revision={commit}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def read_entries(path: Path) -> tuple[list[str], Iterator[Named]]:
