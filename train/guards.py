@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shards.batch import CropBatch
+from train.checkpoint import replacing
 from train.distributed import batch_statistics
 from train.nonfinite import NonFiniteError
 from train.optimizer import named_trainables
@@ -132,7 +133,9 @@ def dump(folder: Path, step: int, seen: Seen) -> Path:
     path = folder / f"step{step}-position{crops.positions[0]}.safetensors"
     tensors = {"images": crops.images, "label_map": crops.label_map, "labels": crops.labels}
     facts = {"keys": "\n".join(crops.keys), "positions": " ".join(map(str, crops.positions))}
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path, metadata=facts)
+    whole = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    with replacing(path) as hidden:  # a link in its place is replaced, not followed
+        save_file(whole, hidden, metadata=facts)
     return path
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from shards.batch import CropBatch
+from train.checkpoint import replacing
 from train.model.prediction import Prediction
 
 
@@ -51,9 +52,7 @@ def _dump(folder: Path, layer: int, image: int, prediction: Prediction, crops: C
         "mask_logits": prediction.mask_logits[image],
     }
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(
-        whole,
-        path,
-        metadata={"key": crops.keys[image], "position": str(crops.positions[image]), "layer": str(layer)},
-    )
+    facts = {"key": crops.keys[image], "position": str(crops.positions[image]), "layer": str(layer)}
+    with replacing(path) as hidden:  # a link in its place is replaced, not followed
+        save_file(whole, hidden, metadata=facts)
     return path

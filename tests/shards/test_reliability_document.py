@@ -4,17 +4,28 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TESTS = {
-    path.name: re.findall(r"def (test_\w+)", path.read_text())
-    for path in Path(__file__).parent.glob("test_*.py")
-}
+
+
+def named_below(folder: str) -> dict[str, list[str]]:
+    """The names of the tests in each file below tests/FOLDER, by its path from there."""
+    place = ROOT / "tests" / folder
+    return {
+        str(path.relative_to(place)): re.findall(r"def (test_\w+)", path.read_text())
+        for path in place.rglob("test_*.py")
+    }
 
 
 def test_every_test_that_is_named_exists():
     text = (ROOT / "docs" / "reliability.md").read_text()
-    names = re.findall(r"`(test_\w+\.py)?::(test_\w+)`", text)
-    assert len(names) > 50
-    anywhere = {name for names in TESTS.values() for name in names}
-    assert [(file, name) for file, name in names if name not in (TESTS[file] if file else anywhere)] == []
-    nearby = set(TESTS) | {path.name for path in ROOT.glob("tests/*/test_*.py")}
+    start = text.index("## Training")
+    end = text.index("\n## ", start)
+    for folder, part in {"train": text[start:end], "shards": text[:start] + text[end:]}.items():
+        tests = named_below(folder)
+        names = re.findall(r"`((?:\w+/)?test_\w+\.py)?::(test_\w+)`", part)
+        assert len(names) > {"train": 25, "shards": 50}[folder]
+        assert part.count("::test_") == len(names)
+        anywhere = {name for own in tests.values() for name in own}
+        missing = [(f, name) for f, name in names if name not in (tests.get(f, []) if f else anywhere)]
+        assert missing == []
+    nearby = {path.name for path in ROOT.glob("tests/**/test_*.py")}
     assert set(re.findall(r"test_\w+\.py", text)) <= nearby

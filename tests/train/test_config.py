@@ -1,4 +1,7 @@
+import itertools
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -66,13 +69,31 @@ def test_inference_recipe_averages_five_scales_and_mirror_images() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_opens_with_its_command_hardware_and_score(path: Path) -> None:
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    text = " ".join(header).lower()
-    assert path.read_text().startswith("#")
-    assert f"config=configs/{path.name}" in text
-    assert "hardware" in text
-    assert "score" in text
+def test_every_recipe_opens_with_its_command_hardware_time_and_score(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = "\n".join(line.removeprefix("#").strip() for line in lines)
+    commands = [shlex.split(one) for one in text.replace("\\\n", " ").splitlines() if " -m train " in one]
+    (words,) = commands
+    launcher, arguments = words[: words.index("train")], words[words.index("train") + 1 :]
+    monkeypatch.chdir(CONFIGS.parent)
+    config = load_config(arguments)
+    assert arguments[0] == f"config=configs/{path.name}"
+    if launcher[0] == "torchrun":
+        assert launcher[launcher.index("--nproc-per-node") + 1] == str(config.n_gpus)
+    assert config == load_config([f"config={path}", *arguments[1:]])
+    words_of = " ".join(text.split())
+    assert re.search(r"Hardware: .*(GPU|CPU)", words_of)
+    time = r"\d+:\d\d wall|wall time[^.]*: not yet measured"
+    assert re.search(time, words_of, re.IGNORECASE)
+    assert re.search(r"Score: \d+\.\d mIoU|score[^.]*: not yet measured", words_of, re.IGNORECASE)
+
+
+def test_the_short_recipe_names_its_bar() -> None:
+    header = (CONFIGS / "config-ade20k-m2f-256-20k.yaml").read_text().split("bs:")[0]
+    assert "58.5 mIoU" in header
+    assert "PMT" in header
 
 
 def test_command_line_wins_over_the_recipe() -> None:

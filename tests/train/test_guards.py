@@ -123,6 +123,18 @@ def test_order_digest_knows_positions_but_not_the_dealing() -> None:
     assert order_digest([crops(tuple("bacdefgh"))]) != whole
 
 
+def test_a_dump_never_follows_a_link(tmp_path: Path) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "nonfinite"
+    precious.write_text("keep")
+    folder.mkdir()
+    for link in ("step5-position3.safetensors", ".step5-position3.safetensors.part"):
+        (folder / link).symlink_to(precious)
+    path = dump(folder, 5, Seen(crops(("x",), first=3), torch.tensor(1.0)))
+    assert precious.read_text() == "keep"
+    assert list(folder.iterdir()) == [path]
+    assert not path.is_symlink()
+
+
 def test_dump_writes_what_the_step_saw(tmp_path: Path) -> None:
     seen = Seen(crops(("x",), first=3), torch.tensor(1.0))
     path = dump(tmp_path / "new", 5, seen)

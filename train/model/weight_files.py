@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub
 import torch
@@ -65,7 +65,7 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
 
 def _from_hub(hub_id: str, revision: str | None) -> Path:
     if revision is None or not _COMMIT.fullmatch(revision):
-        raise WeightsError(_unpinned(hub_id, revision))
+        _refuse_unpinned(hub_id, revision)
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id,
@@ -80,8 +80,8 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _unpinned(hub_id: str, revision: str | None) -> str:
-    """Why nothing is downloaded at a branch, a tag or nothing; names the commit that it is now."""
+def _refuse_unpinned(hub_id: str, revision: str | None) -> NoReturn:
+    """WeightsError: nothing is fetched at a branch, a tag or nothing; it names the commit that is now."""
     found = "is not set" if revision is None else f"is {revision!r}"
     why = (
         f"model.revision {found}, expected the whole id (40 hex digits) of a commit of {hub_id}: what else "
@@ -90,11 +90,11 @@ def _unpinned(hub_id: str, revision: str | None) -> str:
     try:
         commit = str(huggingface_hub.HfApi().model_info(hub_id, revision=revision).sha)
     except Exception as error:
-        return (
+        raise WeightsError(
             f"{why}\nThe hub could not be asked which commit that is now ({_reason(error)}); "
             f"https://huggingface.co/{hub_id}/commits/main lists them.\n{_ACCESS.format(hub_id)}"
-        )
-    return f"{why}\nIt is this commit now: say model.revision={commit}"
+        ) from error
+    raise WeightsError(f"{why}\nIt is this commit now: say model.revision={commit}")
 
 
 def _reason(error: Exception) -> str:
