@@ -233,6 +233,11 @@ TABLE = {
     " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
         "runs/camvid-m2f", needs=("data/camvid-shards",), slow=True
     ),
+    "python -m train config=configs/config-ade20k-m2f-256-20k.yaml output_dir=runs/mine datasets.root=SHARDS"
+    " datasets.train=training datasets.val=validation decoder_head.num_classes=19"
+    " eval.reduce_zero_label=null model.dino_hub=dinov3_vitl16 model.weights=WEIGHTS": trained(
+        "runs/mine", ONE, ("SHARDS",), swap={"num_classes=19": "num_classes=6"}
+    ),
     "python -m train config=configs/demo.yaml datasets.root=demo-run/shards"
     " output_dir=demo-run/train": Elsewhere(
         "`make demo` runs it, and tests/test_end_to_end.py runs it small"
