@@ -27,6 +27,9 @@ from shards.windows import SourceTable, WindowPlan, Windows, plan_windows, sourc
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 MAX_LABELS = VOID - 1
+# The published range of large scale jitter (Ghiasi et al. 2021, arXiv 2012.07177), for jitter "fit": there a
+# ratio of 1 is fitting inside the crop, as in that paper.
+LSJ_RATIO = (0.1, 2.0)
 
 # What each stream of numbers is for; a new purpose takes a new number, so that old ones keep their meaning.
 RATIO, PLACES, FLIP, COLOUR = range(4)

@@ -54,7 +54,9 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
     scratch = words.out.with_name(f".{words.out.name}.partial")
     scratch.unlink(missing_ok=True)  # a link in its place would lead the page elsewhere
     try:
-        scratch.write_text(page, encoding="utf-8")
+        scratch.unlink(missing_ok=True)
+        with scratch.open("x", encoding="utf-8") as file:  # never through a link that stands there
+            file.write(page)
         os.replace(scratch, words.out)
     finally:
         scratch.unlink(missing_ok=True)

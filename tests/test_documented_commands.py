@@ -220,6 +220,8 @@ TABLE = {
     " eval.stride=48": trained("runs/smoke", (), slow=True),
     ade("config-ade20k-linear-training", "ade20k-linear"): torchrun("runs/ade20k-linear", (*TINY, GPUS_2)),
     ade("config-ade20k-m2f-256-20k", "ade20k-vitl-20k"): torchrun("runs/ade20k-vitl-20k"),
+    ade("config-ade20k-m2f-256-20k", "ade20k", "python")
+    + " optimizer.lr_multipliers.segmentation_model.0=0.5": trained(RUN, slow=True),
     ade("config-ade20k-m2f-256-40k", "ade20k-vitl-40k"): torchrun("runs/ade20k-vitl-40k"),
     ade("config-ade20k-m2f-256-training", "ade20k-vitl-256"): torchrun("runs/ade20k-vitl-256"),
     ade("config-ade20k-m2f-training", "ade20k-vitl"): torchrun("runs/ade20k-vitl"),
@@ -230,6 +232,11 @@ TABLE = {
     "python -m train config=configs/camvid-dinov2s-m2f.yaml output_dir=runs/camvid-m2f"
     " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
         "runs/camvid-m2f", needs=("data/camvid-shards",), slow=True
+    ),
+    "python -m train config=configs/config-ade20k-m2f-256-20k.yaml output_dir=runs/mine datasets.root=SHARDS"
+    " datasets.train=training datasets.val=validation decoder_head.num_classes=19"
+    " eval.reduce_zero_label=null model.dino_hub=dinov3_vitl16 model.weights=WEIGHTS": trained(
+        "runs/mine", ONE, ("SHARDS",), swap={"num_classes=19": "num_classes=6"}
     ),
     "python -m train config=configs/demo.yaml datasets.root=demo-run/shards"
     " output_dir=demo-run/train": Elsewhere(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.augment import CropSettings
+from shards.augment import LSJ_RATIO, CropSettings
 from shards.balance import balanced
 from shards.cache import CacheSettings, cached
 from shards.gpu_decode import GpuDecoder
@@ -18,7 +18,7 @@ from shards.loader import Loader
 from shards.manifest import Split, open_split
 from shards.order import num_micro_steps
 from shards.selection import Selection, whole
-from train.config_checks import LSJ, LSJ_RATIO, split_url
+from train.config_checks import LSJ, split_url
 from train.distributed import Ranks, spread
 from train.ema import Ema
 from train.loss import LossSettings, MatchedLoss
@@ -211,16 +211,15 @@ def crop_settings(config: TrainConfig) -> CropSettings:
     train = config.transforms.train
     if train.crop_size is None or train.img_size is None:
         raise ConfigError("training needs transforms.train.img_size and transforms.train.crop_size")
-    ratio, jitter = train.random_img_size_ratio_range, train.jitter
-    if jitter == LSJ:
-        ratio, jitter = list(LSJ_RATIO), "fit"
+    is_lsj = train.jitter == LSJ
+    ratio = LSJ_RATIO if is_lsj else train.random_img_size_ratio_range
     return CropSettings(
         crop_px=(train.crop_size[0], train.crop_size[1]),
         image_px=train.img_size,
         ratio=None if ratio is None else (ratio[0], ratio[1]),
         flip_prob=train.flip_prob,
         photometric=train.photometric,
-        jitter=jitter,
+        jitter="fit" if is_lsj else train.jitter,
         mean=triple(config.transforms.mean),
         std=triple(config.transforms.std),
     )

@@ -112,12 +112,18 @@ def write_parts(hidden: Path, state: TrainState, parts: dict[str, dict[str, Tens
 
 
 def write_through(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it. A link in its place is not followed."""
+    """Write a new file and wait until the disk has it. A link in its place is not followed.
+
+    OSError that names the file where the disk is full or refuses.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk names no file by itself
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def flush_folder(path: Path) -> None:

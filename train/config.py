@@ -20,9 +20,12 @@ from train.checkpoint import replacing
 from train.config_checks import check_config
 from train.schema import ConfigError, TrainConfig, nearest
 
-MULTIPLIERS = "optimizer.lr_multipliers"
-FREE_FORM = ("scheduler.constructor_kwargs", MULTIPLIERS)  # dictionaries whose keys their reader checks
+FREE_FORM = (
+    "scheduler.constructor_kwargs",
+    "optimizer.lr_multipliers",
+)  # dictionaries whose keys their reader checks, not the schema
 RESERVED = "config"
+MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
 
 
 def load_config(argv: list[str]) -> TrainConfig:
@@ -72,31 +75,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
     """Defaults, then the recipe, then the command line; ConfigError names the key that does not fit."""
-    multipliers = [argument for argument in arguments if argument.startswith(f"{MULTIPLIERS}.")]
+    named = [argument for argument in arguments if argument.startswith(MULTIPLIERS)]
     try:
-        overrides = OmegaConf.from_dotlist([one for one in arguments if one not in multipliers])
+        overrides = OmegaConf.from_dotlist([argument for argument in arguments if argument not in named])
         content = OmegaConf.to_container(overrides)
-        named = OmegaConf.create({"optimizer": {"lr_multipliers": read_multipliers(multipliers)}})
+        factors = dict(multiplier(argument) for argument in named)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"the command line cannot be read: {error}") from error
     check_keys(typing.cast(dict[str, Any], content), "the command line")
+    defaults, last = OmegaConf.structured(TrainConfig), {"optimizer": {"lr_multipliers": factors}}
     try:
-        parts = OmegaConf.structured(TrainConfig), recipe, overrides, named
-        return typing.cast(DictConfig, OmegaConf.merge(*parts))
+        return typing.cast(DictConfig, OmegaConf.merge(defaults, recipe, overrides, last))
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
 
 
-def read_multipliers(arguments: list[str]) -> dict[str, float]:
-    """`optimizer.lr_multipliers.NAME=FACTOR` by name: its dots belong to the name and open no level."""
-    factors = {}
-    for argument in arguments:
-        key, value = argument.split("=", 1)
-        try:
-            factors[key.removeprefix(f"{MULTIPLIERS}.")] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"{key} is {value!r}, expected a number above 0, for example 0.1") from error
-    return factors
+def multiplier(argument: str) -> tuple[str, Any]:
+    """(NAME, value) of `optimizer.lr_multipliers.NAME=value`: a parameter's name, whose dots open no
+    sections.
+    """
+    name, _, value = argument.removeprefix(MULTIPLIERS).partition("=")
+    return name, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
 
 
 def to_config(merged: DictConfig) -> TrainConfig:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from shards.augment import LSJ_RATIO
+from shards.photometric import PRESETS
 from train.schema import BackboneLayers, ConfigError, DecoderConfig, ModelConfig, TrainConfig, nearest
 
 STRIDE_PX = 32  # the adapter's coarsest map is 1/32 of the crop, so a side must divide by it
 DECODERS = ("m2f", "linear")
+LSJ = "lsj"
+JITTERS = ("short_side", "fit", LSJ)
 MODES = ("slide", "whole")
 COMPILED = ("none", "backbone", "model")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 METRICS = ("mIoU", "acc", "aAcc", "dice", "fscore", "precision", "recall")
-LSJ, LSJ_RATIO = "lsj", (0.1, 2.0)  # large scale jittering of Ghiasi et al. 2021, arXiv 2012.07177
 SPLIT_OF_WORD = {"TRAIN": "training", "VAL": "validation"}
 
 
@@ -22,6 +26,7 @@ def check_config(config: TrainConfig) -> None:
     check_decoder(config.decoder_head)
     check_words(config)
     check_numbers(config)
+    check_multipliers(config.optimizer.lr_multipliers)
     check_transforms(config)
     check_evaluation(config)
     if config.load_from is None:
@@ -144,6 +149,21 @@ def check_numbers(config: TrainConfig) -> None:
         raise ConfigError(f"seed is {config.seed}, expected 0 or more")
 
 
+def check_multipliers(multipliers: dict[str, Any]) -> None:
+    """The schema says that they are floats, but OmegaConf lets nested mappings and lists through."""
+    for name, factor in multipliers.items():
+        if not name:
+            raise ConfigError(
+                "optimizer.lr_multipliers: a factor without a name; say for example "
+                "optimizer.lr_multipliers.segmentation_model.0=0.5"
+            )
+        if not isinstance(factor, float) or not 0 < factor < math.inf:
+            raise ConfigError(
+                f"optimizer.lr_multipliers: {name} is {factor!r}, expected a number above 0; the beginning "
+                "of a parameter's name is one key, dots and all ({segmentation_model.0: 0.5})"
+            )
+
+
 def check_transforms(config: TrainConfig) -> None:
     for name in ("mean", "std"):
         values = getattr(config.transforms, name)
@@ -158,11 +178,15 @@ def check_transforms(config: TrainConfig) -> None:
             f"transforms.train.random_img_size_ratio_range is {list(ratio)}, "
             "expected [low, high] with 0 < low <= high"
         )
+    words = {"photometric": (train.photometric, tuple(PRESETS)), "jitter": (train.jitter, JITTERS)}
+    for key, (word, known) in words.items():
+        if word not in known:
+            raise ConfigError(f"transforms.train.{key} is {word!r}, expected one of {', '.join(known)}")
     if train.jitter == LSJ and ratio is not None and tuple(ratio) != LSJ_RATIO:
         raise ConfigError(
-            f"transforms.train.jitter={LSJ} is the range {list(LSJ_RATIO)}, but "
-            f"transforms.train.random_img_size_ratio_range is {list(ratio)}: say jitter=fit for another "
-            "range, or random_img_size_ratio_range=null"
+            f"transforms.train.jitter=lsj has the published range {list(LSJ_RATIO)}, and "
+            f"transforms.train.random_img_size_ratio_range is {list(ratio)}; set that to null, or say "
+            "transforms.train.jitter=fit to keep it"
         )
     if not 0 <= train.flip_prob <= 1:
         raise ConfigError(f"transforms.train.flip_prob is {train.flip_prob}, expected 0 to 1")

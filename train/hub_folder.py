@@ -33,7 +33,9 @@ tags: [semantic-segmentation{tags}]
 
 {kind} on a frozen {backbone} backbone, {num_classes} classes, trained for {step} steps{score}.
 The folder holds the trained head only. The backbone's weights come from their own publisher, under their own
-licence (`model.weights=PATH` where you have them already); their digest must be `{digest}`.
+licence: say `["model.weights=PATH"]` in place of `[]` below where you have them already, or
+`["model.revision=COMMIT"]` to fetch a commit from the hub, if config.json names none. Their digest must be
+`{digest}`.
 
 From an image to class ids, with `pip install maskshards` and this folder as `FOLDER`:
 

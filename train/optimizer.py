@@ -8,13 +8,13 @@ what the head can express.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from train.schedule import Schedule
-from train.schema import ConfigError, OptimizerConfig, nearest
+from train.schema import ConfigError, OptimizerConfig
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 EMBEDDING_WORDS = ("embed", "level_encoding", "query_feat")  # parameter names that are tables, not matrices
@@ -40,7 +40,7 @@ def named_trainables(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, boo
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW with a group for each (decayed?, rate); each group remembers its full rate as `full_lr`.
 
-    Raises ConfigError for an lr multiplier that fits no parameter or is not above 0.
+    Raises ConfigError for an lr multiplier that fits no parameter; it lists beginnings that do.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     used = set()
@@ -49,7 +49,9 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
         used.add(prefix)
         factor = config.lr_multipliers[prefix] if prefix is not None else 1.0
         groups.setdefault((decayed, factor), []).append(parameter)
-    check_multipliers(config.lr_multipliers, [prefix for prefix in used if prefix], module)
+    unused = [prefix for prefix in config.lr_multipliers if prefix not in used]
+    if unused:
+        raise ConfigError(unused_multiplier(unused[0], module))
     settings = [
         {"params": members, "weight_decay": config.weight_decay * decayed, "full_lr": config.lr * factor}
         for (decayed, factor), members in sorted(groups.items(), key=lambda entry: entry[0], reverse=True)
@@ -57,22 +59,16 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
     return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
-def check_multipliers(factors: dict[str, float], used: Collection[str], module: nn.Module) -> None:
-    """ConfigError for a factor that is not above 0, and for a name that decided over no parameter."""
-    for prefix, factor in factors.items():
-        if not 0 < factor < math.inf:
-            raise ConfigError(f"optimizer.lr_multipliers.{prefix} is {factor}, expected a number above 0")
-        if prefix in used:
-            continue
-        names = [name for name, _, _ in named_trainables(module)]
-        if any(f"{name}.".startswith(f"{prefix}.") for name in names):
-            raise ConfigError(
-                f"optimizer.lr_multipliers.{prefix} changes nothing: longer names cover all that it fits"
-            )
-        known = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (2, 3)})
-        raise ConfigError(
-            f"optimizer.lr_multipliers.{prefix}: no parameter's name begins so; {nearest(prefix, known)}"
-        )
+def unused_multiplier(prefix: str, module: nn.Module) -> str:
+    """Why a multiplier changes nothing, and the beginnings, down to the third dot, that name something."""
+    names = [name for name, _, _ in named_trainables(module)]
+    if any(f"{name}.".startswith(f"{prefix}.") for name in names):
+        return f"optimizer.lr_multipliers: {prefix} changes nothing, longer names stand for all that it fits"
+    known = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)})
+    return (
+        f"optimizer.lr_multipliers: {prefix} begins no name of a trained parameter (whole words count); "
+        f"there are {', '.join(known)} and longer ones"
+    )
 
 
 def longest_prefix(name: str, prefixes: Iterable[str]) -> str | None:

@@ -21,7 +21,7 @@ from train.data_order import OrderChain
 from train.diagnosis import Diagnosis
 from train.distributed import Ranks
 from train.guards import Guard
-from train.hub_pin import last_config, pinned
+from train.hub_pin import with_commit, with_last_commit
 from train.log import MetricsFile
 from train.loop import train
 from train.metrics import EvalResult
@@ -45,7 +45,7 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     with run_folder(config, ranks) as folder:
-        config = pinned(config, ranks, last_config(folder))
+        config = with_last_commit(config, folder, ranks)
         parts = build_parts(config, ranks)
         start = begin(config, ranks, parts, folder)
         if ranks.is_first:
@@ -84,7 +84,7 @@ def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
 def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     with run_folder(config, ranks) as folder:
         checkpoint = read_checkpoint(config.load_from or "")
-        config = pinned(config, ranks, checkpoint.state.config if checkpoint.state else None)
+        config = with_commit(config, checkpoint.state.config if checkpoint.state else None)
         split = open_validation_split(config)
         segmenter = build_model(config, ranks.device)
         check_trained_on(checkpoint, config, segmenter.backbone.digest)

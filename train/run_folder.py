@@ -20,7 +20,7 @@ from train.tensorboard import FOLDER as BOARDS
 
 LOCK = ".lock"
 PATIENCE_S = 30.0  # torchrun gives a rank this long to die before it kills it
-SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE, "wandb")  # the last is Weights & Biases' own
+SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE, "wandb")  # the last is where Weights & Biases writes
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class BackboneLayers(StrEnum):
 class ModelConfig:
     dino_hub: str | None = None  # architecture by name, e.g. dinov3_vitl16, dinov2_vits14, dinov3_tiny16
     weights: str | None = None  # file, folder, hub id or "random"; None: the published hub id of dino_hub
-    revision: str | None = None  # commit of the hub repository; None: the newest when the run begins
+    revision: str | None = None  # whole commit id of the hub repository, needed for what comes from there
     pretrained_weights: str | None = None  # the reference's word for `weights`
     config_file: str | None = (
         None  # the reference's pretraining YAML; refused, dino_hub names the architecture
@@ -130,7 +130,7 @@ class TrainTransformConfig:
     crop_size: list[int] | None = None  # height, width
     flip_prob: float = 0.0
     photometric: str = "reference"  # reference | mmseg | eomt | none
-    # What a ratio of 1 means: short_side (img_size) | fit (just inside the crop) | lsj (fit, from 0.1 to 2)
+    # What a ratio of 1 means: short_side (img_size) | fit (inside the crop) | lsj (fit, with ratios 0.1 to 2)
     jitter: str = "short_side"
 
 

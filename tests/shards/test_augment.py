@@ -3,6 +3,7 @@
 import os
 import runpy
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 import shards.photometric
 from shards import augment
-from shards.augment import CropSettings, choose, class_masks, crop, draw_crops
+from shards.augment import LSJ_RATIO, CropSettings, choose, class_masks, crop, draw_crops
 from shards.batch import VOID, CropBatch
 from shards.errors import SampleError
 from shards.resize import resize_planes
@@ -211,6 +212,35 @@ def test_fit_jitter_is_relative_to_the_crop(make_batch):
     shown = crops.label_map[0] != VOID
     assert shown[:12, :24].all()
     assert shown.sum() == 12 * 24
+
+
+def test_large_scale_jitter_equals_a_slow_twin(make_batch):
+    crop_h, crop_w = 32, 48
+    settings = replace(PLAIN, jitter="fit", ratio=LSJ_RATIO, flip_prob=0.0, candidates=1)
+    ratios = []
+    for seed, (height, width) in enumerate([(20, 40), (40, 20), (31, 97), (7, 5), (64, 96)] * 8):
+        class_map = np.arange(height * width).reshape(height, width) % 200
+        batch = make_batch([np.zeros((height, width, 3), np.uint8)], [class_map], keys=[f"k{seed}"])
+        draws = draw_crops(batch, seed, settings)
+        ratios.append(float(draws.ratios[0]))
+        assert 0.1 <= ratios[-1] < 2.0
+        # Grow each side a pixel at a time until the image no longer fits the scaled crop.
+        ratio, grown = Fraction(ratios[-1]), 0
+        while (grown + 1) <= ratio * crop_w and Fraction(grown + 1, width) * height <= ratio * crop_h:
+            grown += 1
+        tall = 0
+        while (tall + 1) <= ratio * crop_h and Fraction(tall + 1, height) * width <= ratio * crop_w:
+            tall += 1
+        size = max(1, tall), max(1, grown)
+        resized = Image.fromarray(class_map.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)
+        top = int(draws.down[0, 0] * (max(size[0] - crop_h, 0) + 1))
+        left = int(draws.right[0, 0] * (max(size[1] - crop_w, 0) + 1))
+        window = np.asarray(resized)[top : top + crop_h, left : left + crop_w]
+        expected = np.full((crop_h, crop_w), 65535)
+        expected[: window.shape[0], : window.shape[1]] = window
+        np.testing.assert_array_equal(class_ids(crop(batch, draws, settings), 0), expected)
+    assert min(ratios) < 0.3
+    assert max(ratios) > 1.8
 
 
 def test_class_masks_hold_the_classes_that_show(make_batch):

@@ -42,6 +42,19 @@ def test_the_page_holds_everything_and_refers_to_nothing(page):
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
 
 
+def test_links_in_the_place_of_the_page_are_replaced_not_followed(make_split, tmp_path):
+    made = make_split("linked", [2])
+    precious, out = tmp_path / "precious", tmp_path / "pages" / "page.html"
+    precious.write_text("keep")
+    out.parent.mkdir()
+    for name in ("page.html", ".page.html.partial"):
+        (out.parent / name).symlink_to(precious)
+    preview(made.folder, "--out", out, "--samples", 1)
+    assert precious.read_text() == "keep"
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+    assert not out.is_symlink()
+
+
 def test_masks_are_drawn_in_the_colours_of_their_classes(page):
     made, out, _ = page
     colours = class_colours(open_split(made.folder))

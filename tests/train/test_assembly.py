@@ -96,16 +96,22 @@ def test_a_world_that_does_not_divide_the_batch_hears_what_fits(tiny_run: list[s
         count_micro_steps(load_config([*tiny_run, "n_gpus=8"]), ranks)
 
 
+def test_large_scale_jitter_is_fitting_with_the_published_range(tiny_run: list[str]) -> None:
+    words = ["transforms.train.jitter=lsj", "transforms.train.random_img_size_ratio_range=null"]
+    settings = crop_settings(load_config([*tiny_run, *words]))
+    assert (settings.jitter, settings.ratio) == ("fit", (0.1, 2.0))
+    whole = "transforms.train.random_img_size_ratio_range=[0.1,2.0]"
+    assert crop_settings(load_config([*tiny_run, words[0], whole])) == settings
+    with pytest.raises(
+        ConfigError, match=r"published range .*is \[0\.5, 2\.0\]; set that to null, or .*=fit"
+    ):
+        load_config([*tiny_run, words[0], "transforms.train.random_img_size_ratio_range=[0.5,2.0]"])
+
+
 def test_crop_settings_follow_the_config(tiny_run: list[str]) -> None:
     settings = crop_settings(load_config([*tiny_run, "transforms.train.crop_size=[32,96]"]))
     assert (settings.crop_px, settings.image_px, settings.ratio) == ((32, 96), 64, (0.5, 2.0))
     assert settings.flip_prob == 0.5
-
-
-def test_lsj_is_the_published_range_around_fitting_inside(tiny_run: list[str]) -> None:
-    lsj = ["transforms.train.jitter=lsj", "transforms.train.random_img_size_ratio_range=null"]
-    settings = crop_settings(load_config([*tiny_run, *lsj]))
-    assert (settings.jitter, settings.ratio) == ("fit", (0.1, 2.0))
 
 
 def test_the_loader_starts_after_the_steps_taken(tiny_run: list[str]) -> None:

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +230,21 @@ def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> Non
         (hidden / "below a file that is not there").write_text("half")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_a_full_disk_leaves_the_checkpoints_of_before(tmp_path: Path) -> None:
+    before = save_step(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes of a file: like a disk that is full
+    try:
+        with pytest.raises(OSError, match=r"too large.*\.step-00000002/weights"):
+            save_step(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints_of(tmp_path, LAST) == [before]
+    assert read_checkpoint(tmp_path).path == before
+    after = save_step(tmp_path, 3)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == [before, after]
 
 
 def test_a_link_in_place_of_the_hidden_file_is_not_followed(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
+import itertools
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -66,35 +69,35 @@ def test_inference_recipe_averages_five_scales_and_mirror_images() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_opens_with_its_command_hardware_and_score(path: Path) -> None:
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    text = " ".join(header).lower()
-    assert path.read_text().startswith("#")
-    assert f"config=configs/{path.name}" in text
-    assert "hardware" in text
-    assert "score" in text
+def test_every_recipe_opens_with_its_command_hardware_time_and_score(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = "\n".join(line.removeprefix("#").strip() for line in lines)
+    commands = [shlex.split(one) for one in text.replace("\\\n", " ").splitlines() if " -m train " in one]
+    (words,) = commands
+    launcher, arguments = words[: words.index("train")], words[words.index("train") + 1 :]
+    monkeypatch.chdir(CONFIGS.parent)
+    config = load_config(arguments)
+    assert arguments[0] == f"config=configs/{path.name}"
+    if launcher[0] == "torchrun":
+        assert launcher[launcher.index("--nproc-per-node") + 1] == str(config.n_gpus)
+    assert config == load_config([f"config={path}", *arguments[1:]])
+    words_of = " ".join(text.split())
+    assert re.search(r"Hardware: .*(GPU|CPU)", words_of)
+    time = r"\d+:\d\d wall|wall time[^.]*: not yet measured"
+    assert re.search(time, words_of, re.IGNORECASE)
+    assert re.search(r"Score: \d+\.\d mIoU|score[^.]*: not yet measured", words_of, re.IGNORECASE)
+
+
+def test_the_short_recipe_names_its_bar() -> None:
+    header = (CONFIGS / "config-ade20k-m2f-256-20k.yaml").read_text().split("bs:")[0]
+    assert "58.5 mIoU" in header
+    assert "PMT" in header
 
 
 def test_command_line_wins_over_the_recipe() -> None:
     assert load("bs=1", "optimizer.lr=3e-5").optimizer.lr == 3e-5
-
-
-def test_multipliers_by_the_command_line_keep_their_dots(tmp_path: Path) -> None:
-    content = yaml.safe_load((CONFIGS / "config-ade20k-m2f-training.yaml").read_text())
-    content["optimizer"]["lr_multipliers"] = {"segmentation_model.1": 2.0, "segmentation_model.0": 1.5}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(content))
-    config = load_config(
-        [
-            f"config={recipe}", *GIVEN, "optimizer.lr_multipliers.segmentation_model.0=0.1",
-            "optimizer.lr_multipliers.segmentation_model.1.pixel_decoder=1e-1",
-        ]
-    )  # fmt: skip
-    assert config.optimizer.lr_multipliers == {
-        "segmentation_model.0": 0.1,
-        "segmentation_model.1": 2.0,
-        "segmentation_model.1.pixel_decoder": 0.1,
-    }
 
 
 def test_the_reference_spelling_of_the_output_folder() -> None:
@@ -105,7 +108,6 @@ def test_the_reference_spelling_of_the_output_folder() -> None:
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("optimizer.lr_multipliers.segmentation_model.0=fast", "expected a number above 0"),
         ("optimiser.lr=1", "did you mean 'optimizer.lr'"),
         ("hidden_dim=256", "did you mean 'decoder_head.hidden_dim'"),
         ("eval.max_val_sample=1", "did you mean 'eval.max_val_samples'"),
@@ -119,6 +121,37 @@ def test_bad_arguments_name_key_and_remedy(argument: str, expected: str) -> None
     with pytest.raises(ConfigError) as caught:
         load(argument)
     assert expected in str(caught.value)
+
+
+def test_multipliers_of_rates_by_name(tmp_path: Path) -> None:
+    adapter, stem = "segmentation_model.0", "segmentation_model.0.spm.stem"
+    config = load(f"optimizer.lr_multipliers.{stem}=1e-1", f"optimizer.lr_multipliers.{adapter}=0.5")
+    assert config.optimizer.lr_multipliers == {stem: 0.1, adapter: 0.5}
+    write_config(config, tmp_path / "config.yaml")
+    again = load_config(
+        [f"config={tmp_path / 'config.yaml'}", f"optimizer.lr_multipliers.{adapter}=2", "optimizer.lr=1"]
+    )
+    assert again.optimizer.lr_multipliers == {stem: 0.1, adapter: 2.0}
+    assert again.optimizer.lr == 1
+    assert from_plain(to_plain(again), "state.json") == again
+    whole = load(f"optimizer.lr_multipliers={{{adapter}: 0.25}}")
+    assert whole.optimizer.lr_multipliers == {adapter: 0.25}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *(f"optimizer.lr_multipliers.segmentation_model.0={value}" for value in (
+            "abc", "0", "-1", "nan", "inf", "[1]", "{a: 1}", "", "null", "{",
+        )),
+        "optimizer.lr_multipliers={segmentation_model: {0: 0.5}}",
+        "optimizer.lr_multipliers.=0.5",
+        "optimizer.lr_multipliers=3",
+    ],
+)  # fmt: skip
+def test_bad_multipliers_are_named(argument: str) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_multipliers|the command line cannot be read"):
+        load(argument)
 
 
 def test_bad_key_in_a_recipe_names_the_file(tmp_path: Path) -> None:

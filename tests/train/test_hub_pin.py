@@ -8,22 +8,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from shards.order import World
-from train.config import load_config
+from train.config import load_config, write_config
 from train.distributed import Ranks
-from train.hub_pin import last_config, pinned, remembered
+from train.hub_pin import last_config, with_commit, with_last_commit
 from train.model.architectures import architecture
-from train.model.weight_files import WeightsError
 
 ROOT = Path(__file__).parents[2]
 ALONE = Ranks(World(), torch.device("cpu"))
@@ -110,58 +108,52 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def train(hub: Hub, home: Path, arguments: list[str]) -> None:
+def train(hub: Hub, home: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         environment.pop(name, None)
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "train", *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_and_what_follows_it_keep_the_commit_of_its_first_day(
     hub: Hub, tiny_run: list[str], tmp_path: Path
 ) -> None:
     arguments = [*tiny_run, f"model.weights={NAME}", "scheduler.total_iter=2", "eval.max_val_samples=1"]
-    train(hub, tmp_path / "home", arguments)
-    assert hub.looked_up == 1
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["revision"] == OLD
+    refused = train(hub, tmp_path / "home", arguments)
+    assert refused.returncode == 2
+    assert f"model.revision={OLD}" in refused.stderr
+    first = train(hub, tmp_path / "home", [*arguments, f"model.revision={OLD}"])
+    assert first.returncode == 0, first.stderr
     hub.newest = NEW
-    train(hub, tmp_path / "new home", [*arguments, "resume_from=auto"])
-    train(
-        hub,
-        tmp_path / "new home",
+    later = [
+        [*arguments, "resume_from=auto"],
         [*arguments, f"load_from={tmp_path / 'run'}", f"output_dir={tmp_path / 'scores'}"],
-    )
-    assert hub.looked_up == 1
+    ]
+    for again in later:
+        done = train(hub, tmp_path / "new home", again)
+        assert done.returncode == 0, done.stderr
+    assert hub.looked_up == 1  # by the first command, which was refused
     assert not any(NEW in path for path in hub.asked)
 
 
-def test_only_the_same_weights_are_remembered(tiny_run: list[str], tmp_path: Path) -> None:
-    config = load_config([*tiny_run, "model.weights=someone/tiny"])
-    same = {"dino_hub": "dinov3_tiny16", "weights": "someone/tiny", "pretrained_weights": None}
-    assert remembered(config, {"model": same | {"revision": OLD}}) == OLD
-    assert remembered(config, {"model": same | {"revision": "main"}}) is None
-    assert remembered(config, {"model": same | {"revision": OLD, "weights": "other/tiny"}}) is None
-    assert remembered(config, {"model": None}) is None
-    assert remembered(config, None) is None
-    (tmp_path / "config.yaml").write_text("{")
-    assert last_config(tmp_path) is None
-    assert last_config(tmp_path / "nowhere") is None
+def test_only_the_commit_of_the_same_weights_is_taken(tiny_run: list[str]) -> None:
+    config = load_config([*tiny_run, f"model.weights={NAME}"])
+    same = {"dino_hub": "dinov3_tiny16", "weights": NAME, "pretrained_weights": None, "revision": OLD}
+    assert with_commit(config, {"model": same}).model.revision == OLD
+    for other in ({"model": same | {"weights": "other/tiny"}}, {"model": None}, {}, None):
+        assert with_commit(config, other) is config
+    own = load_config([*tiny_run, f"model.weights={NAME}", f"model.revision={NEW}"])
+    assert with_commit(own, {"model": same}) is own
 
 
-def test_what_needs_no_hub_is_left_as_it_is(tiny_run: list[str], tmp_path: Path) -> None:
-    for weights in ("random", str(tmp_path)):
-        config = load_config([*tiny_run, f"model.weights={weights}"])
-        assert pinned(config, ALONE, None) is config
-    config = load_config([*tiny_run, "model.weights=someone/tiny", f"model.revision={NEW}"])
-    assert pinned(config, ALONE, {"model": {"revision": OLD}}) is config
-
-
-def test_a_hub_that_does_not_answer_is_an_error(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    config = load_config([*tiny_run, "model.weights=someone/tiny"])
-    with pytest.raises(WeightsError, match=r"could not fetch someone/tiny \(revision newest\)"):
-        pinned(config, ALONE, None)
+def test_the_last_config_of_a_folder(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config([*tiny_run, f"model.weights={NAME}"])
+    assert with_last_commit(config, tmp_path / "nowhere", ALONE) == config
+    for text in ("{", "- a list", ""):
+        (tmp_path / "config.yaml").write_text(text)
+        assert last_config(tmp_path) is None
+    write_config(replace(config, model=replace(config.model, revision=OLD)), tmp_path / "config.yaml")
+    assert with_last_commit(config, tmp_path, ALONE).model.revision == OLD

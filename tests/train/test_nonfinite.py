@@ -53,3 +53,19 @@ def test_without_a_folder_the_error_says_so() -> None:
     costs[0, 0, 0, 0] = np.nan
     with pytest.raises(NonFiniteError, match="no folder was given"):
         check_costs(costs, predictions, crops, None)
+
+
+def test_a_dump_never_follows_a_link(tmp_path: Path) -> None:
+    costs, predictions, crops = inputs()
+    costs[1, 1, 2] = np.nan
+    precious, folder = tmp_path / "precious", tmp_path / "nonfinite"
+    precious.write_text("keep")
+    folder.mkdir()
+    name = "nonfinite-position8-layer1.safetensors"
+    for link in (name, f".{name}.part"):
+        (folder / link).symlink_to(precious)
+    with pytest.raises(NonFiniteError):
+        check_costs(costs, predictions, crops, folder)
+    assert precious.read_text() == "keep"
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert not (folder / name).is_symlink()

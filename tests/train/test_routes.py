@@ -73,7 +73,7 @@ def test_an_output_folder_that_is_a_file(arguments: list[str], tmp_path: Path) -
         go(arguments)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "nonfinite"])
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "nonfinite", "wandb"])
 def test_links_that_lead_out_of_the_folder_are_refused(
     arguments: list[str], tmp_path: Path, name: str
 ) -> None:

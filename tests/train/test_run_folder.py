@@ -107,15 +107,3 @@ def test_one_process_does_not_run_twice_in_a_folder_either(tiny_run: list[str]) 
         run_folder.run_folder(config, ALONE),
     ):
         pass
-
-
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "nonfinite", "wandb"])
-def test_a_link_in_the_place_of_a_folder_is_refused(
-    tiny_run: list[str], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
-    assert main(tiny_run) == 2
-    assert f"{name} is a link; a run writes into its own folder only" in capsys.readouterr().err
-    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -14,6 +14,12 @@ TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 SCALE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT + SCALE, re.DOTALL)
 
+# Pieces of messages that the code puts together, or that the system says.
+FILLED_IN = [
+    "datasets.root has no default", "no manifest.json", "No space left on device",
+    "another run is writing here (process",
+]  # fmt: skip
+
 
 def commands() -> list[list[str]]:
     """Arguments of each `-m train` command in the documents."""
@@ -44,3 +50,18 @@ def test_keys_named_in_the_text_exist() -> None:
     named = {name.rstrip(".") for name in named}
     assert len(named) > 10
     assert {name for name in named if name not in known and not name.startswith("train.")} == set()
+
+
+def test_each_message_of_the_troubleshooting_page_is_one_that_the_code_gives() -> None:
+    rooms = [path for room in ("train", "shards", "preprocess") for path in (ROOT / room).rglob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in rooms)
+    joined = re.sub(r"""["']\s*\n\s*f?["']""", "", code)
+    said = re.sub(r"\{[^{}]*\}", "{}", joined)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| ", page, re.MULTILINE)
+    assert len(rows) > 40
+    phrases = [phrase for row in rows for phrase in re.findall(r"`([^`]+)`", row)]
+    # A word in capitals stands for what the message fills in.
+    pieces = [piece.strip(" '():;") for one in phrases for piece in re.split(r"\b[A-Z]+\b|\.\.\.", one)]
+    absent = [piece for piece in pieces if len(piece) > 7 and piece not in said]
+    assert absent == FILLED_IN

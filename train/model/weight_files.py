@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub
 import torch
@@ -23,14 +22,16 @@ from torch import Tensor
 from train.model.architectures import Architecture, ModelError
 from train.model.weight_keys import Named
 
-logger = logging.getLogger(__name__)
-
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST_SUFFIX = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
 # A tag, not just "<": the length that opens a safetensors file may spell blanks and that byte too.
 _WEB_PAGE = re.compile(rb"\s*<[!?a-zA-Z]")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_ACCESS = (
+    "DINOv3 is gated: ask for access at https://huggingface.co/{}, then run `hf auth login`; or fetch the "
+    "weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
+)
 _WRAPPING_KEYS = ("teacher", "model")  # dictionaries that some training scripts put around the weights
 
 
@@ -42,74 +43,62 @@ def find_weights(arch: Architecture, weights: str | None, revision: str | None) 
     """The local file or folder behind `weights` (a path or a hub id; None: the published one), fetched if
     need be.
 
-    From the hub always at a whole commit id: a `revision` that is none is looked up first, and logged.
+    From the hub only at a whole commit id: a `revision` that is none is refused, with the commit it is now.
     """
-    repository = hub_repository(arch, weights)
-    return Path(weights or "").expanduser() if repository is None else _from_hub(repository, revision)
-
-
-def hub_repository(arch: Architecture, weights: str | None) -> str | None:
-    """The hub id that `weights` means, None for a place on the disk. WeightsError if it means neither."""
     if weights is not None:
         path = Path(weights).expanduser()
         if path.exists():
-            return None
+            return path
         if path.suffix in _SUFFIXES or path.is_absolute() or not _HUB_ID.match(weights):
             raise WeightsError(
                 f"model.weights={weights}: no such file or folder. Pass Meta's .pth, a .safetensors file, a "
                 "Hugging Face folder, a hub id (owner/name), or the word random"
             )
-        return weights
+        return _from_hub(weights, revision)
     if arch.hub_id is None:
         raise WeightsError(
             f"{arch.name} has no published weights on the Hugging Face hub: pass model.weights=PATH, or "
             "model.weights=random for a backbone that has learnt nothing"
         )
-    return arch.hub_id
+    return _from_hub(arch.hub_id, revision)
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Path:
-    commit = commit_of(hub_id, revision)
+    if revision is None or not _COMMIT.fullmatch(revision):
+        _refuse_unpinned(hub_id, revision)
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id,
-            revision=commit,
+            revision=revision,
             allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
         )
     except Exception as error:
-        raise _unreachable(hub_id, commit, error) from error
+        raise WeightsError(
+            f"could not fetch {hub_id} (revision {revision}) from the Hugging Face hub, and "
+            f"there is no file or folder of that name: {_reason(error)}\n{_ACCESS.format(hub_id)}"
+        ) from error
     return Path(folder)
 
 
-def is_commit(revision: str | None) -> bool:
-    """Whether `revision` is a whole commit id, which can mean one thing only."""
-    return revision is not None and _COMMIT.fullmatch(revision) is not None
-
-
-def commit_of(hub_id: str, revision: str | None) -> str:
-    """The whole commit id behind a branch, a tag or nothing: a name can come to mean other files.
-
-    WeightsError if the hub does not say.
-    """
-    if revision is not None and is_commit(revision):
-        return revision
+def _refuse_unpinned(hub_id: str, revision: str | None) -> NoReturn:
+    """WeightsError: nothing is fetched at a branch, a tag or nothing; it names the commit that is now."""
+    found = "is not set" if revision is None else f"is {revision!r}"
+    why = (
+        f"model.revision {found}, expected the whole id (40 hex digits) of a commit of {hub_id}: what else "
+        "names files on the hub can come to mean others, and a run that is started again would get them."
+    )
     try:
         commit = str(huggingface_hub.HfApi().model_info(hub_id, revision=revision).sha)
     except Exception as error:
-        raise _unreachable(hub_id, revision, error) from error
-    logger.warning("%s is commit %s now; model.revision=%s keeps these weights", hub_id, commit, commit)
-    return commit
+        raise WeightsError(
+            f"{why}\nThe hub could not be asked which commit that is now ({_reason(error)}); "
+            f"https://huggingface.co/{hub_id}/commits/main lists them.\n{_ACCESS.format(hub_id)}"
+        ) from error
+    raise WeightsError(f"{why}\nIt is this commit now: say model.revision={commit}")
 
 
-def _unreachable(hub_id: str, revision: str | None, error: Exception) -> WeightsError:
-    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return WeightsError(
-        f"could not fetch {hub_id} (revision {revision or 'newest'}) from the Hugging Face hub, and "
-        f"there is no file or folder of that name: {reason}\n"
-        f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; "
-        "or fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face "
-        "folder)"
-    )
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def read_entries(path: Path) -> tuple[list[str], Iterator[Named]]:

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
@@ -149,28 +153,80 @@ def test_the_published_hub_id_is_asked_for_at_the_revision(
     assert asked == [("facebook/dinov3-vitl16-pretrain-lvd1689m", COMMIT), ("someone/their-dinov3", COMMIT)]
 
 
-@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12]])
-def test_what_is_no_commit_is_looked_up_and_fetched_at_the_commit_it_is(
-    revision: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    asked = []
+class Hub(BaseHTTPRequestHandler):
+    """What the Hugging Face hub answers about one model that holds config.json; the paths that were asked."""
 
-    class Answer:
-        sha = COMMIT
+    asked: ClassVar[list[str]] = []
+    content = b'{"model_type": "dinov3_vit"}'
 
-    def look_up(_api: object, hub_id: str, revision: str | None) -> Answer:
-        asked.append((hub_id, revision))
-        return Answer()
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if "/api/" not in self.path:
+            body, kind = self.content, "application/octet-stream"
+        else:
+            listing = [{"type": "file", "path": "config.json", "oid": "a" * 40, "size": len(self.content)}]
+            siblings = [{"rfilename": "config.json"}]
+            facts = {"id": "someone/their-dinov3", "sha": COMMIT, "siblings": siblings}
+            body, kind = json.dumps(listing if "/tree/" in self.path else facts).encode(), "application/json"
+        self.send_response(200)
+        for name, value in {
+            "Content-Type": kind, "Content-Length": str(len(body)), "ETag": '"abc"', "X-Repo-Commit": COMMIT,
+        }.items():  # fmt: skip
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
 
-    def download(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((hub_id, revision))
-        return str(tmp_path)
+    do_HEAD = do_GET
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", look_up)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert find_weights(ARCH, "someone/their-dinov3", revision) == tmp_path
-    assert asked == [("someone/their-dinov3", revision), ("someone/their-dinov3", COMMIT)]
-    assert f"model.revision={COMMIT} keeps these weights" in caplog.text
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder in which downloads from a hub on the loopback are kept."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", place)
+    template = place + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(Hub, "asked", [])
+    yield tmp_path / "hub"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12], COMMIT.upper(), COMMIT + "0"])
+def test_what_is_no_commit_is_refused_with_the_commit_that_it_is(revision: str | None, hub: Path) -> None:
+    with pytest.raises(WeightsError, match=f"say model.revision={COMMIT}$"):
+        find_weights(ARCH, "someone/their-dinov3", revision)
+    assert Hub.asked
+    assert not any("/resolve/" in path for path in Hub.asked)
+    assert not hub.exists()
+
+
+def test_a_commit_is_fetched_and_nothing_else_is_asked_for(hub: Path) -> None:
+    folder = find_weights(ARCH, "someone/their-dinov3", COMMIT)
+    assert folder.is_relative_to(hub)
+    assert (folder / "config.json").read_bytes() == Hub.content
+    assert Hub.asked
+    assert all(COMMIT in path for path in Hub.asked)
+
+
+def test_without_a_hub_the_refusal_says_where_commits_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    message = r"is not set.*\n.*OSError: nobody there.*someone/their-dinov3/commits/main.*\n.*model\.weights="
+    with pytest.raises(WeightsError, match=message):
+        find_weights(ARCH, "someone/their-dinov3", None)
 
 
 def test_a_refused_download_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
