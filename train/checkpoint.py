@@ -14,15 +14,14 @@ tensors under the reference's key names; read it with `torch.load(..., weights_o
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -30,10 +29,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from train.model.weight_files import WeightsError, check_file
+from train.train_state import CheckpointError, TrainState, read_state, state_json
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
 FOLDER = "checkpoints"
 LAST, BEST = "step-", "best-"
 WEIGHTS, OPTIMIZER, AVERAGE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors"
@@ -41,30 +40,6 @@ STATE = "state.json"
 FINAL = "model_final.pth"
 HUB_STATE, HUB_WEIGHTS = "config.json", "model.safetensors"  # as `python -m train.export` writes them
 BACKBONE_PREFIXES = ("segmentation_model.0.backbone.", "segmentation_model.0.feature_model.")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or belongs to another model or another run."""
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """What `state.json` says about the weights beside it."""
-
-    step: int  # optimiser steps taken
-    position: int  # samples consumed by those steps: where the loader continues
-    fingerprint: str  # of the training data
-    global_batch: int
-    seed: int
-    backbone: str  # architecture name
-    backbone_digest: str
-    class_names: list[str]
-    config: dict[str, Any]  # the whole merged config, JSON-ready
-    order_version: int = 1  # of shards.order, which deals the samples
-    order: str | None = None  # of all samples read so far (train.data_order); older versions wrote none
-    score: float | None = None  # of the metric that picks the best; None before the first evaluation
-    digests: dict[str, str] = field(default_factory=dict)  # sha256 of the other files, filled in when written
-    version: int = VERSION
 
 
 @dataclass(frozen=True)
@@ -106,8 +81,7 @@ def write_parts(hidden: Path, state: TrainState, parts: dict[str, dict[str, Tens
         data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         digests[part] = hashlib.sha256(data).hexdigest()
         write_through(hidden / part, data)
-    facts = asdict(state) | {"digests": digests}
-    write_through(hidden / STATE, json.dumps(facts, indent=1, allow_nan=False).encode())
+    write_through(hidden / STATE, state_json(state, digests))
     flush_folder(hidden)
 
 
@@ -117,12 +91,20 @@ def write_through(path: Path, data: bytes) -> None:
     OSError that names the file where the disk is full or refuses.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with naming(path), os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError inside the file that it is about: a full disk names none by itself."""
     try:
-        with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk names no file by itself
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -137,16 +119,17 @@ def flush_folder(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A hidden path beside `path` that takes its place, flushed, when the block ends well; else it is
-    removed.
+    removed. OSErrors name the file.
     """
     hidden = path.with_name(f".{path.name}.part")
     hidden.unlink(missing_ok=True)
     try:
-        yield hidden
-        with open(hidden, "rb") as file:
-            os.fsync(file.fileno())
-        hidden.replace(path)
-        flush_folder(path.parent)
+        with naming(path):
+            yield hidden
+            with open(hidden, "rb") as file:
+                os.fsync(file.fileno())
+            hidden.replace(path)
+            flush_folder(path.parent)
     finally:
         hidden.unlink(missing_ok=True)
 
@@ -192,16 +175,14 @@ def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path
         with open(hidden, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     with replacing(path.with_suffix(".json")) as hidden:
-        write_through(
-            hidden,
-            json.dumps(asdict(state) | {"digests": {FINAL: digest}}, indent=1, allow_nan=False).encode(),
-        )
+        write_through(hidden, state_json(state, {FINAL: digest}))
     return path
 
 
 def checkpoints_of(run: Path, prefix: str) -> list[Path]:
-    """The run's finished checkpoints of one kind, oldest first."""
-    return sorted((run / FOLDER).glob(f"{prefix}[0-9]*"), key=step_of)
+    """The run's finished checkpoints of one kind, oldest first; a copy under another name is none."""
+    named = (path for path in (run / FOLDER).glob(f"{prefix}*") if re.fullmatch(rf"{prefix}\d+", path.name))
+    return sorted((path for path in named if path.is_dir()), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -231,21 +212,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"checkpoint {path} does not exist; give a run's output_dir, a folder of its {FOLDER}/, or a .pth"
         )
     return read_weights_file(path)
-
-
-def read_state(path: Path) -> TrainState:
-    """The facts in a state file; CheckpointError if it is missing or not of this version."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(facts, dict) or facts.get("version") != VERSION:
-        raise CheckpointError(f"{path} is not the state of a checkpoint of version {VERSION}")
-    known = {name: facts[name] for name in TrainState.__dataclass_fields__ if name in facts}
-    try:
-        return TrainState(**known)
-    except TypeError as error:
-        raise CheckpointError(f"{path} is incomplete: {error}") from error
 
 
 def read_part(folder: Path, part: str, state: TrainState) -> dict[str, Tensor]:

@@ -25,12 +25,12 @@ ROOM = 1 << (8 * WORD_BYTES)
 class OrderChain:
     """The running hash of one run. `word` counts all steps up to the last `settle`, 16 hexadecimal digits.
 
-    `word` None starts a chain after `step` steps; chains that start at different steps never agree, because a
-    shorter one says less.
+    `word` None starts a chain after `step` steps on the data of this fingerprint; chains that start at
+    different steps or on different data never agree.
     """
 
-    def __init__(self, word: str | None = None, step: int = 0) -> None:
-        self.word = word if word is not None else hashed(f"from step {step}".encode())
+    def __init__(self, word: str | None = None, step: int = 0, fingerprint: str = "") -> None:
+        self.word = word if word is not None else hashed(f"from step {step} of {fingerprint}".encode())
         self._pending: list[int] = []
 
     def add(self, digest: int) -> None:
@@ -57,8 +57,8 @@ def order_digest(crops: CropBatch, draws: CropDraws) -> int:
     """A signed 64-bit number for B samples: each one's position, key and drawn crop numbers (size ratio,
     candidate places, flip, colour), whatever the order they come in. Sums over micro-steps and ranks wrap.
 
-    Not covered: pixels and labels (the fingerprint of the data stands for them), the crop's own size and
-    normalisation, which of the candidate places the device took, the loss's points, drop path.
+    Not covered: pixels and labels (the fingerprint that the chain starts with stands for them), the crop's
+    own size and normalisation, which of the candidate places the device took, the loss's points, drop path.
     """
     numbers = np.ascontiguousarray(draws.rows(), dtype="<f8")
     total = 0

@@ -16,6 +16,7 @@ from train.checkpoint import (
     LAST,
     OPTIMIZER,
     STATE,
+    WEIGHTS,
     Checkpoint,
     CheckpointError,
     TrainState,
@@ -25,6 +26,8 @@ from train.checkpoint import (
     read_checkpoint,
     read_part,
     read_state,
+    replacing,
+    step_of,
 )
 from train.config import ConfigError, flatten, to_plain
 from train.distributed import Ranks
@@ -34,6 +37,7 @@ from train.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
 
+ROLLED_BACK = "rolled_back.txt"  # in a run's folder: the words that rolled it back last
 FREE_TO_CHANGE = (
     "output_dir",
     "init_from",
@@ -65,7 +69,7 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
     if chosen is not None:
         start = continue_from(chosen, config, parts, run)
         ranks.wait(f"the weights of {chosen}")  # before it may take another name
-        ranks.from_first(lambda: part_with(run, start.step, chosen))
+        ranks.from_first(lambda: part_with(run, start.step, chosen, config.resume_from or ""))
         return start
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
@@ -84,7 +88,7 @@ def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | No
     """
 
     def choose() -> str:
-        if config.resume_from == "auto":
+        if config.resume_from == "auto" or was_followed(run, config.resume_from):
             return str(newest_whole_or_none(run) or "")
         path = None if config.resume_from is None else newest_in(Path(config.resume_from))
         if checkpoints_of(run, LAST) and (path is None or not is_of_run(path, run)):
@@ -103,11 +107,33 @@ def newest_in(path: Path) -> Path:
     return (checkpoints_of(path, LAST) or [path])[-1].resolve()
 
 
-def part_with(run: Path, step: int, source: Path) -> str:
-    """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so."""
-    for path in set_aside(run, step, source):
+def part_with(run: Path, step: int, source: Path, asked: str) -> str:
+    """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so.
+
+    A roll-back that was `asked` for is noted, since a launcher that restarts the same command asks again.
+    """
+    aside = set_aside(run, step, source)
+    for path in aside:
         logger.warning("%s does not lead to step %d: set aside, delete it when nobody needs it", path, step)
+    if any(BEST in path.name for path in aside):
+        logger.warning("the best up to step %d is not kept; the next evaluation counts as the best", step)
+    if asked != "auto" and is_of_run(source, run):
+        with replacing(run / ROLLED_BACK) as hidden:
+            hidden.write_text(asked, encoding="utf-8")
     return ""
+
+
+def was_followed(run: Path, asked: str | None) -> bool:
+    """Whether the run was rolled back by these very words already, so that they now mean to go on."""
+    note = run / ROLLED_BACK
+    if asked is None or not note.is_file() or note.read_text(encoding="utf-8", errors="replace") != asked:
+        return False
+    logger.warning(
+        "resume_from=%s was followed before: going on from the newest checkpoint; delete %s to do it anew",
+        asked,
+        note,
+    )
+    return True
 
 
 def newest_whole_or_none(run: Path) -> Path | None:
@@ -135,6 +161,11 @@ def newest_whole(run: Path) -> Path | None:
     for folder in reversed(checkpoints_of(run, LAST)):
         try:
             state = read_state(folder / STATE)
+            if state.step != step_of(folder) or not {WEIGHTS, OPTIMIZER} <= state.digests.keys():
+                raise CheckpointError(
+                    f"{folder / STATE} is damaged: it is of step {state.step} and speaks of "
+                    f"{', '.join(state.digests) or 'no file'}"
+                )
             for part, digest in state.digests.items():
                 check_digest(folder / part, digest)
         except CheckpointError as error:

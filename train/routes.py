@@ -32,7 +32,7 @@ from train.run_folder import run_folder
 from train.schema import TrainConfig
 from train.session import Session
 from train.stop import StopSignals
-from train.trackers import open_trackers
+from train.trackers import check_trackers, open_trackers
 from train.validate import score_split
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     with run_folder(config, ranks) as folder:
         config = with_last_commit(config, folder, ranks)
+        check_trackers(config, ranks)
         parts = build_parts(config, ranks)
         start = begin(config, ranks, parts, folder)
         if ranks.is_first:
@@ -62,7 +63,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             guard=build_guard(config, ranks, parts),
             stop=stop,
             best_score=start.best_score,
-            order=OrderChain(start.order, start.step),
+            order=OrderChain(start.order, start.step, parts.selection.fingerprint),
             trackers=open_trackers(config, folder, ranks, start.step),
         )
         try:

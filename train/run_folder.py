@@ -52,7 +52,7 @@ def check_place(folder: Path) -> None:
     """ConfigError if a file stands where the folder should, or a link would lead out of it."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; name a folder")
-    for name in SUBFOLDERS:
+    for name in (*SUBFOLDERS, LOCK):
         if (folder / name).is_symlink():
             raise ConfigError(
                 f"{folder / name} is a link; a run writes into its own folder only, remove the link"

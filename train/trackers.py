@@ -32,13 +32,7 @@ class WandbRun:
     """
 
     def __init__(self, config: TrainConfig, run: Path) -> None:
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise ConfigError(
-                "log.wandb_project is set but wandb is not installed; pip install 'maskshards[wandb]', "
-                "or leave the key out"
-            ) from error
+        wandb = import_wandb()
         try:
             self._run = wandb.init(
                 project=config.log.wandb_project,
@@ -63,6 +57,23 @@ class WandbRun:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def import_wandb() -> Any:
+    """The package; ConfigError where it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError(
+            "log.wandb_project is set but wandb is not installed; pip install 'maskshards[wandb]', "
+            "or leave the key out"
+        ) from error
+
+
+def check_trackers(config: TrainConfig, ranks: Ranks) -> None:
+    """ConfigError for a tracker that cannot be, before anything is built or written."""
+    if config.log.wandb_project is not None:
+        ranks.from_first(lambda: str(bool(import_wandb())))
 
 
 def wandb_id(run: Path) -> str:

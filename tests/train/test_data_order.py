@@ -99,11 +99,11 @@ def test_a_chain_hashes_each_step_onto_those_before() -> None:
         return word.hex()
 
     chain, steps = OrderChain(), [5, -7, 2**63 - 1]
-    assert chain.settle(ALONE) == twin(b"from step 0", [])
+    assert chain.settle(ALONE) == twin(b"from step 0 of ", [])
     for step in steps:
         chain.add(step)
-    assert chain.settle(ALONE) == chain.settle(ALONE) == chain.word == twin(b"from step 0", steps)
-    assert OrderChain(step=4).word == twin(b"from step 4", [])
+    assert chain.settle(ALONE) == chain.settle(ALONE) == chain.word == twin(b"from step 0 of ", steps)
+    assert OrderChain(step=4).word == twin(b"from step 4 of ", [])
 
 
 def test_a_chain_does_not_care_when_it_is_looked_at_or_continued() -> None:

@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from train.config import load_config
 from train.distributed import Ranks
 from train.optimizer import optimizer_tensors
 from train.resume import Start, begin, best_score, check_trained_on, newest_whole, state_of, weights_of
+from train.retention import prune
 from train.schema import ConfigError, TrainConfig
 
 ALONE = Ranks(World(), torch.device("cpu"))
@@ -44,7 +46,7 @@ def test_the_order_of_the_data_goes_on_and_a_checkpoint_without_one_counts_from_
     assert begin(config, ALONE, parts, tmp_path).order == "00000000000000ff"
     assert "knows no order" not in caplog.text
     facts = json.loads((folder / "state.json").read_text())
-    del facts["order"]  # as versions before it wrote
+    del facts["order"], facts["checksum"]  # as versions before them wrote
     (folder / "state.json").write_text(json.dumps(facts))
     assert begin(config, ALONE, parts, tmp_path).order is None
     assert "counts from step 4 on" in caplog.text
@@ -259,3 +261,60 @@ def test_samples_dealt_by_another_rule_are_refused(
     save_last(tmp_path, replace(state_of(config, parts, 4, None), order_version=0), weights_of(parts), {})
     with pytest.raises(ConfigError, match="the version of the data order was 0 and is 1 now"):
         begin(config, ALONE, parts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "checked"),
+    [
+        ({"step": 6}, True),
+        ({"step": 6}, False),
+        ({"digests": {}}, True),
+        ({"digests": {}}, False),
+        ({"digests": None}, True),
+        ({"digests": None}, False),
+        ({"order": "00000000000000ff"}, True),
+    ],
+)
+def test_changed_facts_are_passed_over_like_changed_tensors(
+    arguments: list[str], parts: Parts, tmp_path: Path, change: dict[str, object], checked: bool
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    save_at(tmp_path, config, parts, 4)
+    state = save_at(tmp_path, config, parts, 8) / "state.json"
+    facts = json.loads(state.read_text()) | change
+    if not checked:  # as older versions wrote it
+        del facts["checksum"]
+    state.write_text(json.dumps(facts))
+    assert begin(config, ALONE, parts, tmp_path).step == 4
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_none(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    folder = save_at(tmp_path, config, parts, 4)
+    for name in ("step-00000004.bak", "step-00000008-keep"):
+        shutil.copytree(folder, folder.with_name(name))
+    (folder.parent / "step-00000009").write_text("a file")
+    assert begin(config, ALONE, parts, tmp_path).step == 4
+    prune(tmp_path, 1, None)
+    assert {path.name for path in folder.parent.iterdir()} == {
+        "step-00000004", "step-00000004.bak", "step-00000008-keep", "step-00000009",
+    }  # fmt: skip
+
+
+def test_a_launcher_that_repeats_a_roll_back_goes_on(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(arguments)
+    old, _ = (save_at(tmp_path, config, parts, step) for step in (4, 8))
+    back = load_config([*arguments, f"resume_from={old}"])
+    assert begin(back, ALONE, parts, tmp_path).step == 4
+    save_at(tmp_path, config, parts, 6)
+    assert begin(back, ALONE, parts, tmp_path).step == 6
+    assert "was followed before" in caplog.text
+    shutil.rmtree(old)  # as keep_last does in the end
+    assert begin(back, ALONE, parts, tmp_path).step == 6
+    (tmp_path / "rolled_back.txt").unlink()
+    save_at(tmp_path, config, parts, 4)
+    assert begin(back, ALONE, parts, tmp_path).step == 4

@@ -12,7 +12,7 @@ from shards.order import World
 from train.distributed import Ranks
 from train.schema import ConfigError, TrainConfig
 from train.tensorboard import TensorBoardFile
-from train.trackers import open_trackers
+from train.trackers import check_trackers, open_trackers
 
 FIRST, SECOND = (Ranks(World(rank, 2), torch.device("cpu")) for rank in range(2))
 
@@ -75,6 +75,8 @@ def test_wandb_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install 'maskshards\[wandb\]'"):
         open_trackers(wandb_only(), tmp_path, FIRST)
+    with pytest.raises(ConfigError, match="not installed"):
+        check_trackers(wandb_only(), FIRST)
 
 
 def test_a_continued_run_goes_on_in_the_same_wandb_run(tmp_path: Path, wandb: FakeWandb) -> None:
