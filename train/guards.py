@@ -1,8 +1,8 @@
 """Checks that a run is still what it seems: every parameter trains, batch norms learn, figures are finite.
 
 A gradient that is not finite never reaches the weights: its flag goes to the optimiser on the device
-(`found_inf` of the fused AdamW), which leaves weights and moments as they are. The host reads the flag during
-the next step, when the device has long passed it, so that watching costs no wait.
+(`found_inf` of the fused AdamW), which leaves weights and moments as they are. The host reads the flag with
+the next step's matching costs, which it waits for anyway, so that watching costs no wait and no copy.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from train.distributed import batch_statistics
 from train.nonfinite import NonFiniteError
 from train.optimizer import named_trainables
 from train.schema import GuardConfig
+from train.transfer import HostCopy
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,16 @@ class Guard:
         decoder: nn.Module,
         optimizer: torch.optim.Optimizer,
         diagnose: Callable[[int, Sequence[Seen]], str],
+        *,
+        carried: bool = False,
     ) -> None:
+        """`carried`: the objective brings the flag to the host; else each step sends a copy of its own."""
         self.config, self.decoder, self.optimizer, self.diagnose = config, decoder, optimizer, diagnose
+        self.carried = carried
         self.skipped = 0  # steps left out because their gradient was not finite
         self._norms = [m for m in decoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._kept: list[Tensor] = []
-        self._pending: tuple[int, Tensor, torch.cuda.Event | None, list[Seen]] | None = None
+        self._pending: tuple[int, Tensor, HostCopy | None, list[Seen]] | None = None
         self._checked = False
 
     def begin_step(self) -> None:
@@ -65,33 +70,33 @@ class Guard:
         self._checked = True
 
     def watch(self, step: int, norm: Tensor, seen: list[Seen]) -> None:
-        """Between clip and update: hand the optimiser the flag, and send it to the host without waiting."""
+        """Between clip and update: hand the optimiser the flag, and keep it for the host."""
         flag = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = flag  # type: ignore[attr-defined]
         if self.config.non_finite == SKIP:
             for buffer, kept in zip(batch_statistics(self.decoder), self._kept, strict=True):
                 buffer.copy_(torch.where(flag > 0, kept, buffer))
-        if not flag.is_cuda:
-            self._pending = step, flag, None, seen
-            return
-        host = torch.empty((), pin_memory=True).copy_(flag, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending = step, host, event, seen
+        self._pending = step, flag, None if self.carried else HostCopy(flag), seen
 
-    def settle(self) -> None:
-        """Learn about the watched step, while its gradients still stand.
+    @property
+    def flag(self) -> Tensor | None:
+        """(1,) on the device: not 0 if the watched step was not finite; None if there is nothing to carry."""
+        return self._pending[1].view(1) if self._pending is not None and self.carried else None
+
+    def settle(self, brought: float | None = None) -> None:
+        """Learn about the watched step, while its gradients still stand. `brought`: its flag, if it came to
+        the host with something else; without it this waits for the device.
 
         Raises NonFiniteError (mode stop, or too many skipped), on every rank for the same step, with what
         `diagnose` found.
         """
         if self._pending is None:
             return
-        step, flag, event, seen = self._pending
+        step, flag, copy, seen = self._pending
         self._pending = None
-        if event is not None:
-            event.synchronize()
-        if not float(flag):
+        if brought is None:
+            brought = float(flag if copy is None else copy.wait())
+        if not brought:
             return
         self.skipped += 1
         message = self.diagnose(step, seen)

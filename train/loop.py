@@ -115,10 +115,10 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
         session.ranks.at(step, "computing")
         waited_ms += 1000 * (time.monotonic() - since)
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
-            losses = parts.objective(batch)
+            losses = parts.objective(batch, guard.flag if micro_step == 0 else None)
             session.phases.mark("loss")
             if micro_step == 0:
-                guard.settle()  # the step before, whose gradients still stand
+                guard.settle(losses.carried)  # the step before, whose gradients still stand
                 parts.optimizer.zero_grad(set_to_none=True)
             (losses.total * share).backward()
         session.phases.mark("backward")

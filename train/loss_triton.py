@@ -104,7 +104,7 @@ def _softplus(logit):
     return tl.maximum(logit, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(logit)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_labels"])  # it changes with every batch
 def cost_sums(
     maps, label_map, keys, products, query_sums, label_sums,
     num_points, points_a_share, num_labels, image_stride, height, width, label_height, label_width,

@@ -22,6 +22,7 @@ from train.synthetic import synthetic_batch
 
 NUM_LAYERS = 10  # supervised predictions of the query decoder
 HEADS, POINTS = 16, 4  # of the pixel decoder's attention
+SPREAD_PX = 3.0  # how far its points lie from their queries
 STRIDES = (32, 16, 8)  # of its levels
 
 Work = Callable[[], Tensor]  # a forward pass that ends in a scalar with a graph
@@ -91,24 +92,36 @@ def random_predictions(config: TrainConfig, crops: CropBatch, seed: int) -> list
 
 
 def attention_ms(config: TrainConfig, device: torch.device, warmup: int, steps: int) -> dict[str, float]:
-    """One deformable attention of the pixel decoder, fused (where the kernels can run) and plain."""
+    """One deformable attention of the pixel decoder, fused (where the kernels can run) and plain: float32
+    samples that autograd keeps, as the reference computes it.
+    """
     height, width = config.transforms.train.crop_size or (512, 512)
     shapes = tuple((height // stride, width // stride) for stride in STRIDES)
     places, channels = sum(h * w for h, w in shapes), config.decoder_head.hidden_dim // HEADS
     dtype = autocast_dtype(config, device) or torch.float32
     generator = torch.Generator(device).manual_seed(0)
+    sizes = torch.tensor([(w, h) for h, w in shapes], device=device, dtype=torch.float32)
+    centres = torch.cat([centres_of(*shape) for shape in shapes]).to(device)
 
     def maker(fused: bool) -> Callable[[int], Work]:
         def make(_: int) -> Work:
             grid = (config.bs, places, HEADS, len(shapes), POINTS)
-            value = torch.randn(config.bs, places, HEADS, channels, generator=generator, device=device).to(
-                dtype
-            )
-            locations = torch.rand(*grid, 2, generator=generator, device=device)
+            shape = config.bs, places, HEADS, channels
+            value = torch.randn(shape, generator=generator, device=device).to(dtype)
+            offsets_px = SPREAD_PX * torch.randn(*grid, 2, generator=generator, device=device)
+            locations = centres[:, None, None, None] + offsets_px / sizes[:, None]
             weights = torch.rand(grid, generator=generator, device=device)
             leaves = [leaf.requires_grad_() for leaf in (value, locations, weights)]
-            return lambda: deformable_attention(leaves[0], shapes, leaves[1], leaves[2], fused=fused).sum()
+            return lambda: deformable_attention(
+                leaves[0], shapes, leaves[1], leaves[2], fused=fused, resample=False
+            ).sum()
 
         return make
 
     return in_turns({"fused": maker(True), "plain": maker(False)}, device, warmup, steps)
+
+
+def centres_of(height: int, width: int) -> Tensor:
+    """(h * w, 2): where the queries of a level stand, (x, y) as shares of its sides."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack(((x + 0.5) / width, (y + 0.5) / height), -1).view(-1, 2)

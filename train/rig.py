@@ -18,7 +18,8 @@ from shards.batch import CropBatch, RaggedBatch
 from train.assembly import autocast_dtype, build_matched_loss, build_model, crop_settings
 from train.loss import linear_loss
 from train.mask_classification import MaskClassificationLoss
-from train.model.compiled import begin_step, compile_in_place
+from train.model.compiled import begin_step, compile_in_place, uses_cuda_graphs
+from train.model.deformable_attention import DeformableAttention
 from train.model.prediction import Prediction
 from train.model.segmenter import Segmenter
 from train.optimizer import build_optimizer, clip_gradients
@@ -40,12 +41,15 @@ class Rig:
     crops: CropSettings
     device: torch.device
     autocast: torch.dtype | None
+    norm: Tensor | None = None  # of the last step's gradient
 
     def step(self, batches: Iterator[RaggedBatch], clock: PhaseClock) -> Tensor:
         """One optimiser step from the next batch; the loss, still on the device."""
         decoder = self.segmenter.decoder
-        begin_step(self.config.compile_mode)
         clock.start()
+        if uses_cuda_graphs(self.config.compile_mode) and self.norm is not None:
+            float(self.norm)  # where the trainer's guard waits too
+        begin_step(self.config.compile_mode)
         batch = clock.wait_for(lambda: next(batches))
         batch = batch.to(self.device)
         clock.mark("copy")
@@ -58,7 +62,7 @@ class Rig:
         clock.mark("loss")
         total.backward()
         clock.mark("backward")
-        clip_gradients(decoder, self.config.optimizer.gradient_clip)
+        self.norm = clip_gradients(decoder, self.config.optimizer.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         clock.mark("optimiser")
@@ -81,10 +85,19 @@ class Rig:
 
 
 def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = False) -> Rig:
-    """The model of `config` with a fresh head, its optimiser and its loss, all on `device`."""
+    """The model of `config` with a fresh head, its optimiser and its loss, all on `device`.
+
+    `reference`: what the reference has no switch for is off, whatever `config` says.
+    """
     if reference:
-        config = replace(config, precision="reference", fused_kernels=False)
+        config = replace(
+            config, precision="reference", fused_kernels=False, compile="none", compile_mode="default",
+            channels_last=False, activation_checkpointing=False,
+        )  # fmt: skip
     segmenter = build_model(config, device)
+    for module in segmenter.decoder.modules():
+        if reference and isinstance(module, DeformableAttention):
+            module.resample = False
     segmenter.decoder.train()
     compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     optimizer = build_optimizer(segmenter.decoder, config.optimizer)

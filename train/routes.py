@@ -79,7 +79,8 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
     segmenter, folder = parts.segmenter, nonfinite_folder(config)
     diagnosis = Diagnosis(ranks, segmenter, segmenter.decoder, parts.objective.alone, folder)
-    return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis)
+    carried = parts.objective.carries
+    return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis, carried=carried)
 
 
 def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:

@@ -31,6 +31,7 @@ class Losses:
     parts: dict[str, Tensor]  # detached scalars by name, for the log
     crops: CropBatch
     draws: CropDraws
+    carried: float | None = None  # what the objective was given to carry to the host
 
 
 @dataclass(frozen=True)
@@ -86,23 +87,26 @@ class MaskObjective:
     reduce: Callable[[Tensor], Tensor] | None  # sums over ranks; None in a single process
     dump_dir: Path | None = None  # for logits that cannot be matched, when looked at alone
 
-    def __call__(self, batch: RaggedBatch) -> Losses:
-        """A matching that cannot be done answers with a NaN loss, so that no rank takes the step: an error
-        here would leave the other ranks waiting.
+    carries = True  # a device value to the host, with the matching costs
+
+    def __call__(self, batch: RaggedBatch, carry: Tensor | None = None) -> Losses:
+        """`carry` (1,) comes back as a number. A matching that cannot be done answers with a NaN loss, so
+        that no rank takes the step: an error here would leave the other ranks waiting.
         """
         crops, draws, predictions = self.forward(batch)
+        seed, reduce = self.forward.seed, self.reduce
         try:
-            terms = self.loss(predictions, crops, seed=self.forward.seed, world_reduce=self.reduce)
+            terms = self.loss(predictions, crops, seed=seed, world_reduce=reduce, carry=carry)
         except NonFiniteError:
-            if self.reduce is not None:  # the other ranks wait for our share of the normalisers
-                self.reduce(torch.zeros(3, device=crops.images.device))
+            if reduce is not None:  # the other ranks wait for our share of the normalisers
+                reduce(torch.zeros(3, device=crops.images.device))
             nan = torch.full((), torch.nan, device=crops.images.device)
             parts = dict.fromkeys(("mask", "dice", "class"), nan)
             return Losses(poisoned(predictions), parts, crops, draws)
         parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
-        return Losses(
-            terms.total, {name: value.detach().mean() for name, value in parts.items()}, crops, draws
-        )
+        means = {name: value.detach().mean() for name, value in parts.items()}
+        carried = None if terms.carried is None else float(terms.carried[0])
+        return Losses(terms.total, means, crops, draws, carried)
 
     def alone(self, crops: CropBatch) -> Tensor:
         """The loss of crops that were drawn before, on this rank only: for looking at what went wrong."""
@@ -120,7 +124,10 @@ class PixelObjective:
     weight: float
     reduce: Callable[[Tensor], Tensor] | None = None  # sums over ranks; None in a single process
 
-    def __call__(self, batch: RaggedBatch) -> Losses:
+    carries = False  # nothing of it goes to the host
+
+    def __call__(self, batch: RaggedBatch, carry: Tensor | None = None) -> Losses:
+        """`carry` stays where it is."""
         crops, draws, logits = self.forward(batch)
         loss = linear_loss(logits, crops, self.reduce)
         return Losses(self.weight * loss, {"cross_entropy": loss.detach()}, crops, draws)

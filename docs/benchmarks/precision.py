@@ -1,8 +1,8 @@
 """Does a bfloat16 pixel decoder hurt? Outputs and gradients against float32, and loss curves and scores
 over seeds.
 
-python docs/benchmarks/precision.py datasets.root=data/camvid-shards [--steps 300] [--seeds 3]
-[key=value ...]
+python docs/benchmarks/precision.py config=configs/camvid-dinov2s-m2f.yaml datasets.root=data/camvid-shards
+model.weights=DINOV2_VITS14_FOLDER [--steps 300] [--seeds 3] [key=value ...]
 
 Prints the comparison and writes precision.json and precision.svg beside this file; with --seeds 0 it only
 prints. Both kinds run under bfloat16 autocast with
@@ -40,8 +40,8 @@ WINDOW = 20  # steps that one point of a curve averages
 
 
 def rig_of(config: TrainConfig, device: torch.device, precision: str) -> Rig:
-    """`float32` everywhere, or bfloat16 autocast with the pixel decoder in it (`mixed`) or not
-    (`reference`).
+    """The head in `float32`, or under bfloat16 autocast with the pixel decoder in it (`mixed`) or not
+    (`reference`). The frozen features are the same for all three.
     """
     rig = build_rig(config, device)
     for module in rig.segmenter.decoder.modules():

@@ -114,3 +114,25 @@ def test_a_poisoned_loss_reaches_every_prediction() -> None:
     total = poisoned([Prediction(logits[0], logits[1]), Prediction(logits[2], logits[3])])
     total.backward()
     assert all(value.grad is not None and value.grad.isnan().all() for value in logits)
+
+
+@pytest.mark.parametrize("brought", [0.0, 1.0])
+def test_a_flag_that_was_brought_is_believed_and_not_read_again(tmp_path: Path, brought: float) -> None:
+    head, _, optimizer = make(tmp_path)
+    said = []
+    guard = Guard(
+        GuardConfig(non_finite="skip"), head, optimizer, lambda *_: said.append(1) or "", carried=True
+    )
+    assert guard.flag is None
+    take(head, guard, optimizer, crops())
+    assert guard.flag is not None
+    assert guard.flag.tolist() == [0.0]
+    guard.settle(brought)
+    assert len(said) == guard.skipped == int(brought)
+    assert guard.flag is None
+
+
+def test_without_a_carrier_there_is_no_flag_to_carry(tmp_path: Path) -> None:
+    head, guard, optimizer = make(tmp_path)
+    take(head, guard, optimizer, crops())
+    assert guard.flag is None

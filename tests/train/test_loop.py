@@ -2,6 +2,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards.batch import RaggedBatch
 from shards.order import World
 from train import loop
 from train.assembly import build_parts, open_loader
@@ -17,7 +19,7 @@ from train.config import load_config
 from train.distributed import Ranks
 from train.guards import Guard, GuardError
 from train.log import Meter, MetricsFile, read_metrics
-from train.loop import checkpoint_due, evaluation_due, is_due
+from train.loop import checkpoint_due, evaluation_due, is_due, one_step
 from train.progress import ProgressLine
 from train.routes import run_training
 from train.schema import TrainConfig
@@ -51,9 +53,9 @@ def test_cadence_over_a_whole_run() -> None:
     assert evaluation_due(config, 0)
 
 
-def train(arguments: list[str]) -> None:
+def train(arguments: list[str], device: torch.device = ALONE.device) -> None:
     with StopSignals() as stop:
-        run_training(load_config(arguments), ALONE, stop)
+        run_training(load_config(arguments), Ranks(World(), device), stop)
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -333,3 +335,32 @@ def test_the_rehearsal_names_a_parameter_without_gradient(tiny_run: list[str], t
         session = Session(config, ALONE, parts, tmp_path, metrics, line, guard, stop, None)
         with pytest.raises(GuardError, match="receive no gradient: orphan"):
             loop.rehearse(session, iter(loader))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", ["m2f", "linear"])
+def test_a_whole_step_of_the_trainer_waits_for_the_device_at_the_matchers_copy_only(
+    tiny_run: list[str], head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's sync debug mode does not see that one: it waits for an event. Guard, average, accumulation,
+    prefetching and meter take part; lines, checkpoints and evaluations lie outside the step.
+    """
+    steps: list[int] = []
+
+    def strict(session: Session, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:
+        steps.append(step)
+        torch.cuda.set_sync_debug_mode("error" if step in (4, 5) else "default")  # the first ones compile
+        try:
+            one_step(session, batches, meter, step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr("train.loop.one_step", strict)
+    train(
+        [
+            *tiny_run, f"decoder_head.type={head}", "model_dtype=BFLOAT16", "global_batch=4", "ema.decay=0.9",
+            "log.interval=8", "eval.eval_interval=8", "guards.non_finite=skip",
+        ],
+        torch.device("cuda"),
+    )  # fmt: skip
+    assert steps == list(range(1, 9))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from train.config import load_config
+from train.model.adapter import Adapter
+from train.model.deformable_attention import DeformableAttention
 from train.phases import PhaseClock
 from train.rig import build_loss, build_rig
 from train.schema import TrainConfig
@@ -47,6 +49,24 @@ def test_the_reference_step_computes_the_same_function() -> None:
         (batch,) = islice(synthetic_batches(1, 6, pin=False), 1)
         losses.append(float(rig.step(iter([batch]), PhaseClock(CPU))))
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_the_reference_knows_none_of_our_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("train.rig.compile_in_place", lambda _, what, *, mode: asked.append(f"{what} {mode}"))
+    ours = [
+        "compile=model",
+        "compile_mode=reduce-overhead",
+        "channels_last=True",
+        "activation_checkpointing=True",
+    ]
+    rig = build_rig(tiny(*ours), CPU, reference=True)
+    assert asked == ["none default"]
+    kinds = [m for m in rig.segmenter.decoder.modules() if isinstance(m, DeformableAttention)]
+    assert kinds
+    assert not any(m.fused or m.resample for m in kinds)
+    assert not any(m.channels_last for m in rig.segmenter.decoder.modules() if isinstance(m, Adapter))
+    assert not rig.config.activation_checkpointing
 
 
 def test_the_measured_step_is_compiled_as_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:

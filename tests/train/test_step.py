@@ -114,3 +114,14 @@ def test_drop_factors_are_the_decoders_and_already_on_the_device(
     assert torch.equal(drops.cpu(), segmenter.decoder.draw_drops([3, 2**40], 7))
     segmenter.decoder.eval()
     assert drops_on(device, segmenter, [3], seed=7) is None
+
+
+@pytest.mark.parametrize(("head", "carried"), [("m2f", 0.75), ("linear", None)])
+def test_the_matching_carries_a_value_to_the_host(
+    tiny_run: list[str], head: str, carried: float | None
+) -> None:
+    parts, _ = losses_of([*tiny_run, f"decoder_head.type={head}"])
+    with open_loader(load_config(tiny_run), ALONE, parts.selection, 0) as loader:
+        losses = parts.objective(next(iter(loader)), torch.tensor([0.75]))
+    assert losses.carried == carried
+    assert parts.objective.carries is (carried is not None)

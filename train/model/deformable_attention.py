@@ -28,21 +28,29 @@ Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
 
 def deformable_attention(
-    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, *, fused: bool = True
+    value: Tensor,
+    shapes: Shapes,
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    fused: bool = True,
+    resample: bool = True,
 ) -> Tensor:
     """Weighted bilinear samples: (B, Q, M * D) of value's dtype.
 
     value (B, S, M, D): S = sum of h * w over `shapes`, levels back to back, row-major. locations
     (B, Q, M, L, P, 2): (x, y) as shares of the level's width and height, where pixel i's centre lies at
     (i + 0.5) / size. weights (B, Q, M, L, P). Differentiable in all three tensors. `fused` takes the Triton
-    kernels where they can run.
+    kernels where they can run; elsewhere `resample` lets large inputs be sampled again for the backward pass
+    instead of keeping all that was sampled.
     """
     if fused and kernels_fit(value):
         return deformable_attention_kernel(value, shapes, locations, weights)
     if torch.compiler.is_exporting():  # budgets would tie the program to one batch size
         return _all_levels(value, shapes, locations, weights).to(value.dtype)
     wants_gradient = value.requires_grad or locations.requires_grad or weights.requires_grad
-    if torch.is_grad_enabled() and wants_gradient and locations.numel() // 2 * value.shape[-1] > KEPT_BUDGET:
+    large = locations.numel() // 2 * value.shape[-1] > KEPT_BUDGET
+    if resample and large and torch.is_grad_enabled() and wants_gradient:
         sides = [side for shape in shapes for side in shape]
         return resampled_attention(value, sides, locations, weights)
     return _in_groups(value, shapes, locations, weights)
@@ -187,10 +195,11 @@ class DeformableAttention(nn.Module):
     """Projections around `deformable_attention`, with the reference's parameter names.
 
     `width` channels in and out; values have `width * value_ratio` channels over `num_heads` heads. `fused`
-    False keeps to the plain path, for comparison and for export.
+    False keeps to the plain path, for comparison and for export; `resample` is that path's.
     """
 
     fused: bool = True
+    resample: bool = True
 
     def __init__(
         self, width: int, num_levels: int, num_heads: int = 16, num_points: int = 4, value_ratio: float = 1.0
@@ -246,7 +255,9 @@ class DeformableAttention(nn.Module):
         places = references.repeat(1, repeats * self.num_levels)
         locations = torch.addcmul(places, offsets, steps).unflatten(-1, (*grid, 2))
         weights = weights.unflatten(-1, grid[1:])
-        return self.output_proj(deformable_attention(value, shapes, locations, weights, fused=self.fused))
+        return self.output_proj(
+            deformable_attention(value, shapes, locations, weights, fused=self.fused, resample=self.resample)
+        )
 
     def _looks(self, query: Tensor, position: Tensor | None, exact: torch.dtype) -> tuple[Tensor, Tensor]:
         """What `sampling_offsets` and `attention_weights` say of the queries, in type `exact`.

@@ -201,6 +201,7 @@ def test_a_compiled_step_on_cuda_equals_the_eager_one(mode: str) -> None:
         grads = len(list(eager.decoder.parameters()))
         ours, theirs = (torch.cat([g.flatten() for g in side[1][:grads]]) for side in (found, expected))
         assert torch.cosine_similarity(ours, theirs, dim=0) > 0.98
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
