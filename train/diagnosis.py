@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -89,15 +90,20 @@ def keep(folder: Path, step: int, seen: Seen) -> str:
 
     The file is safetensors: `images`, `label_map`, `labels`; all keys and positions in its metadata.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     crops = seen.crops
     path = folder / f"step{step}-position{crops.positions[0]}.safetensors"
     tensors = {"images": crops.images, "label_map": crops.label_map, "labels": crops.labels}
     facts = {"keys": "\n".join(crops.keys), "positions": " ".join(map(str, crops.positions))}
-    with replacing(path) as hidden:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, hidden, metadata=facts)
+    whole = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as hidden:
+            save_file(whole, hidden, metadata=facts)
+        where = f"crops in {path}"
+    except (OSError, SafetensorError) as error:  # a run that skips the step goes on all the same
+        where = f"crops could not be written: {error}"
     more = "" if len(crops.keys) <= NAMED_IMAGES else f" and {len(crops.keys) - NAMED_IMAGES} more"
-    return f"images {', '.join(crops.keys[:NAMED_IMAGES])}{more}; crops in {path}"
+    return f"images {', '.join(crops.keys[:NAMED_IMAGES])}{more}; {where}"
 
 
 def first_output(model: nn.Module, loss_of: Callable[[CropBatch], Tensor], crops: CropBatch) -> str:

@@ -24,9 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from shards.order import World
 from train.pulse import LostRankError, Pulse, told_apart
 from train.rendezvous import fresh_room
+from train.schema import TrainConfig
 
 JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear
-STEP_TIMEOUT = timedelta(minutes=10)  # for a collective inside a step
+STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective inside a step
 WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one awaits a checkpoint
 
 
@@ -188,8 +189,9 @@ def joined(
 ) -> Iterator[Ranks]:
     """The ranks of this run, connected; leaves no process group behind.
 
-    A collective that waits longer than `step_timeout`, or whose other end is gone, raises LostRankError,
-    which names the rank to blame.
+    A collective of gloo that waits longer than `step_timeout`, or whose other end is gone, raises
+    LostRankError, which names the rank to blame. NCCL ends the process by itself then; the first rank's
+    warnings have named it before.
     """
     launch = read_launch(environment)
     device = choose_device(launch.local_rank if launch else 0)

@@ -1,7 +1,7 @@
 """One commit of the hub for all lives of a run and for what follows it.
 
-Nothing comes from the hub without a commit (train.model.weight_files). Whoever continues a run, or evaluates
-its weights, need not repeat it: it is written in the run's `config.yaml` and in every checkpoint.
+Nothing comes from the hub without a commit (train.model.weight_files). Whoever continues a run in its folder
+or evaluates its weights need not repeat it: it stands in the run's `config.yaml` and in every checkpoint.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ WARN_S = 60.0  # of silence, or of ranks that do different things, before a warn
 ANSWER_TIMEOUT = timedelta(seconds=5)  # of the store
 NAMED_RANKS = 8
 WATCHERS = 2  # the first ranks warn
+DONE = "done"  # the last word of a rank that did all it should
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +91,17 @@ class Pulse:
         """
         try:
             before = self.look()
-            ended = {rank: sign for rank, sign in before.items() if sign.ended}
+            ended = failed(before)
             if not ended:
                 threading.Event().wait(SILENT_BEATS * BEAT_S)
                 after = self.look()
-                ended = {rank: sign for rank, sign in after.items() if sign.ended}
-                silent = {rank: sign for rank, sign in after.items() if sign.beat == before[rank].beat}
-                silent.pop(self.rank, None)
-                if silent and not ended:
-                    return "no sign of life from " + named(silent)
+                ended = failed(after)
+                stuck = {
+                    r: sign for r, sign in after.items() if sign.beat == before[r].beat and not sign.ended
+                }
+                stuck.pop(self.rank, None)
+                if stuck and not ended:
+                    return "no sign of life from " + named(stuck)
         except RuntimeError:
             return "the launch's store does not answer any more; it lives with rank 0 or its launcher"
         return "ended: " + named(ended) if ended else ""
@@ -157,6 +160,15 @@ class Watch:
         return f"no step for {stuck_s:.0f} s: {apart_words(alive)}"
 
 
+def failed(signs: dict[int, Sign]) -> dict[int, Sign]:
+    """Ranks that ended before their work was done: those with an error of their own, else those that only
+    waited for others.
+    """
+    ended = {rank: sign for rank, sign in signs.items() if sign.ended and sign.doing != DONE}
+    own = {rank: sign for rank, sign in ended.items() if not sign.doing.startswith(LostRankError.__name__)}
+    return own or ended
+
+
 def named(signs: dict[int, Sign]) -> str:
     """Ranks with their last words, the first few of them."""
     words = [f"rank {rank} ({sign.words})" for rank, sign in list(signs.items())[:NAMED_RANKS]]
@@ -199,7 +211,7 @@ def told_apart(pulse: Pulse) -> Iterator[None]:
     except BaseException as error:
         pulse.end(last_word(error))
         raise
-    pulse.end("done")
+    pulse.end(DONE)
 
 
 def last_word(error: Any) -> str:

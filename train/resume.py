@@ -31,8 +31,9 @@ from train.checkpoint import (
 )
 from train.config import ConfigError, flatten, to_plain
 from train.distributed import Ranks
+from train.log import METRICS
 from train.optimizer import load_optimizer_tensors
-from train.retention import is_left_behind, is_of_run, left_behind, set_aside
+from train.retention import LEFT_BEHIND, is_left_behind, is_of_run, left_behind, set_aside, unused
 from train.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ def part_with(run: Path, step: int, source: Path, asked: str) -> str:
 
     A roll-back that was `asked` for is noted, since a launcher that restarts the same command asks again.
     """
+    if is_of_run(source, run) and is_left_behind(source) and (run / METRICS).is_file():
+        (run / METRICS).rename(unused(run / f"{LEFT_BEHIND}{METRICS}"))  # the lines of the other branch
     aside = set_aside(run, step, source)
     for path in aside:
         logger.warning("%s does not lead to step %d: set aside, delete it when nobody needs it", path, step)

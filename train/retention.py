@@ -46,7 +46,8 @@ def set_aside(run: Path, step: int, source: Path) -> list[Path]:
     below it.
     """
     back, moved = is_of_run(source, run) and is_left_behind(source), []
-    for path in (*checkpoints_of(run, LAST), *checkpoints_of(run, BEST)):
+    # Newest first: a kill in the middle then leaves no hole below what counts as newest.
+    for path in (*reversed(checkpoints_of(run, LAST)), *checkpoints_of(run, BEST)):
         if back or step_of(path) > step:
             moved.append(path.rename(unused(path.with_name(f"{LEFT_BEHIND}{path.name}"))))
     if back:

@@ -51,20 +51,21 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         start = begin(config, ranks, parts, folder)
         if ranks.is_first:
             write_config(config, folder / "config.yaml")
+        metrics = MetricsFile(folder, ranks, start.step)
+        trackers = open_trackers(config, folder, ranks, start.step)
+        stream = sys.stderr if ranks.is_first else None
         session = Session(
             config=config,
             ranks=ranks,
             parts=parts,
             run=folder,
-            metrics=MetricsFile(folder, ranks, start.step),
-            progress=ProgressLine(
-                start.step, config.scheduler.total_iter, sys.stderr if ranks.is_first else None
-            ),
+            metrics=metrics,
+            progress=ProgressLine(start.step, config.scheduler.total_iter, stream),
             guard=build_guard(config, ranks, parts),
             stop=stop,
             best_score=start.best_score,
             order=OrderChain(start.order, start.step, parts.selection.fingerprint),
-            trackers=open_trackers(config, folder, ranks, start.step),
+            trackers=trackers,
         )
         try:
             stop.check(ranks)

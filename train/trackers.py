@@ -107,6 +107,11 @@ def open_trackers(config: TrainConfig, run: Path, ranks: Ranks, first_step: int 
             trackers.append(WandbRun(config, run))
         return ""
 
-    if ranks.is_first or ranks.control is not None:
-        ranks.from_first(open_all)
+    try:
+        if ranks.is_first or ranks.control is not None:
+            ranks.from_first(open_all)
+    except BaseException:
+        for opened in trackers:
+            opened.close()
+        raise
     return trackers

@@ -40,10 +40,14 @@ class TrainState:
     version: int = VERSION
 
 
-def state_json(state: TrainState, digests: dict[str, str]) -> bytes:
-    """The file's content: the facts, with the digests of the files that it speaks of."""
+def state_json(state: TrainState, digests: dict[str, str], *, checked: bool = True) -> bytes:
+    """The file's content: the facts, with the digests of the files that it speaks of. Not `checked`: people
+    may write into it.
+    """
     facts = asdict(state) | {"digests": digests}
-    return json.dumps(facts | {CHECKSUM: checksum(facts)}, indent=1, allow_nan=False).encode()
+    return json.dumps(
+        facts | ({CHECKSUM: checksum(facts)} if checked else {}), indent=1, allow_nan=False
+    ).encode()
 
 
 def checksum(facts: dict[str, Any]) -> str:

@@ -170,6 +170,14 @@ def test_a_link_in_the_place_of_a_batch_is_replaced_not_followed(tmp_path: Path)
     assert not path.is_symlink()
 
 
+def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file in its place")
+    said = diagnosis(chain(), tmp_path / "kept")(
+        1, [Seen(crops(value=float("nan")), torch.tensor(torch.nan))]
+    )
+    assert "images a, b; crops could not be written:" in said
+
+
 def test_what_does_not_show_again_is_said_and_kept(tmp_path: Path) -> None:
     said = diagnosis(chain(), tmp_path)(1, [Seen(crops(), torch.tensor(1.0))])
     assert "computed again alone, everything is finite" in said
@@ -233,7 +241,11 @@ def two_ranks(arguments: list[str]) -> list[tuple[int, str]]:
         )
         for rank in range(2)
     ]
-    outputs = [member.communicate(timeout=200)[1] for member in members]
+    try:
+        outputs = [member.communicate(timeout=200)[1] for member in members]
+    finally:
+        for member in members:
+            member.kill()
     return [(member.returncode, said) for member, said in zip(members, outputs, strict=True)]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.train.test_distributed import free_port
-from train.pulse import LostRankError, Pulse, Sign, Watch, named, told_apart
+from train.pulse import LostRankError, Pulse, Sign, Watch, failed, named, told_apart
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +100,21 @@ def test_the_error_of_another_rank_is_passed_on(monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError("broken pipe")
 
 
+def test_a_rank_that_did_its_work_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    with two_pulses(monkeypatch) as (mine, other):
+        with told_apart(other):
+            pass
+        with pytest.raises(RuntimeError, match=r"^my own bug$"), told_apart(mine):
+            raise RuntimeError("my own bug")
+
+
+def test_an_error_of_its_own_comes_before_those_who_waited_for_it() -> None:
+    waited = Sign(3, 5, "LostRankError: ended: rank 2 (...)", 0.0, ended=True)
+    own = Sign(3, 5, "OSError: disk on fire", 0.0, ended=True)
+    assert failed({0: waited, 1: sign(4), 2: own}) == {2: own}
+    assert failed({0: waited, 1: sign(4)}) == {0: waited}
+
+
 # Short times, and a rank that stops itself or fails in the third step's crop.
 MEMBER = """
 import os, signal, sys
@@ -132,7 +147,13 @@ sys.exit(main(arguments))
 def test_the_rank_that_is_lost_in_a_step_is_named(
     tiny_run: list[str], fault: str, words: tuple[str, ...]
 ) -> None:
-    arguments = [*tiny_run, "bs=1", "n_gpus=2", "step_timeout_s=4", "eval.max_val_samples=2"]
+    arguments = [
+        *tiny_run,
+        "bs=1",
+        "n_gpus=2",
+        f"step_timeout_s={8 if fault == 'stop' else 60}",
+        "eval.max_val_samples=2",
+    ]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     members = [
         subprocess.Popen(
@@ -148,8 +169,9 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
     try:
         said = members[0].communicate(timeout=200)[1]
     finally:
-        members[1].send_signal(signal.SIGKILL)
-        members[1].communicate()
+        for member in members:
+            member.send_signal(signal.SIGKILL)
+            member.communicate()
     assert members[0].returncode == 2, said
     assert "Traceback" not in said
     for each in words:

@@ -224,7 +224,10 @@ def test_a_branch_that_was_left_behind_can_be_taken_up_again(
     kept = (left / "weights.safetensors").read_bytes()
     for step in (5, 6):
         save_at(tmp_path, config, parts, step)
+    (tmp_path / "metrics.jsonl").write_text("lines of the second branch")
     assert begin(load_config([*arguments, f"resume_from={left}"]), ALONE, parts, tmp_path).step == 6
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert (tmp_path / "left-behind-metrics.jsonl").read_text() == "lines of the second branch"
     assert (folder / "step-00000006" / "weights.safetensors").read_bytes() == kept
     assert sorted(path.name for path in folder.iterdir()) == [
         "left-behind-step-00000004",

@@ -51,6 +51,24 @@ def test_what_lies_above_is_set_aside_and_the_rest_stays(tmp_path: Path) -> None
     assert set_aside(tmp_path, 4, tmp_path / "checkpoints" / "step-00000004") == []
 
 
+def test_a_kill_in_the_middle_leaves_no_hole_below_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "step-00000004", "step-00000005", "step-00000006")
+    rename, left = Path.rename, [1]
+
+    def killed_later(path: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed_later)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(tmp_path, 4, tmp_path / "checkpoints" / "step-00000004")
+    assert [path.name for path in checkpoints_of(tmp_path, LAST)] == ["step-00000004", "step-00000005"]
+
+
 def test_rolling_back_again_and_again_loses_nothing(tmp_path: Path) -> None:
     source = tmp_path / "checkpoints" / "step-00000004"
     make(tmp_path, source.name)

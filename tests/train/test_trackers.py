@@ -136,3 +136,16 @@ def test_every_rank_asks_the_first_so_that_all_learn_of_its_failure(
         open_trackers(wandb_only(), tmp_path, replace(ranks, control=object()))  # type: ignore[arg-type]
     assert asked == [0, 1]
     assert len(wandb.inits) == 1
+
+
+def test_what_was_opened_is_closed_when_the_next_refuses(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[TensorBoardFile] = []
+    monkeypatch.setattr(TensorBoardFile, "close", lambda file: closed.append(file))
+    config, wandb.offer = wandb_only(), wandb.Error("no entry")
+    config.log.tensorboard = True
+    with pytest.raises(ConfigError, match="no entry"):
+        open_trackers(config, tmp_path, FIRST)
+    assert len(closed) == 1
+    closed[0]._writer.close()
