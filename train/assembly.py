@@ -167,6 +167,7 @@ def count_micro_steps(config: TrainConfig, ranks: Ranks) -> int:
 
 
 def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, decoder: nn.Module) -> Objective:
+    """What turns a batch into a loss, for the head of `config`; `decoder` is the segmenter's, wrapped."""
     forward = Forward(
         segmenter,
         decoder,
@@ -208,6 +209,7 @@ def nonfinite_folder(config: TrainConfig) -> Path:
 
 
 def crop_settings(config: TrainConfig) -> CropSettings:
+    """How training crops are made. ConfigError if sizes are missing, ValueError for values without sense."""
     train = config.transforms.train
     if train.crop_size is None or train.img_size is None:
         raise ConfigError("training needs transforms.train.img_size and transforms.train.crop_size")

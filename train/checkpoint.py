@@ -76,6 +76,7 @@ def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, di
 
 
 def write_parts(hidden: Path, state: TrainState, parts: dict[str, dict[str, Tensor]]) -> None:
+    """The files of tensors, then the state that holds their digests. OSError names the file."""
     digests = {}
     for part, tensors in parts.items():
         data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})

@@ -53,6 +53,10 @@ def train(session: Session, start: Start) -> EvalResult | None:
 
 
 def take_steps(session: Session, loader: Loader, first: int) -> None:
+    """The optimiser steps from `first` to the end, with lines, checkpoints and evaluations where due.
+
+    Raises Stopped after saving when a signal asked for it, NonFiniteError and GuardError as Guard says.
+    """
     config, ranks, parts = session.config, session.ranks, session.parts
     meter = Meter(config.optimizer.gradient_clip)
     batches: Iterator[RaggedBatch] = iter(DevicePrefetcher(loader, ranks.device))
@@ -139,6 +143,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, ste
 
 
 def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
+    """One line of figures for the stretch that ends at step `taken`; here training waits for the device."""
     figures = {"lr": rate, **meter.take(session.ranks), "order": session.order.settle(session.ranks)}
     session.record("train", taken, **figures)
     if phases := session.phases.take():  # the figures above waited for the device already

@@ -44,6 +44,7 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 
 
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    """Start or continue the run of `output_dir` and take it to its end."""
     with run_folder(config, ranks) as folder:
         config = with_last_commit(config, folder, ranks)
         check_trackers(config, ranks)
@@ -85,6 +86,7 @@ def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
 
 
 def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    """Score the weights behind `load_from` on the validation split, and write the results."""
     with run_folder(config, ranks) as folder:
         checkpoint = read_checkpoint(config.load_from or "")
         config = with_commit(config, checkpoint.state.config if checkpoint.state else None)

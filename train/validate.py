@@ -54,6 +54,7 @@ def score_weights(session: Session, taken: int) -> None:
 
 
 def keep_if_best(session: Session, taken: int, score: float) -> str:
+    """On the first rank, which alone remembers the best score: write these weights if none scored higher."""
     improved = math.isfinite(score) and (session.best_score is None or score > session.best_score)
     if taken == 0 or not improved:
         return ""

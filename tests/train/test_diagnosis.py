@@ -1,9 +1,6 @@
 """What is said and kept about a step that was not finite, in one process and over several."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 
 from shards.batch import CropBatch
 from shards.order import World
-from tests.train.test_distributed import free_port
+from tests.train.launch import ended, ranks_of
 from tests.train.test_step import losses_of
 from train.diagnosis import Diagnosis, Seen, finite, first_gradient, first_output
 from train.distributed import Ranks
@@ -222,39 +219,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def two_ranks(arguments: list[str]) -> list[tuple[int, str]]:
-    """Exit status and standard error of both."""
-    shared = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER, *arguments],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [member.communicate(timeout=200)[1] for member in members]
-    finally:
-        for member in members:
-            member.kill()
-    return [(member.returncode, said) for member, said in zip(members, outputs, strict=True)]
-
-
 @pytest.mark.parametrize("head", ["m2f", "linear"])
 def test_a_bad_image_on_one_rank_stops_all_with_one_account_of_it(
     tiny_run: list[str], tmp_path: Path, head: str
 ) -> None:
     arguments = [*tiny_run, "bs=1", "n_gpus=2", f"decoder_head.type={head}", "eval.max_val_samples=2"]
-    (first, said), (second, brief) = two_ranks(arguments)
+    with ranks_of(["-c", MEMBER, *arguments]) as members:
+        (first, second), (said, brief) = ended(members)
     assert (first, second) == (1, 1), said + brief
     assert "Traceback" not in said + brief
     # positions 4 and 5 are the third step's; the second of two ranks reads the odd ones
@@ -272,7 +243,8 @@ def test_a_bad_image_on_one_rank_stops_all_with_one_account_of_it(
 
 def test_skipping_a_bad_image_on_one_rank_leaves_both_in_step(tiny_run: list[str], tmp_path: Path) -> None:
     arguments = [*tiny_run, "bs=1", "n_gpus=2", "guards.non_finite=skip", "eval.max_val_samples=2"]
-    (first, said), (second, brief) = two_ranks(arguments)
+    with ranks_of(["-c", MEMBER, *arguments]) as members:
+        (first, second), (said, brief) = ended(members)
     assert (first, second) == (0, 0), said + brief
     assert "rank 1: " in said
     assert "the step was left out" in said

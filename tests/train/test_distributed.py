@@ -1,14 +1,10 @@
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from shards.order import World
+from tests.train.launch import ranks_of
 from train.distributed import LaunchError, Ranks, first_host, joined, read_launch, spread
 
 MEMBER = """
@@ -39,23 +35,9 @@ with joined() as ranks:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_two_processes_agree_over_gloo() -> None:
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [member.communicate(timeout=120) for member in members]
+    with ranks_of(["-c", MEMBER]) as members:
+        outputs = [member.communicate(timeout=120) for member in members]
     assert [member.returncode for member in members] == [0, 0], outputs
     answers = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
     assert [answer["first"] for answer in answers] == [True, False]

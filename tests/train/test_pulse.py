@@ -1,9 +1,5 @@
 """Ranks that hang, die or fail: who the others say it was."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.train.test_distributed import free_port
+from tests.train.launch import ranks_of
 from train.pulse import LostRankError, Pulse, Sign, Watch, failed, named, told_apart
 
 ROOT = Path(__file__).parents[2]
@@ -154,24 +150,8 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
         f"step_timeout_s={8 if fault == 'stop' else 60}",
         "eval.max_val_samples=2",
     ]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER, fault, *arguments],
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(r), "LOCAL_RANK": str(r)},
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    try:
+    with ranks_of(["-c", MEMBER, fault, *arguments]) as members:
         said = members[0].communicate(timeout=200)[1]
-    finally:
-        for member in members:
-            member.send_signal(signal.SIGKILL)
-            member.communicate()
     assert members[0].returncode == 2, said
     assert "Traceback" not in said
     for each in words:

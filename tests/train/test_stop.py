@@ -1,16 +1,14 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from shards.order import World
+from tests.train.launch import ended, ranks_of
 from train.checkpoint import LAST, checkpoints_of, step_of
 from train.distributed import Ranks
 from train.log import read_metrics
@@ -54,44 +52,6 @@ def test_a_late_second_interrupt_is_obeyed_at_once(monkeypatch: pytest.MonkeyPat
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def environment(launcher: str, rank: int, port: int) -> dict[str, str]:
-    """What a launcher tells one of two processes of a node."""
-    if launcher == "torchrun":
-        own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-    else:
-        own = {
-            "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
-            "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1",
-        }  # fmt: skip
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), **own}
-
-
-@contextmanager
-def two_ranks(launcher: str, program: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    members = [
-        subprocess.Popen(
-            [sys.executable, *program], cwd=ROOT, env=environment(launcher, rank, port),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        yield members
-    finally:
-        for member in members:
-            member.kill()
-            member.communicate()
-
-
-def ended(members: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
-    """Exit statuses and what stood on stderr; far sooner than a collective would give up."""
-    words = [member.communicate(timeout=120)[1] for member in members]
-    return [member.returncode for member in members], words
-
-
 def wait_for(member: subprocess.Popen[str], words: str) -> None:
     assert member.stderr is not None
     lines = []
@@ -121,7 +81,7 @@ def test_ranks_end_in_the_same_step_save_once_and_the_same_command_continues(
     ]  # fmt: skip
     run, last = tmp_path / "run", 0
     for life in (1, 2):
-        with two_ranks(launcher, command) as members:
+        with ranks_of(command, launcher=launcher) as members:
             if last:
                 wait_for(members[0], f"continuing after step {last} ")
             wait_for(members[0], f"step {last + 2}/")
@@ -167,7 +127,7 @@ def test_one_rank_that_is_told_while_it_scores_or_starts_takes_the_other_with_it
     training = [*arguments, "resume_from=auto"]
 
     def statuses(program: list[str]) -> list[int]:
-        with two_ranks("torchrun", program) as members:
+        with ranks_of(program) as members:
             found, words = ended(members)
         sys.stderr.write("\n".join(words))
         return found

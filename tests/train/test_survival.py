@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train.launch import environment, free_port
 from train.checkpoint import read_checkpoint
 from train.log import read_metrics
 
@@ -64,17 +64,11 @@ sys.exit(main(sys.argv[2:]))
 
 def start_ranks(ranks: int, arguments: list[str], program: str = STOPPER) -> list[subprocess.Popen[str]]:
     """One process a rank, joined by the variables that torchrun sets."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        shared = {
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(probe.getsockname()[1]),
-        }
+    port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, "-c", program, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            env={**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=environment("torchrun", rank, ranks, port),
         )
         for rank in range(ranks)
     ]  # fmt: skip
@@ -174,9 +168,7 @@ def test_a_rank_of_one_node_is_killed_and_both_nodes_start_anew(
     tiny_run: list[str], tmp_path: Path, node: int
 ) -> None:
     """Two launchers that know of each other by address only, as on two machines."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
+    meeting = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     train = ["-m", "train", *tiny_run, "bs=1", "n_gpus=2", "checkpoint.interval=1", "log.interval=1"]
     launchers = [
