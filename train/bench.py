@@ -29,7 +29,7 @@ from train.evaluate import evaluation_settings
 from train.inference import label_maps
 from train.memory import count_memory
 from train.paired import attention_ms, loss_ms
-from train.phases import PhaseClock
+from train.phases import HOST_PHASE, PhaseClock
 from train.rig import Rig, build_rig
 from train.schema import TrainConfig
 from train.synthetic import synthetic_batch, synthetic_batches
@@ -237,7 +237,11 @@ def to_text(report: Report) -> str:
     ]
     for step in report.steps:
         phases = "  ".join(f"{name} {value:.1f}" for name, value in step.phases_ms.items())
-        lines += [f"{step.name}: {step.images_per_s:.2f} images/s", f"  ms: {phases}"]
+        waiting = step.phases_ms.get(HOST_PHASE, 0.0) / step.phases_ms["step"]
+        lines += [
+            f"{step.name}: {step.images_per_s:.2f} images/s, {waiting:.1%} of a step waiting for data",
+            f"  ms: {phases}",
+        ]
         if step.tflop_per_image is not None and step.tflop_per_s is not None and report.matmul_tflop_per_s:
             share = step.tflop_per_s / report.matmul_tflop_per_s
             lines.append(
@@ -246,7 +250,8 @@ def to_text(report: Report) -> str:
             )
         if step.peak_gib is not None:
             lines.append(
-                f"  peak memory {step.peak_gib:.1f} GiB, {step.syncs} syncs a step beside the matcher's one"
+                f"  peak memory {step.peak_gib:.1f} GiB, {step.syncs} syncs a step that PyTorch sees "
+                "(waiting for an event, as our matcher does once, is none of them)"
             )
     for other in report.steps[1:]:
         lines.append(f"ours / {other.name}: {report.steps[0].images_per_s / other.images_per_s:.2f}x")
