@@ -157,6 +157,8 @@ def first_gradient(model: nn.Module, loss_of: Callable[[CropBatch], Tensor], cro
     try:
         with alone(model), hooked(model, watch):
             gradients = torch.autograd.grad(loss_of(crops), list(trainable.values()), allow_unused=True)
+    except NonFiniteError as error:  # with this rank's own batch statistics; the other ranks wait for a word
+        return str(error).removesuffix(".")
     except torch.OutOfMemoryError:
         return "too little memory was left to look for the module"
     said = "the loss is finite, but the first gradient that is not is that of"

@@ -117,6 +117,13 @@ def test_the_words_of_a_loss_that_refuses_come_first() -> None:
     assert said.startswith("no matching; the first output that is not finite is that of 2")
 
 
+def test_a_loss_that_refuses_alone_only_is_words_too() -> None:
+    def refuse(batch: CropBatch) -> Tensor:
+        raise NonFiniteError("no matching.")
+
+    assert first_gradient(chain(), refuse, crops()) == "no matching"
+
+
 def test_a_norm_over_all_ranks_looks_at_its_own_images_only() -> None:
     model = chain()
     sync_batch_norms(model, num_ranks=2)  # no process group here: an exchange would raise

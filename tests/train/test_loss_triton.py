@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.train.model.interpreted import run
 from train.points import point_keys, random_points
 
 pytest.importorskip("triton")
@@ -49,12 +50,7 @@ print(json.dumps(sizes))
 
 
 def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    sizes = json.loads(done.stdout.splitlines()[-1])
+    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
     assert len(sizes) == 8
     assert min(sizes.values()) > 1000
 

@@ -4,15 +4,13 @@ there is one.
 The interpreter must be chosen before Triton is imported, so the cases run in one process of their own.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+
+from tests.train.model.interpreted import cases_of, run
 
 pytest.importorskip("triton")
 
@@ -108,21 +106,7 @@ def compiled_errors(name: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    here = Path(__file__)
-    code = (
-        "import importlib.util, json, sys;"
-        f"spec = importlib.util.spec_from_file_location('cases', {str(here)!r});"
-        "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases);"
-        "found = {name: cases.errors(name) for name in cases.CASES};"
-        "found['compiled'] = cases.compiled_errors('width 24');"
-        "print(json.dumps(found))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=here.parents[3], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return cases_of(__file__, compiled="compiled_errors('width 24')")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -161,12 +145,7 @@ print(json.dumps(sizes))
 
 
 def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    sizes = json.loads(done.stdout.splitlines()[-1])
+    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
     assert len(sizes) == 6
     assert min(sizes.values()) > 1000
 

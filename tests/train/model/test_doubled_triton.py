@@ -4,15 +4,13 @@ where there is one.
 The interpreter must be chosen before Triton is imported, so the cases run in one process of their own.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+
+from tests.train.model.interpreted import cases_of, run
 
 pytest.importorskip("triton")
 
@@ -64,21 +62,7 @@ def checked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    here = Path(__file__)
-    code = (
-        "import importlib.util, json;"
-        f"spec = importlib.util.spec_from_file_location('cases', {str(here)!r});"
-        "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases);"
-        "found = {name: cases.errors(name) for name in cases.CASES};"
-        "found['checks'] = cases.checked();"
-        "print(json.dumps(found))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=here.parents[3], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return cases_of(__file__, checks="checked()")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -113,12 +97,7 @@ print(json.dumps(sizes))
 
 
 def test_the_kernel_compiles_for_nvidia_chips_without_one_and_has_no_atomics(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    sizes = json.loads(done.stdout.splitlines()[-1])
+    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
     assert len(sizes) == 2
     assert min(sizes.values()) > 1000
 
