@@ -2,7 +2,8 @@
 
 A gradient that is not finite never reaches the weights: its flag goes to the optimiser on the device
 (`found_inf` of the fused AdamW), which leaves weights and moments as they are. The host reads the flag with
-the next step's matching costs, which it waits for anyway, so that watching costs no wait and no copy.
+the next step's matching costs, which it waits for anyway, so that watching costs no wait and no copy. (The
+linear head matches nothing: there a copy of one number goes along with each step.)
 """
 
 from __future__ import annotations

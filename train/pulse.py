@@ -96,10 +96,8 @@ class Pulse:
                 threading.Event().wait(SILENT_BEATS * BEAT_S)
                 after = self.look()
                 ended = failed(after)
-                stuck = {
-                    r: sign for r, sign in after.items() if sign.beat == before[r].beat and not sign.ended
-                }
-                stuck.pop(self.rank, None)
+                others = {rank: sign for rank, sign in after.items() if rank != self.rank and not sign.ended}
+                stuck = {rank: sign for rank, sign in others.items() if sign.beat == before[rank].beat}
                 if stuck and not ended:
                     return "no sign of life from " + named(stuck)
         except RuntimeError:
