@@ -52,7 +52,7 @@ demo: setup
 	$(BIN)/python -m shards info $(DEMO)/shards
 	$(BIN)/python -m train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/train
 	$(BIN)/python -m train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/evaluation load_from=$(DEMO)/train/model_final.pth
-	$(BIN)/python -m train.predict checkpoint=$(DEMO)/train/model_final.pth inputs=$(DEMO)/scenes/images/validation output_dir=$(DEMO)/pictures
+	$(BIN)/python -m maskshards.train.predict checkpoint=$(DEMO)/train/model_final.pth inputs=$(DEMO)/scenes/images/validation output_dir=$(DEMO)/pictures
 	@$(BIN)/python examples/demo_summary.py $(DEMO)
 
 clean:

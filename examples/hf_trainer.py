@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from examples.plain_pytorch import IGNORED, class_ids
-from shards.augment import CropSettings, crop, draw_crops
-from shards.loader import Loader
-from shards.order import World
+from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
+from maskshards.shards.loading.loader import Loader
+from maskshards.shards.order.order import World
 
 SETTINGS = CropSettings(crop_px=(128, 128), image_px=128)
 

@@ -5,8 +5,8 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from shards.augment import CropSettings, crop, draw_crops
-from shards.loader import Loader
+from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
+from maskshards.shards.loading.loader import Loader
 
 IGNORED = -1
 

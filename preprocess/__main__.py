@@ -10,10 +10,10 @@ from __future__ import annotations
 import signal
 import sys
 
-from preprocess.arguments import parser
-from preprocess.commands import COMMANDS
-from preprocess.errors import BuildError
-from shards.errors import ShardError
+from maskshards.preprocess.arguments import parser
+from maskshards.preprocess.commands import COMMANDS
+from maskshards.preprocess.errors import BuildError
+from maskshards.shards.errors import ShardError
 
 
 def main(arguments: list[str]) -> int:

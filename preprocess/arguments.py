@@ -6,11 +6,11 @@ import argparse
 import os
 from pathlib import Path
 
-from preprocess.build import Part
-from preprocess.errors import BuildError
-from preprocess.images import ImagePolicy
-from preprocess.plan import BuildSettings
-from preprocess.sources.opening import SourceRequest
+from maskshards.preprocess.build import Part
+from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.sources.opening import SourceRequest
 
 
 def parser() -> argparse.ArgumentParser:

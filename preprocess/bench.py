@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.destination import LocalDestination
-from preprocess.errors import BuildError
-from preprocess.images import ImagePolicy
-from preprocess.labels import decode_label_file
-from preprocess.pool import run_tasks
-from preprocess.shard_task import ShardTask, build_shard
-from preprocess.sources.source import Source
+from maskshards.preprocess.destinations.local import LocalDestination
+from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.executors.pool import run_tasks
+from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.labels import decode_label_file
+from maskshards.preprocess.shard_task import ShardTask, build_shard
+from maskshards.preprocess.sources.source import Source
 
 LIMIT, WITHOUT_PROOF, WITH_PROOF = "limit", "build without image proof", "build"
 MEMORY_FACTOR = 4  # the second memory figure is of so many times the samples

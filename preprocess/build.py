@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from preprocess.destination import BUILD_FOLDER, PARTIAL, PLAN_FILE, Destination
-from preprocess.errors import BuildError
-from preprocess.plan import BuildSettings, SplitFacts, SplitPlan, plan_split
-from preprocess.publish import published, stored_plan
-from preprocess.shard_task import ShardOutcome, ShardTask, build_shard
-from preprocess.sources.source import Source
+from maskshards.preprocess.destinations.local import BUILD_FOLDER, PARTIAL, PLAN_FILE, Destination
+from maskshards.preprocess.destinations.publish import published, stored_plan
+from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.plan import BuildSettings, SplitFacts, SplitPlan, plan_split
+from maskshards.preprocess.shard_task import ShardOutcome, ShardTask, build_shard
+from maskshards.preprocess.sources.source import Source
 
 Executor = Callable[[Callable[[ShardTask], ShardOutcome], Iterable[ShardTask]], Iterator[ShardOutcome]]
 Progress = Callable[[ShardOutcome], None]

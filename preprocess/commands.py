@@ -8,21 +8,21 @@ from functools import partial
 
 from tqdm import tqdm
 
-from preprocess.arguments import build_settings, part_of, source_request
-from preprocess.bench import bench
-from preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs
-from preprocess.dask_executor import run_on_dask
-from preprocess.errors import BuildError
-from preprocess.place import Place
-from preprocess.plan import BuildSettings
-from preprocess.pool import run_tasks
-from preprocess.publish import Published, publish_splits
-from preprocess.scenes import write_scenes
-from preprocess.shard_task import ShardOutcome
-from preprocess.sources.opening import open_source
-from preprocess.sources.source import Source
-from preprocess.verify import verify_split
-from shards.manifest import open_splits
+from maskshards.preprocess.arguments import build_settings, part_of, source_request
+from maskshards.preprocess.bench import bench
+from maskshards.preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs
+from maskshards.preprocess.destinations.place import Place
+from maskshards.preprocess.destinations.publish import Published, publish_splits
+from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.executors.dask import run_on_dask
+from maskshards.preprocess.executors.pool import run_tasks
+from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.scenes import write_scenes
+from maskshards.preprocess.shard_task import ShardOutcome
+from maskshards.preprocess.sources.opening import open_source
+from maskshards.preprocess.sources.source import Source
+from maskshards.preprocess.verify import verify_split
+from maskshards.shards.format.manifest import open_splits
 
 SHOWN_FAULTS = 20
 

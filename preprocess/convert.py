@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from preprocess.errors import RejectedInput
-from preprocess.images import Encoded, ImagePolicy, encode_image
-from preprocess.labels import LabelRule, decode_label_file
-from preprocess.sources.source import RawSample, Source, SourceItem
-from shards.errors import ShardError
-from shards.record import Record
+from maskshards.preprocess.errors import RejectedInput
+from maskshards.preprocess.inputs.images import Encoded, ImagePolicy, encode_image
+from maskshards.preprocess.inputs.labels import LabelRule, decode_label_file
+from maskshards.preprocess.sources.source import RawSample, Source, SourceItem
+from maskshards.shards.errors import ShardError
+from maskshards.shards.format.record import Record
 
 
 def read_record(source: Source, item: SourceItem, stamp: str, policy: ImagePolicy) -> Record:

@@ -13,9 +13,9 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from preprocess.errors import BuildError, Reject, SourceError
-from preprocess.images import RE_ENCODING, ImagePolicy
-from preprocess.sources.source import Source
+from maskshards.preprocess.errors import BuildError, Reject, SourceError
+from maskshards.preprocess.inputs.images import RE_ENCODING, ImagePolicy
+from maskshards.preprocess.sources.source import Source
 
 PLAN_VERSION = 1  # grows when the same settings would give other bytes
 

@@ -11,15 +11,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.convert import read_record
-from preprocess.destination import Destination
-from preprocess.errors import BuildError, Reject, RejectedInput
-from preprocess.images import ImagePolicy
-from preprocess.journal import Journal, read_journal, write_journal
-from preprocess.sources.source import Source, SourceItem
-from shards.errors import SampleError, ShardError
-from shards.index import SampleEntry, ShardInfo
-from shards.tar import TarWriter, read_members
+from maskshards.preprocess.convert import read_record
+from maskshards.preprocess.destinations.journal import Journal, read_journal, write_journal
+from maskshards.preprocess.destinations.local import Destination
+from maskshards.preprocess.errors import BuildError, Reject, RejectedInput
+from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.sources.source import Source, SourceItem
+from maskshards.shards.errors import SampleError, ShardError
+from maskshards.shards.format.index import SampleEntry, ShardInfo
+from maskshards.shards.format.tar import TarWriter, read_members
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.convert import label_values
-from preprocess.errors import BuildError, RejectedInput
-from preprocess.images import encode_image
-from preprocess.labels import LabelRule
-from preprocess.plan import BuildSettings
-from preprocess.sources.opening import reopen_source
-from preprocess.sources.source import Source
-from shards.errors import ShardError
-from shards.manifest import Split, open_split
-from shards.record import Record, from_members
-from shards.rle import decode_label_map
-from shards.tar import read_members
+from maskshards.preprocess.convert import label_values
+from maskshards.preprocess.errors import BuildError, RejectedInput
+from maskshards.preprocess.inputs.images import encode_image
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.sources.opening import reopen_source
+from maskshards.preprocess.sources.source import Source
+from maskshards.shards.errors import ShardError
+from maskshards.shards.format.manifest import Split, open_split
+from maskshards.shards.format.record import Record, from_members
+from maskshards.shards.format.rle import decode_label_map
+from maskshards.shards.format.tar import read_members
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class SplitCheck:
 def verify_split(
     split: Split, root: str, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 ) -> SplitCheck:
-    """Compare one split with the source at `root`. `run(do, tasks)` executes tasks; see preprocess.pool."""
+    """Compare one split with the source at `root`. `run(do, tasks)` executes tasks; see maskshards.preprocess.executors.pool."""
     manifest, out = split.manifest, split.base
     rule = LabelRule.from_json(manifest.label_rule)
     kind = manifest.settings.get("source")

@@ -14,12 +14,15 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "info": ("shards.info", "what a data set holds: counts, bytes, class frequencies, sizes, fingerprint"),
-    "verify": ("shards.verify", "check every byte, every digest and every mask"),
-    "preview": ("shards.preview", "one HTML page with masks drawn over images"),
-    "diff": ("shards.diff", "compare two data sets sample by sample"),
-    "plan": ("shards.plan", "which samples a rank reads in a step"),
-    "bench": ("shards.bench", "measure the loader stage by stage"),
+    "info": (
+        "maskshards.shards.commands.info",
+        "what a data set holds: counts, bytes, class frequencies, sizes, fingerprint",
+    ),
+    "verify": ("maskshards.shards.commands.verify", "check every byte, every digest and every mask"),
+    "preview": ("maskshards.shards.commands.preview", "one HTML page with masks drawn over images"),
+    "diff": ("maskshards.shards.commands.diff", "compare two data sets sample by sample"),
+    "plan": ("maskshards.shards.commands.plan", "which samples a rank reads in a step"),
+    "bench": ("maskshards.shards.commands.bench", "measure the loader stage by stage"),
 }
 
 

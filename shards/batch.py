@@ -2,7 +2,7 @@
 
 A batch of differently sized images travels as a few flat buffers, so that it crosses to the device in two or
 three copies and never as one tensor per image or per mask: the pixels, the runs, whose two tensors lie back
-to back in one buffer, and the table of numbers that `shards.augment` crops by.
+to back in one buffer, and the table of numbers that `maskshards.shards.augment.crop` crops by.
 """
 
 from __future__ import annotations

@@ -25,13 +25,15 @@ import yaml
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from preprocess.__main__ import main as preprocess_main
-from preprocess.arguments import parser as preprocess_parser
-from shards.__main__ import COMMANDS as SHARDS_COMMANDS
-from shards.__main__ import main as shards_main
-from train import bench, export, predict
-from train.__main__ import main as train_main
-from train.config import load_config, merge
+from maskshards.preprocess.__main__ import main as preprocess_main
+from maskshards.preprocess.arguments import parser as preprocess_parser
+from maskshards.shards.__main__ import COMMANDS as SHARDS_COMMANDS
+from maskshards.shards.__main__ import main as shards_main
+from maskshards.train import predict
+from maskshards.train.__main__ import main as train_main
+from maskshards.train.bench import command as bench
+from maskshards.train.config.load import load_config, merge
+from maskshards.train.export import command as export
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -51,9 +53,9 @@ MAINS = {
     "preprocess": preprocess_main,
     "shards": shards_main,
     "train": train_main,
-    "train.predict": predict.main,
-    "train.export": export.main,
-    "train.bench": bench.main,
+    "maskshards.train.predict": predict.main,
+    "maskshards.train.export.command": export.main,
+    "maskshards.train.bench.command": bench.main,
 }
 
 
@@ -285,10 +287,10 @@ TABLE = {
     ),
     f"python -m train {RECIPE} datasets.root={SHARDS} output_dir=runs/scores model.dino_hub=dinov3_vitl16"
     f" load_from={RUN}/model_final.pth": Small((SHARDS, RUN), more=ONE, leaves=(f"runs/scores/{TABULATED}",)),
-    f"python -m train.predict checkpoint={RUN}/model_final.pth inputs=photos/ output_dir=pictures": Small(
+    f"python -m maskshards.train.predict checkpoint={RUN}/model_final.pth inputs=photos/ output_dir=pictures": Small(
         (RUN, "photos"), leaves=("pictures/labels/a.png", "pictures/overlays/a.jpg", "pictures/classes.csv")
     ),
-    f"python -m train.export checkpoint={RUN} format=onnx output_dir=exported": Small(
+    f"python -m maskshards.train.export.command checkpoint={RUN} format=onnx output_dir=exported": Small(
         # by itself: torch's exporter warns of torch's own code
         (RUN,),
         more=("image_px=64",),
@@ -296,29 +298,31 @@ TABLE = {
         processes=({},),
         slow=True,
     ),
-    "python -m train.export checkpoint=RUN format=torch output_dir=OUT": Small(
+    "python -m maskshards.train.export.command checkpoint=RUN format=torch output_dir=OUT": Small(
         (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, ("image_px=64",), ("OUT/model.pt2",), slow=True
     ),
-    "python -m train.export checkpoint=RUN format=huggingface output_dir=OUT": Small(
+    "python -m maskshards.train.export.command checkpoint=RUN format=huggingface output_dir=OUT": Small(
         (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, leaves=("OUT/config.json", "OUT/model.safetensors")
     ),
-    "python -m train.predict checkpoint=OUT inputs=photos/ output_dir=pictures": Small(
+    "python -m maskshards.train.predict checkpoint=OUT inputs=photos/ output_dir=pictures": Small(
         ("OUT", "photos"), leaves=("pictures/labels/a.png",)
     ),
     # figures
-    "OMP_NUM_THREADS=1 python -m train.bench --device cpu --only step --compare reference --steps 7"
+    "OMP_NUM_THREADS=1 python -m maskshards.train.bench.command --device cpu --only step --compare reference --steps 7"
     " --warmup 1 *": Small(swap={"--steps 7": "--steps 1"}, more=BENCH, slow=True),
-    "OMP_NUM_THREADS=1 python -m train.bench --only loss --device cpu *": Elsewhere("has gaps to fill in"),
-    "python -m train.bench *": Elsewhere("a figure of a GPU"),
-    "taskset -c 0,1 python -m train.bench *": Elsewhere("a figure of a GPU"),
+    "OMP_NUM_THREADS=1 python -m maskshards.train.bench.command --only loss --device cpu *": Elsewhere(
+        "has gaps to fill in"
+    ),
+    "python -m maskshards.train.bench.command *": Elsewhere("a figure of a GPU"),
+    "taskset -c 0,1 python -m maskshards.train.bench.command *": Elsewhere("a figure of a GPU"),
     "python -m preprocess bench --dataset ade20k --root camvid --allow-count-mismatch --rounds 3"
     " --chunks 2": Small((ADE,), {"camvid": ADE, "--rounds 3": "--rounds 1"}, ("--workers", "1"), slow=True),
-    "python docs/benchmarks/format_pairs.py --out PAIRS --samples 50000": Small(
+    "python benchmarks/format_pairs.py --out PAIRS --samples 50000": Small(
         swap={"docs/": f"{ROOT}/docs/", "50000": "20"}, leaves=("PAIRS/classes.txt",), slow=True
     ),
     "python -m preprocess build --dataset folder --root PAIRS --classes PAIRS/classes.txt --reduce-zero-label"
     " --out SHARDS": Small(("PAIRS",), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",), slow=True),
-    "OMP_NUM_THREADS=1 python docs/benchmarks/format_codec.py FOLDER/annotations --zero-is-void": Small(
+    "OMP_NUM_THREADS=1 python benchmarks/format_codec.py FOLDER/annotations --zero-is-void": Small(
         (ADE,), {"docs/": f"{ROOT}/docs/", "FOLDER": ADE}, slow=True
     ),
     "OMP_NUM_THREADS=1 python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
@@ -411,11 +415,11 @@ def parse(command):
         parser.parse_args(words[1:])
     elif program == "train":
         load_config(words)
-    elif program == "train.predict":
+    elif program == "maskshards.train.predict":
         merge({}, predict.parse(words)[1])
-    elif program == "train.export":
+    elif program == "maskshards.train.export.command":
         merge({}, export.parse(words).overrides)
-    elif program == "train.bench":
+    elif program == "maskshards.train.bench.command":
         load_config(bench.parse(words)[1])
     elif launcher[0] == "make":
         assert f"\n{launcher[1]}:" in (ROOT / "Makefile").read_text()
@@ -446,7 +450,7 @@ def test_a_command_is_one_that_the_program_takes(command, monkeypatch):
         "python -m preprocess build --dataset folder --rot x",
         "python -m shards verify x --fast",
         "python -m train config=configs/demo.yaml datasets.root=x output_dir=y optimiser.lr=1",
-        "python -m train.predict checkpoint=x inputs=y output_dir=z eval.tta=true",
+        "python -m maskshards.train.predict checkpoint=x inputs=y output_dir=z eval.tta=true",
         "torchrun --nproc-per-gpu 8 -m train config=configs/demo.yaml datasets.root=x output_dir=y",
         "make demonstration",
         "pytest -m slow tests/test_nothing.py",
@@ -539,10 +543,10 @@ MADE = {
     "photos": plainly(make_photos),
     "saved": plainly(make_saved),
     "classes.txt": plainly(make_saved),
-    "PAIRS": by("python docs/benchmarks/format_pairs.py --out PAIRS --samples 50000"),
+    "PAIRS": by("python benchmarks/format_pairs.py --out PAIRS --samples 50000"),
     SHARDS: by(FIRST_BUILD),
     RUN: by(FIRST_TRAINING),
-    "OUT": by("python -m train.export checkpoint=RUN format=huggingface output_dir=OUT"),
+    "OUT": by("python -m maskshards.train.export.command checkpoint=RUN format=huggingface output_dir=OUT"),
     "SHARDS": by(FOLDER_BUILD),
     "parts": by(PART.format("$DATA", "$SHARDS", "$SLURM_ARRAY_TASK_ID"), {"built": "parts"}),
     "saved-shards": by(SAVED_BUILD, {"SHARDS": "saved-shards"}),

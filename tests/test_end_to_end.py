@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.__main__ import main as train
+from maskshards.train.__main__ import main as train
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -102,7 +102,7 @@ def test_from_source_images_to_prediction_pictures(shards, tmp_path, monkeypatch
     pictures = tmp_path / "pictures"
     inputs = shards.parent / "scenes" / "images" / "validation"
     _run(
-        *("train.predict", f"checkpoint={run / 'model_final.pth'}", f"inputs={inputs}"),
+        *("maskshards.train.predict", f"checkpoint={run / 'model_final.pth'}", f"inputs={inputs}"),
         f"output_dir={pictures}",
     )
     overlays = sorted((pictures / "overlays").glob("*.jpg"))

@@ -18,15 +18,15 @@ from PIL import Image
 from pycocotools import mask as coco
 from safetensors.torch import load_file
 
-from shards.augment import crop, draw_crops
-from shards.coco import to_coco
-from shards.loader import Loader
-from shards.manifest import open_split
-from shards.rle import IGNORE, binary_mask, decode_label_map, unpack_runs
-from train.assembly import build_parts, crop_settings, open_loader
-from train.config import load_config
-from train.distributed import joined
-from train.predict import load_predictor
+from maskshards.shards.augment.crop import crop, draw_crops
+from maskshards.shards.format.coco import to_coco
+from maskshards.shards.format.manifest import open_split
+from maskshards.shards.format.rle import IGNORE, binary_mask, decode_label_map, unpack_runs
+from maskshards.shards.loading.loader import Loader
+from maskshards.train.config.load import load_config
+from maskshards.train.distributed.ranks import joined
+from maskshards.train.predict import load_predictor
+from maskshards.train.trainer.build import build_parts, crop_settings, open_loader
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split()

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from train.config import load_config
-from train.config_checks import check_config
+from maskshards.train.config.checks import check_config
+from maskshards.train.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "examples" / "slurm-train.sbatch"

@@ -9,12 +9,12 @@ import signal
 import sys
 from datetime import timedelta
 
-from train.config import load_config
-from train.distributed import joined
-from train.guards import GuardError
-from train.nonfinite import NonFiniteError
-from train.routes import run
-from train.stop import Stopped, StopSignals
+from maskshards.train.config.load import load_config
+from maskshards.train.distributed.ranks import joined
+from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+from maskshards.train.losses.nonfinite import NonFiniteError
+from maskshards.train.trainer.guards import GuardError
+from maskshards.train.trainer.run import run
 
 USAGE = """usage: python -m train config=RECIPE.yaml output_dir=FOLDER datasets.root=SHARDS
 model.dino_hub=NAME [key=value ...] recipes: configs/*.yaml; load_from=CHECKPOINT evaluates,

@@ -1,4 +1,4 @@
-"""Label maps and pictures for images: `python -m train.predict checkpoint=RUN inputs=FOLDER output_dir=OUT`.
+"""Label maps and pictures for images: `python -m maskshards.train.predict checkpoint=RUN inputs=FOLDER output_dir=OUT`.
 
 `checkpoint` is a run folder (its best checkpoint), a checkpoint folder or model_final.pth; the model, the
 class names and the way to evaluate come from the configuration stored with it, and any of its keys can be
@@ -26,18 +26,19 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from train.assembly import autocast_dtype, build_model
-from train.checkpoint import load_weights, read_checkpoint, replacing
-from train.config import merge, read_recipe, to_config
-from train.evaluate import evaluation_settings
-from train.inference import InferenceSettings, label_maps
-from train.model.segmenter import Segmenter
-from train.palette import class_colours, overlay, with_legend
-from train.schema import TrainConfig
+from maskshards.shards.storage.atomic_write import replacing
+from maskshards.train.checkpoint.checkpoint import load_weights, read_checkpoint
+from maskshards.train.config.load import merge, read_recipe, to_config
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.evaluation.evaluate import evaluation_settings
+from maskshards.train.evaluation.inference import InferenceSettings, label_maps
+from maskshards.train.model.segmenter import Segmenter
+from maskshards.train.report.palette import class_colours, overlay, with_legend
+from maskshards.train.trainer.build import autocast_dtype, build_model
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OWN_KEYS = ("checkpoint", "inputs", "output_dir", "config", "classes", "device")
-USAGE = "python -m train.predict checkpoint=RUN inputs=IMAGE_OR_FOLDER output_dir=FOLDER [key=value ...]"
+USAGE = "python -m maskshards.train.predict checkpoint=RUN inputs=IMAGE_OR_FOLDER output_dir=FOLDER [key=value ...]"
 
 
 class PredictError(ValueError):

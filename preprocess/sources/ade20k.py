@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from preprocess.classes import Color, ade20k_classes, ade20k_palette, read_object_info
-from preprocess.errors import SourceError
-from preprocess.labels import LabelRule
-from preprocess.sources.folder import FolderSource
-from preprocess.sources.source import Listing, SourceItem
+from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.inputs.classes import Color, ade20k_classes, ade20k_palette, read_object_info
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.sources.folder import FolderSource
+from maskshards.preprocess.sources.source import Listing, SourceItem
 
 COUNTS = {"training": 20210, "validation": 2000}
 CLASS_TABLE, SCENE_TABLE = "objectInfo150.txt", "sceneCategories.txt"

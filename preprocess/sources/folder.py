@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import Reject, RejectedInput, SourceError
-from preprocess.labels import LabelRule
-from preprocess.sources.source import Listing, RawSample, Source, SourceItem
-from shards.record import escape_key
+from maskshards.preprocess.errors import Reject, RejectedInput, SourceError
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
+from maskshards.shards.format.record import escape_key
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 LABEL_FOLDERS = ("annotations", "labels")

@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import RejectedInput, SourceError
-from preprocess.labels import LabelRule
-from preprocess.sources.source import Listing, RawSample, Source, SourceItem
-from shards.record import escape_key
+from maskshards.preprocess.errors import RejectedInput, SourceError
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
+from maskshards.shards.format.record import escape_key
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 LABEL_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_mask", "label_map")

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from preprocess.classes import read_classes
-from preprocess.errors import SourceError
-from preprocess.labels import LabelRule, read_mapping
-from preprocess.sources.ade20k import Ade20kSource, open_ade20k
-from preprocess.sources.folder import FolderSource, find_labels_folder
-from preprocess.sources.huggingface import HuggingFaceSource, open_hugging_face
-from preprocess.sources.source import Source
+from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.inputs.classes import read_classes
+from maskshards.preprocess.inputs.labels import LabelRule, read_mapping
+from maskshards.preprocess.sources.ade20k import Ade20kSource, open_ade20k
+from maskshards.preprocess.sources.folder import FolderSource, find_labels_folder
+from maskshards.preprocess.sources.huggingface import HuggingFaceSource, open_hugging_face
+from maskshards.preprocess.sources.source import Source
 
 KINDS = ("ade20k", "folder", "hf:NAME")
 HUGGING_FACE = "hf:"

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from preprocess.errors import Reject
-from preprocess.labels import LabelRule
+from maskshards.preprocess.errors import Reject
+from maskshards.preprocess.inputs.labels import LabelRule
 
 
 @dataclass(frozen=True, slots=True)

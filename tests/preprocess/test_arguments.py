@@ -1,8 +1,8 @@
 import pytest
 
-from preprocess.arguments import build_settings, parser, part_of, source_request
-from preprocess.build import Part
-from preprocess.errors import BuildError
+from maskshards.preprocess.arguments import build_settings, parser, part_of, source_request
+from maskshards.preprocess.build import Part
+from maskshards.preprocess.errors import BuildError
 
 BUILD = ["build", "--dataset", "folder", "--root", "data", "--out", "out"]
 

@@ -3,11 +3,20 @@ import tarfile
 
 import pytest
 
-from preprocess.__main__ import main
-from preprocess.bench import LIMIT, WITH_PROOF, WITHOUT_PROOF, BenchResult, Chunk, Rate, bench, work
-from preprocess.errors import BuildError
-from preprocess.labels import LabelRule
-from preprocess.sources.folder import FolderSource
+from maskshards.preprocess.__main__ import main
+from maskshards.preprocess.bench import (
+    LIMIT,
+    WITH_PROOF,
+    WITHOUT_PROOF,
+    BenchResult,
+    Chunk,
+    Rate,
+    bench,
+    work,
+)
+from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.sources.folder import FolderSource
 
 
 def source_of(root):

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess import lock, shard_task
-from preprocess.__main__ import main
-from preprocess.build import Part, execute, plan_jobs, prepare
-from preprocess.destination import LocalDestination
-from preprocess.errors import BuildError
-from preprocess.lock import build_lock
-from preprocess.plan import BuildSettings
-from preprocess.sources.opening import SourceRequest, open_source
-from shards.manifest import open_split
+from maskshards.preprocess import shard_task
+from maskshards.preprocess.__main__ import main
+from maskshards.preprocess.build import Part, execute, plan_jobs, prepare
+from maskshards.preprocess.destinations import lock
+from maskshards.preprocess.destinations.local import LocalDestination
+from maskshards.preprocess.destinations.lock import build_lock
+from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.sources.opening import SourceRequest, open_source
+from maskshards.shards.format.manifest import open_split
 
 
 def words(root, out, *more):

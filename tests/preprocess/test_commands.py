@@ -1,8 +1,8 @@
 import subprocess
 import sys
 
-from preprocess.__main__ import main
-from shards.manifest import open_split
+from maskshards.preprocess.__main__ import main
+from maskshards.shards.format.manifest import open_split
 
 
 def test_the_summary_tells_what_was_made(make_root, tmp_path, capsys):

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.convert import read_record, to_record
-from preprocess.errors import RejectedInput
-from preprocess.images import ImagePolicy
-from preprocess.labels import LabelRule
-from preprocess.sources.folder import FolderSource
-from preprocess.sources.source import RawSample, SourceItem
-from shards.rle import IGNORE, decode_label_map
+from maskshards.preprocess.convert import read_record, to_record
+from maskshards.preprocess.errors import RejectedInput
+from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.sources.folder import FolderSource
+from maskshards.preprocess.sources.source import RawSample, SourceItem
+from maskshards.shards.format.rle import IGNORE, decode_label_map
 
 ITEM = SourceItem("a", "images/t/a.jpg", "annotations/t/a.png", "t")
 RULE = LabelRule(5, reduce_zero_label=True)

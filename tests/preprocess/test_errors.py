@@ -1,4 +1,4 @@
-from preprocess.errors import Reject, reject_table
+from maskshards.preprocess.errors import Reject, reject_table
 
 
 def test_every_refused_input_is_a_line():

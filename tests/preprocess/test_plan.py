@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from preprocess.errors import BuildError, Reject, SourceError
-from preprocess.images import ImagePolicy
-from preprocess.labels import LabelRule
-from preprocess.plan import BuildSettings, SplitFacts, permute, plan_split
-from preprocess.sources.folder import FolderSource
-from preprocess.sources.source import Listing
+from maskshards.preprocess.errors import BuildError, Reject, SourceError
+from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.plan import BuildSettings, SplitFacts, permute, plan_split
+from maskshards.preprocess.sources.folder import FolderSource
+from maskshards.preprocess.sources.source import Listing
 
 CLASSES = ("a", "b")
 

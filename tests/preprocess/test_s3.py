@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from preprocess.__main__ import main
-from preprocess.object_store import file_system
+from maskshards.preprocess.__main__ import main
+from maskshards.preprocess.destinations.object_store import file_system
 
 s3fs = pytest.importorskip("s3fs", reason="the extra 's3' is not installed")
 pytest.importorskip("moto.server", reason="moto's S3 server is not installed")

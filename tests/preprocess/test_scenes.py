@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.scenes import CLASSES, draw_scene, write_scenes
+from maskshards.preprocess.scenes import CLASSES, draw_scene, write_scenes
 
 
 def _digests(folder):

@@ -2,16 +2,16 @@ import dataclasses
 
 import pytest
 
-from preprocess import shard_task
-from preprocess.destination import LocalDestination
-from preprocess.errors import BuildError, Reject
-from preprocess.images import ImagePolicy
-from preprocess.journal import read_journal
-from preprocess.labels import LabelRule
-from preprocess.shard_task import ShardTask, build_shard
-from preprocess.sources.folder import FolderSource
-from shards.record import from_members
-from shards.tar import read_members
+from maskshards.preprocess import shard_task
+from maskshards.preprocess.destinations.journal import read_journal
+from maskshards.preprocess.destinations.local import LocalDestination
+from maskshards.preprocess.errors import BuildError, Reject
+from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.shard_task import ShardTask, build_shard
+from maskshards.preprocess.sources.folder import FolderSource
+from maskshards.shards.format.record import from_members
+from maskshards.shards.format.tar import read_members
 
 
 @pytest.fixture

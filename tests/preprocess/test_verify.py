@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.__main__ import main
-from preprocess.verify import compare
-from shards.manifest import open_split
-from shards.record import Record, from_members
-from shards.rle import encode_label_map
-from shards.tar import read_members
+from maskshards.preprocess.__main__ import main
+from maskshards.preprocess.verify import compare
+from maskshards.shards.format.manifest import open_split
+from maskshards.shards.format.record import Record, from_members
+from maskshards.shards.format.rle import encode_label_map
+from maskshards.shards.format.tar import read_members
 
 
 def build(root, out, *more):

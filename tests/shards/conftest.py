@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from shards.batch import RaggedBatch
-from shards.index import ShardInfo
-from shards.loader import Loader
-from shards.manifest import Manifest, write_split
-from shards.record import Record
-from shards.rle import encode_label_map
-from shards.tar import TarWriter
+from maskshards.shards.batch import RaggedBatch
+from maskshards.shards.format.index import ShardInfo
+from maskshards.shards.format.manifest import Manifest, write_split
+from maskshards.shards.format.record import Record
+from maskshards.shards.format.rle import encode_label_map
+from maskshards.shards.format.tar import TarWriter
+from maskshards.shards.loading.loader import Loader
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("any machine", deadline=None)

@@ -22,11 +22,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import shards.index_file
-from shards.decode import decode_image
-from shards.errors import ManifestError, SampleError, ShardError, StoreError
-from shards.index import ShardInfo
-from shards.manifest import (
+import maskshards.shards.format.index_parquet
+from maskshards.shards.commands.verify import check_split
+from maskshards.shards.decode.jpeg import decode_image
+from maskshards.shards.errors import ManifestError, SampleError, ShardError, StoreError
+from maskshards.shards.format.index import ShardInfo
+from maskshards.shards.format.manifest import (
     MANIFEST_NAME,
     Manifest,
     Split,
@@ -36,11 +37,10 @@ from shards.manifest import (
     parse_manifest,
     write_split,
 )
-from shards.record import from_members, to_members
-from shards.rle import decode_label_map, encode_label_map, pack_runs, unpack_runs
-from shards.store import Store
-from shards.tar import TarWriter, read_members, tar_header
-from shards.verify import check_split
+from maskshards.shards.format.record import from_members, to_members
+from maskshards.shards.format.rle import decode_label_map, encode_label_map, pack_runs, unpack_runs
+from maskshards.shards.format.tar import TarWriter, read_members, tar_header
+from maskshards.shards.storage.base import Store
 
 INDEX = "samples.parquet"
 
@@ -228,7 +228,7 @@ def forge(tmp_path, make_split, monkeypatch):
         (folder / "training-00000.tar").write_bytes(data)
         info = ShardInfo("training-00000.tar", 1, len(data), hashlib.sha256(data).hexdigest())
         with monkeypatch.context() as careless:
-            careless.setattr(shards.index_file, "check_rows", lambda rows, shard: None)
+            careless.setattr(maskshards.shards.format.index_parquet, "check_rows", lambda rows, shard: None)
             classes = tuple(map(str, range(150)))
             write_split(folder, Manifest("forged", "training", classes, (info,)), [[alter_entry(entry)]])
         return open_split(folder)

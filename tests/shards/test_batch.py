@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shards.batch import FLAT, RaggedBatch, run_tensors
-from shards.loader import Loader
-from shards.windows import upload
+from maskshards.shards.augment.windows import upload
+from maskshards.shards.batch import FLAT, RaggedBatch, run_tensors
+from maskshards.shards.loading.loader import Loader
 
 
 @pytest.fixture

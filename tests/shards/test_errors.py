@@ -2,7 +2,7 @@
 
 import pytest
 
-from shards.errors import ManifestError, RunsError, SampleError, ShardError, StoreError
+from maskshards.shards.errors import ManifestError, RunsError, SampleError, ShardError, StoreError
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import zstandard
 
-from shards.manifest import open_split
-from shards.rle import decode_label_map, unpack_runs
-from shards.store import open_store
-from shards.tar import read_members
+from maskshards.shards.format.manifest import open_split
+from maskshards.shards.format.rle import decode_label_map, unpack_runs
+from maskshards.shards.format.tar import read_members
+from maskshards.shards.storage.open_store import open_store
 
 READ = """
 import datasets, json, sys

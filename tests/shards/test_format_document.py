@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from shards.record import DIGEST_OF_LONG_KEYS, KEPT_OF_LONG_KEYS
-from shards.rle import MAX_PIXELS, MOST_BYTE_LABELS, ZSTD_LEVEL, encode_label_map, pack_runs
+from maskshards.shards.format.record import DIGEST_OF_LONG_KEYS, KEPT_OF_LONG_KEYS
+from maskshards.shards.format.rle import MAX_PIXELS, MOST_BYTE_LABELS, ZSTD_LEVEL, encode_label_map, pack_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["docs/format.md", "README.md"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.__main__ import COMMANDS, main
+from maskshards.shards.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ def test_help_lists_every_command(capsys):
 
 def test_looking_at_shards_needs_no_torch(make_split):
     made = make_split("light", [1])
-    program = "import sys; from shards.__main__ import main\n"
+    program = "import sys; from maskshards.shards.__main__ import main\n"
     program += f"main(['verify', {str(made.folder)!r}, '--deep']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
 

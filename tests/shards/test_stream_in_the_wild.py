@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.cache import CacheSettings
-from shards.errors import SampleError
-from shards.loader import Loader
-from shards.manifest import open_split
-from shards.order import World
+from maskshards.shards.errors import SampleError
+from maskshards.shards.format.manifest import open_split
+from maskshards.shards.loading.cache import CacheSettings
+from maskshards.shards.loading.loader import Loader
+from maskshards.shards.order.order import World
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -29,8 +29,8 @@ GLOBAL_BATCH = 24
 PROGRAM = """
 import json, os, sys
 import torch.distributed as dist
-from shards.loader import Loader
-from shards.order import World
+from maskshards.shards.loading.loader import Loader
+from maskshards.shards.order.order import World
 from tests_rows import rows_of
 
 folder, out, steps, position = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -52,7 +52,7 @@ if world.num_ranks > 1:
 ROWS = '''
 import dataclasses, hashlib
 import numpy as np
-from shards.augment import CropSettings, draw_crops
+from maskshards.shards.augment.crop import CropSettings, draw_crops
 
 SETTINGS = CropSettings(crop_px=(32, 32), image_px=32)
 
@@ -114,7 +114,9 @@ def rows_in(out):
     "ignore:This DataLoader will create"
 )  # fewer cores than processes: slow, not wrong
 def test_keys_and_augmentation_numbers_for_any_world(folder, reference, rows_of, num_ranks, workers):
-    set_forkserver_preload(["shards.loader"])  # else each process spends seconds on its imports
+    set_forkserver_preload(
+        ["maskshards.shards.loading.loader"]
+    )  # else each process spends seconds on its imports
     rows = []
     for rank in range(num_ranks):
         with Loader(
@@ -185,7 +187,7 @@ def test_killed_again_and_again_the_log_is_the_uninterrupted_one(folder, referen
 def test_an_interrupt_leaves_no_process_behind(folder, program):
     """Ctrl-C while worker processes read: the program and all its children end."""
     text = (
-        "import sys\nfrom shards.loader import Loader\n"
+        "import sys\nfrom maskshards.shards.loading.loader import Loader\n"
         "if __name__ == '__main__':\n"
         "    with Loader(sys.argv[1], batch_per_rank=4, processes=2) as loader:\n"
         "        for number, batch in enumerate(loader):\n"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.index import ShardInfo
-from shards.manifest import Manifest, write_split
-from shards.record import Record
-from shards.rle import IGNORE, encode_label_map
-from shards.tar import TarWriter
+from maskshards.shards.format.index import ShardInfo
+from maskshards.shards.format.manifest import Manifest, write_split
+from maskshards.shards.format.record import Record
+from maskshards.shards.format.rle import IGNORE, encode_label_map
+from maskshards.shards.format.tar import TarWriter
 
 CLASSES = ("ground", "box", "disc")
 COLOURS = np.array([(90, 140, 60), (200, 60, 50), (50, 80, 210)], np.uint8)

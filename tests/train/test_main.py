@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.__main__ import main
-from train.checkpoint import read_checkpoint
-from train.log import read_metrics
+from maskshards.train.__main__ import main
+from maskshards.train.checkpoint.checkpoint import read_checkpoint
+from maskshards.train.tracking.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

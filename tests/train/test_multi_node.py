@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.checkpoint import read_checkpoint
-from train.log import read_metrics
+from maskshards.train.checkpoint.checkpoint import read_checkpoint
+from maskshards.train.tracking.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 300

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from train import predict as module
-from train.checkpoint import TrainState, save_final
-from train.config import TrainConfig, to_plain
-from train.palette import class_colours
-from train.predict import main
+from maskshards.train import predict as module
+from maskshards.train.checkpoint.checkpoint import TrainState, save_final
+from maskshards.train.config.load import TrainConfig, to_plain
+from maskshards.train.predict import main
+from maskshards.train.report.palette import class_colours
 
 NAMES = ["sky", "sea", "<sand>", "tür"]
 
@@ -169,7 +169,7 @@ def test_a_bare_weights_file_needs_a_recipe_and_takes_names(checkpoint, photos, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["checkpoint=x", "inputs=y"], "output_dir= is missing; usage: python -m train.predict"),
+        (["checkpoint=x", "inputs=y"], "output_dir= is missing; usage: python -m maskshards.train.predict"),
         (["--checkpoint", "x"], "argument '--checkpoint' is not of the form key=value"),
         (["checkpoint=x", "inputs=/no/such/place", "output_dir=z"], "inputs=/no/such/place does not exist"),
         (["checkpoint=/no/such/run", "inputs={photos}", "output_dir={out}"], "/no/such/run"),

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maskshards.train.checkpoint.checkpoint import read_checkpoint
+from maskshards.train.tracking.metrics_log import read_metrics
 from tests.train.launch import environment, free_port
-from train.checkpoint import read_checkpoint
-from train.log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -23,7 +23,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # One process imports everything once and forks a life for each kill; it computes nothing itself.
 KILLER = """
 import multiprocessing, random, sys
-from train.__main__ import main
+from maskshards.train.__main__ import main
 kills, arguments = int(sys.argv[1]), sys.argv[2:]
 fork, moments, lives = multiprocessing.get_context("fork"), random.Random(5), 0
 while True:
@@ -42,8 +42,8 @@ sys.exit(life.exitcode)
 # `python -m train` whose last rank is told to end, by a signal from itself, in the step named first.
 STOPPER = """
 import os, signal, sys
-from train import loop
-from train.__main__ import main
+from maskshards.train.trainer import loop
+from maskshards.train.__main__ import main
 real, last = loop.one_step, int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
 def one_step(*given):
     if last and given[-1] == int(sys.argv[1]):
@@ -56,7 +56,7 @@ sys.exit(main(sys.argv[2:]))
 # `python -m train` where no file may have more than so many bytes: the kernel refuses what is beyond.
 FULL_DISK = """
 import resource, sys
-from train.__main__ import main
+from maskshards.train.__main__ import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(main(sys.argv[2:]))
 """
@@ -211,8 +211,8 @@ def test_three_ranks_continue_bit_for_bit(tiny_run: list[str], tmp_path: Path) -
 ORPHAN = """
 import sys
 import torch
-from train import assembly
-from train.__main__ import main
+from maskshards.train.trainer import build as assembly
+from maskshards.train.__main__ import main
 def with_orphan(*given, build=assembly.build_model):
     segmenter = build(*given)
     segmenter.decoder.register_parameter("orphan", torch.nn.Parameter(torch.zeros(2)))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import load_config
-from train.config_checks import check_config
+from maskshards.train.config.checks import check_config
+from maskshards.train.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_each_command_is_a_good_config(arguments: list[str], monkeypatch: pytest
 
 
 def test_keys_named_in_the_text_exist() -> None:
-    from train.config import known_keys
+    from maskshards.train.config.load import known_keys
 
     known = set(known_keys())
     sections = {key.split(".")[0] for key in known if "." in key}

@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model.adapter import DROP_PATH_RATE, NUM_EXTRACTORS, Adapter
-from train.model.architectures import ModelError, layer_indices
-from train.model.backbone import FrozenBackbone
-from train.model.drops import draw_keep_factors
-from train.model.linear_head import LinearHead
-from train.model.pixel_decoder import PRECISIONS, PixelDecoder
-from train.model.prediction import Prediction
-from train.model.query_decoder import QueryDecoder
-from train.model.recompute import set_recompute
+from maskshards.train.model.backbone.architectures import ModelError, layer_indices
+from maskshards.train.model.backbone.frozen import FrozenBackbone
+from maskshards.train.model.heads.adapter import DROP_PATH_RATE, NUM_EXTRACTORS, Adapter
+from maskshards.train.model.heads.linear import LinearHead
+from maskshards.train.model.heads.pixel_decoder import PRECISIONS, PixelDecoder
+from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.heads.query_decoder import QueryDecoder
+from maskshards.train.model.ops.activation_checkpoint import set_recompute
+from maskshards.train.model.ops.stochastic_depth import draw_keep_factors
 
 COARSEST_STRIDE = 32
 

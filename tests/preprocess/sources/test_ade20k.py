@@ -1,7 +1,7 @@
 import pytest
 
-from preprocess.errors import SourceError
-from preprocess.sources.ade20k import open_ade20k
+from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.sources.ade20k import open_ade20k
 
 
 def test_counts_are_those_of_the_release_unless_told(make_root):

@@ -2,9 +2,9 @@ import os
 
 import pytest
 
-from preprocess.errors import RejectedInput, SourceError
-from preprocess.labels import LabelRule
-from preprocess.sources.folder import FolderSource, find_labels_folder, read_unchanged
+from maskshards.preprocess.errors import RejectedInput, SourceError
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.sources.folder import FolderSource, find_labels_folder, read_unchanged
 
 CLASSES = ("sky", "road", "tree", "car", "person")
 RULE = LabelRule(5, reduce_zero_label=True)

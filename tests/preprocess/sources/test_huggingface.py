@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.__main__ import main
-from preprocess.errors import RejectedInput, SourceError
-from preprocess.sources.huggingface import _stored, open_rows
-from preprocess.sources.opening import SourceRequest, open_source
-from shards.manifest import open_split
+from maskshards.preprocess.__main__ import main
+from maskshards.preprocess.errors import RejectedInput, SourceError
+from maskshards.preprocess.sources.huggingface import _stored, open_rows
+from maskshards.preprocess.sources.opening import SourceRequest, open_source
+from maskshards.shards.format.manifest import open_split
 
 datasets = pytest.importorskip("datasets", reason="the extra 'hf' is not installed")
 

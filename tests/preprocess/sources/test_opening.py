@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from preprocess.errors import SourceError
-from preprocess.sources.opening import SourceRequest, open_source, reopen_source
+from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.sources.opening import SourceRequest, open_source, reopen_source
 
 
 def test_a_folder_is_opened_with_the_users_rule(make_root):

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.build import execute, plan_jobs
-from preprocess.destination import LocalDestination
-from preprocess.labels import LabelRule
-from preprocess.plan import BuildSettings
-from preprocess.publish import publish_splits
-from preprocess.sources.source import RawSample, Source
-from shards.manifest import open_split
+from maskshards.preprocess.build import execute, plan_jobs
+from maskshards.preprocess.destinations.local import LocalDestination
+from maskshards.preprocess.destinations.publish import publish_splits
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.sources.source import RawSample, Source
+from maskshards.shards.format.manifest import open_split
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/custom-data.md"
 

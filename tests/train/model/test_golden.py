@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shards.batch import VOID, CropBatch
-from shards.draws import uniforms
-from train.loss import LossSettings, MatchedLoss
-from train.model.prediction import Prediction
-from train.model.segmenter import Segmenter, build_segmenter
-from train.model.weights import load_backbone
+from maskshards.shards.augment.philox import uniforms
+from maskshards.shards.batch import VOID, CropBatch
+from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
+from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.segmenter import Segmenter, build_segmenter
 
 FOLDER = Path(__file__).parent / "golden"
 CLASSES = 4

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model.architectures import ModelError
-from train.model.prediction import Prediction
-from train.model.segmenter import Segmenter, build_segmenter, semantic_scores, size_multiple
-from train.model.synced_norm import SyncedBatchNorm, sync_batch_norms
-from train.model.weights import load_backbone
+from maskshards.train.model.backbone.architectures import ModelError
+from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.ops.sync_batch_norm import SyncedBatchNorm, sync_batch_norms
+from maskshards.train.model.segmenter import Segmenter, build_segmenter, semantic_scores, size_multiple
 
 
 @dataclass

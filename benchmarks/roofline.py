@@ -1,0 +1,178 @@
+"""Where would a training step's time go, by counting? python benchmarks/roofline.py
+
+    [--backbone dinov3_vitl16] [--width 256] [--batch 16] [--rows 14]
+
+Backbone, head and their backward passes run on tensors without data (torch's fake tensors) under bfloat16
+autocast while every operation is entered in a ledger: the bytes of its inputs and outputs, and its
+arithmetic. An operation is given the longer of both at the rates of an H100 (3.0 TB/s, 660 TFLOP/s in
+bfloat16: what copies and large products reach, not the data sheet), and at least 2 microseconds. This is a
+lower bound of eager execution: no cache misses, no padding, no waiting for launches. The fused deformable
+attention counts by the bytes that it must move; the loss, the optimiser and the crop are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from activation_memory import like_cuda
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from maskshards.train.config.schema import BackboneLayers, DecoderConfig
+from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.ops import deformable_attention
+from maskshards.train.model.segmenter import build_segmenter
+
+BYTES_PER_S, FLOPS_PER_S, LEAST_S = 3.0e12, 660e12, 2e-6
+CROP_PX = 512
+FREE = frozenset(
+    "view expand transpose permute t select slice split split_with_sizes unbind chunk detach alias unsqueeze "
+    "squeeze as_strided reshape unflatten flatten _unsafe_view empty empty_like empty_strided new_empty "
+    "new_empty_strided device lift_fresh".split()
+)  # operations that move nothing
+
+
+@dataclass
+class Entry:
+    """One kind of operation in one phase."""
+
+    calls: int = 0
+    gigabytes: float = 0.0
+    tflop: float = 0.0
+    ms: float = 0.0
+
+
+class Fused(torch.autograd.Function):
+    """Stands for the fused deformable attention: its inputs are read and its outputs written, once each."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(value, locations, weights)
+        with torch.no_grad():  # one pass over all that the kernel reads
+            value.clone(), locations.clone(), weights.clone()
+        return value.new_zeros(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        value, locations, weights = ctx.saved_tensors
+        exact = torch.zeros_like(value, dtype=torch.float32)
+        return exact.to(value.dtype), locations.clone(), weights.clone()
+
+
+class Ledger(TorchDispatchMode):
+    """Enters every operation under the phase in hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = "backbone"
+        self.entries: dict[tuple[str, str], Entry] = defaultdict(Entry)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        if name in FREE or func.is_view:
+            return out
+        moved = sum(t.numel() * t.element_size() for t in tensors_of((args, kwargs, out)))
+        flops = 0
+        if func._overloadpacket in flop_registry:
+            flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        entry = self.entries[self.phase, name]
+        entry.calls += 1
+        entry.gigabytes += moved / 1e9
+        entry.tflop += flops / 1e12
+        entry.ms += 1e3 * max(moved / BYTES_PER_S, flops / FLOPS_PER_S, LEAST_S)
+        return out
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts; each storage view once."""
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+
+
+def count(backbone: str, width: int, batch: int) -> Ledger:
+    """The ledger of one forward and backward pass."""
+    frozen = load_backbone(backbone, "random", dtype=torch.bfloat16, device="meta")
+    head = DecoderConfig(
+        type="m2f", num_classes=150, hidden_dim=width, backbone_out_layers=BackboneLayers.FOUR_EVEN_INTERVALS
+    )
+    ledger = Ledger()
+    nn.init.trunc_normal_ = nn.init.normal_  # the real one looks at values, and there are none
+    F.layer_norm, F.group_norm = like_cuda(F.layer_norm), like_cuda(F.group_norm)
+    deformable_attention.deformable_attention = lambda value, _, locations, weights, **__: Fused.apply(
+        value, locations, weights
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        segmenter = build_segmenter(frozen, head)
+        segmenter.backbone.to_empty(device="cpu")
+        decoder = segmenter.decoder.train()
+        images = torch.empty(batch, 3, CROP_PX, CROP_PX)
+        mark(ledger, segmenter)
+        with ledger:
+            with torch.autocast("cpu", torch.bfloat16):
+                features = segmenter.features(images)
+                ledger.phase = "adapter"
+                answer = decoder(images, features, torch.ones(batch, 6))
+            total = sum(p.class_logits.float().sum() + p.mask_logits.float().sum() for p in answer)
+            ledger.phase = "backward"
+            total.backward()
+    return ledger
+
+
+def mark(ledger: Ledger, segmenter: nn.Module) -> None:
+    """Phases end where the parts of the head do."""
+    adapter, head = segmenter.get_submodule("decoder.segmentation_model").children()
+    for module, following in (
+        (adapter, "pixel decoder"),
+        (head.get_submodule("pixel_decoder"), "query decoder"),
+        (head.get_submodule("predictor"), "stand-in for the loss"),
+    ):
+        module.register_forward_hook(lambda *_, to=following: setattr(ledger, "phase", to))
+
+
+def table(ledger: Ledger, rows: int) -> str:
+    """Phases, all together, and the dearest operations, as markdown."""
+    phases: dict[str, Entry] = defaultdict(Entry)
+    for (phase, _), entry in ledger.entries.items():
+        for sums in (phases[phase], phases["all"]):
+            sums.calls, sums.gigabytes = sums.calls + entry.calls, sums.gigabytes + entry.gigabytes
+            sums.tflop, sums.ms = sums.tflop + entry.tflop, sums.ms + entry.ms
+    phases["all"] = phases.pop("all")
+    dearest = sorted(ledger.entries.items(), key=lambda item: -item[1].ms)[:rows]
+    parts = {"phase": phases, "phase, operation": {", ".join(names): entry for names, entry in dearest}}
+    lines = []
+    for title, entries in parts.items():
+        lines += [f"| {title} | calls | GB | TFLOP | ms |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {name} | {e.calls} | {e.gigabytes:.1f} | {e.tflop:.2f} | {e.ms:.1f} |"
+            for name, e in entries.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="dinov3_vitl16")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=14)
+    options = parser.parse_args(argv)
+    ledger = count(options.backbone, options.width, options.batch)
+    sys.stdout.write(table(ledger, options.rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

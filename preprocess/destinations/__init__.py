@@ -1,0 +1,1 @@
+"""Where shards are written and when they become a data set."""

@@ -1,0 +1,53 @@
+"""One builder a destination.
+
+A whole build and `finish` hold the lock alone; the parts of an array job share it, and each part has a lock
+of its own, so that no part runs twice at a time. A killed builder leaves nothing to clear away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from maskshards.preprocess.errors import BuildError
+from maskshards.shards.storage.file_lock import LockedError, held
+
+PATIENCE_S = 2.0  # a builder that was just killed may take a moment to be gone
+
+
+@contextmanager
+def build_lock(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Hold the destination `out`, alone or as part I of N; BuildError where another builder is at work."""
+    try:
+        fresh = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(
+            f"--out {out} cannot be made a folder: {error.strerror}; name a place that can be written to"
+        ) from error
+    with ExitStack() as stack:
+        if fresh:
+            stack.callback(_remove_if_empty, out)
+        _hold(stack, out / ".lock", shared=part is not None)
+        if part is None:
+            for left in out.glob(".lock-*"):  # of parts that were killed: the lock was free, so none is alive
+                left.unlink(missing_ok=True)
+        else:
+            _hold(stack, out / f".lock-{part[0]}-of-{part[1]}", shared=False)
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _hold(stack: ExitStack, path: Path, shared: bool) -> None:
+    try:
+        stack.enter_context(held(path, PATIENCE_S, shared=shared))
+    except LockedError as error:
+        who = f" ({error.holder})" if error.holder else ""
+        raise BuildError(
+            f"{path.parent}: another builder is at work here{who}; let it end, or build to another folder"
+        ) from error

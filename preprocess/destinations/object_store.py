@@ -1,0 +1,160 @@
+"""A split's place in an object store: s3://, gs://, hf:// or memory:// through fsspec.
+
+Such stores have no rename worth the name, but a put shows its object whole or not at all, so every file is
+finished in a local scratch folder, put once, and read back against its digest. The manifest is put last.
+There is no lock: two builders of one plan put the same bytes, and a builder of another plan is refused by
+the plan that lies there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import fsspec
+
+from maskshards.preprocess.destinations.local import Destination, build_files
+from maskshards.preprocess.errors import BuildError
+from maskshards.shards.format.index import INDEX_NAME, SampleEntry
+from maskshards.shards.format.index_parquet import write_index
+from maskshards.shards.format.manifest import MANIFEST_NAME, Manifest, finish_manifest
+
+SCHEMES = ("s3", "gs", "hf", "memory")
+ATTEMPTS = 3  # of each operation; a connection may fail in the middle
+READ_BYTES = 8 << 20
+Answer = TypeVar("Answer")
+
+
+class TransferError(OSError):
+    """An object store did not do what it was asked, several times over."""
+
+
+@dataclass(frozen=True)
+class ObjectDestination(Destination):
+    """The objects below one URL. Credentials and endpoints are those of the fsspec driver's own
+    environment.
+    """
+
+    locked: ClassVar[bool] = False
+    url: str  # without a slash at its end
+
+    def read(self, name: str) -> bytes | None:
+        """See Destination."""
+        try:
+            data: bytes = self._try("read", name, lambda files, path: files.cat_file(path))
+        except FileNotFoundError:
+            return None
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """See Destination."""
+        self._try("write", name, lambda files, path: files.pipe_file(path, data))
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """See Destination; the system's temporary folder has to have room for one shard a worker."""
+        with tempfile.TemporaryDirectory(prefix="maskshards-") as folder:
+            yield Path(folder) / Path(name).name
+
+    def publish(self, path: Path, name: str, sha256: str) -> None:
+        """See Destination. TransferError where the object that arrived is not the file that was sent."""
+
+        def put(files: Any, target: str) -> None:
+            files.put_file(str(path), target)
+            found = _sha256(files, target)
+            if found != sha256:
+                raise TransferError(f"sha256 {found} arrived, {sha256} was sent")
+
+        self._try("write", name, put)
+
+    def sha256(self, name: str) -> str | None:
+        """See Destination; reads the whole object."""
+        try:
+            found: str = self._try("read", name, _sha256)
+        except FileNotFoundError:
+            return None
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """See Destination."""
+        found: list[str] = self._try("list", "", lambda files, path: files.find(path))
+        base = file_system(self.url)._strip_protocol(self.url).rstrip("/") + "/"
+        return tuple(sorted(path.partition(base)[2] for path in found))
+
+    def remove(self, name: str) -> None:
+        """See Destination."""
+        self._try("delete", name, _remove)
+
+    def write_split(self, manifest: Manifest, entries: Iterable[Sequence[SampleEntry]]) -> Manifest:
+        """See Destination."""
+        with self.scratch(INDEX_NAME) as path:
+            finished = finish_manifest(manifest, write_index(path, manifest.shards, entries))
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            self.publish(path, INDEX_NAME, digest)
+        self.write(MANIFEST_NAME, finished.to_bytes())
+        return finished
+
+    def finish(self) -> None:
+        """See Destination."""
+        for name in build_files(self):
+            self.remove(name)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def _try(self, verb: str, name: str, do: Callable[[Any, str], Answer]) -> Answer:
+        """Do it, again if it fails. On reading, FileNotFoundError passes; all else ends as TransferError."""
+        path = f"{self.url}/{name}" if name else self.url
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return do(file_system(self.url), path)
+            except FileNotFoundError as error:
+                if verb == "read":
+                    raise
+                raise TransferError(
+                    f"cannot {verb} {path}: {error}; make sure that the bucket is there"
+                ) from error
+            except BuildError:
+                raise  # no driver for this URL: trying again does not help
+            except Exception as error:
+                # Drivers raise their network library's own types, which share no base but this one.
+                if attempt == ATTEMPTS:
+                    reason = str(error) or type(error).__name__
+                    raise TransferError(
+                        f"cannot {verb} {path}: {reason} ({ATTEMPTS} attempts). Finished shards are kept:"
+                        " the same command goes on from there"
+                    ) from error
+        raise AssertionError("the loop above returns or raises")
+
+
+@lru_cache(maxsize=8)
+def file_system(url: str) -> Any:
+    """The fsspec driver of a URL, without its cache of listings; BuildError where it is not installed."""
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise BuildError(f"{url}: shards can be built to a local folder, {known}, not to {scheme}://")
+    try:
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        raise BuildError(f"{url}: {error}. Install the driver: pip install 'maskshards[{scheme}]'") from error
+
+
+def _sha256(files: Any, path: str) -> str:
+    digest = hashlib.sha256()
+    with files.open(path, "rb", block_size=READ_BYTES, cache_type="readahead") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remove(files: Any, path: str) -> None:
+    if files.exists(path):
+        files.rm_file(path)

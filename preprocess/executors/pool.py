@@ -1,0 +1,165 @@
+"""Tasks on local worker processes that cannot outlive their parent and whose death is noticed at once.
+
+The standard pools either wait for ever for a worker that was killed or cannot stop one in the middle of a
+task. Here every worker has its own pipe and at most one task; the parent watches pipes and process handles
+together, and stops all workers on the way out, whatever the way. Workers are spawned, not forked: no lock,
+descriptor or thread state of the parent leaks in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from maskshards.preprocess.errors import BuildError
+
+PATIENCE_S = 5.0  # for a stopped worker to remove its scratch file
+PR_SET_PDEATHSIG = 1  # Linux: a signal for this process when its parent dies
+Task = TypeVar("Task")
+Outcome = TypeVar("Outcome")
+
+
+def run_tasks(do: Callable[[Task], Outcome], tasks: Iterable[Task], workers: int) -> Iterator[Outcome]:
+    """Outcomes in the order in which tasks finish. With one worker everything happens in this process.
+
+    `do` must be a module-level function. An OSError or ValueError of a task is raised here with its text, a
+    worker that dies is a BuildError; either way the remaining tasks are dropped.
+    """
+    if workers < 1:
+        raise BuildError(f"--workers is {workers}; at least 1 is needed")
+    if workers == 1:
+        yield from map(do, tasks)
+        return
+    pool = _Pool(do, workers)
+    try:
+        yield from pool.run(iter(tasks))
+    finally:
+        pool.stop()
+
+
+class _Pool:
+    def __init__(self, do: Callable[[Any], Any], workers: int) -> None:
+        self.do = do
+        self.workers = workers
+        self.context = multiprocessing.get_context("spawn")
+        self.processes: dict[Connection, BaseProcess] = {}
+
+    def run(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        """Start a worker per task until there are enough, then hand the next task to whoever finishes."""
+        for task in tasks:
+            self._hand(self._start(), task)
+            if len(self.processes) == self.workers:
+                break
+        while self.processes:
+            for connection in self._ready():
+                yield self._receive(connection)
+                following = next(tasks, None)
+                if following is None:
+                    self._retire(connection)
+                else:
+                    self._hand(connection, following)
+
+    def stop(self) -> None:
+        """End every worker and wait until it is gone."""
+        for process in self.processes.values():
+            process.terminate()
+        for connection, process in self.processes.items():
+            process.join(PATIENCE_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            connection.close()
+        self.processes.clear()
+
+    def _start(self) -> Connection:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_serve, args=(theirs, self.do, os.getpid()), daemon=True)
+        process.start()
+        theirs.close()
+        self.processes[ours] = process
+        return ours
+
+    def _ready(self) -> list[Connection]:
+        """Connections with an outcome; BuildError if a worker ended without one."""
+        sentinels = {process.sentinel: process for process in self.processes.values()}
+        found = wait([*self.processes, *sentinels])
+        ready = [connection for connection in self.processes if connection in found]
+        for place in found:
+            process = sentinels.get(place) if isinstance(place, int) else None
+            if process is not None and not ready:
+                process.join(PATIENCE_S)
+                raise _death(process)
+        return ready
+
+    def _hand(self, connection: Connection, task: Any) -> None:
+        try:
+            connection.send(task)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._death_of(connection) from error
+
+    def _receive(self, connection: Connection) -> Any:
+        try:
+            kind, value = connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._death_of(connection) from error
+        if kind == "done":
+            return value
+        raise (OSError(*value) if kind == "OSError" else BuildError(*value))
+
+    def _death_of(self, connection: Connection) -> BuildError:
+        process = self.processes[connection]
+        process.join(PATIENCE_S)
+        return _death(process)
+
+    def _retire(self, connection: Connection) -> None:
+        process = self.processes.pop(connection)
+        connection.close()
+        process.join(PATIENCE_S)
+
+
+def _death(process: BaseProcess) -> BuildError:
+    code = process.exitcode
+    how = (
+        f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit status {code}"
+    )
+    return BuildError(
+        f"worker process {process.pid} {how}, out of memory perhaps; finished shards are kept: the same "
+        "command goes on from there"
+    )
+
+
+def _serve(connection: Connection, do: Callable[[Any], Any], parent: int) -> None:
+    """A worker's life: take a task, answer, until the parent hangs up. Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    while os.getppid() == parent:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[str, Any] = ("done", do(task))
+        except OSError as error:
+            answer = ("OSError", (error.errno, _text(error)) if error.errno else (str(error),))
+        except ValueError as error:
+            answer = ("BuildError", (str(error),))
+        connection.send(answer)
+
+
+def _text(error: OSError) -> str:
+    place = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror}{place}"
+
+
+def _leave(number: int, frame: object) -> None:
+    """Unwind, so that scratch files are removed."""
+    raise SystemExit(128 + number)

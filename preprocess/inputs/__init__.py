@@ -1,0 +1,1 @@
+"""One source sample to one record, with every check of its files."""

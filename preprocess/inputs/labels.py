@@ -1,0 +1,176 @@
+"""From the values in a label map to class ids, and the one place that decodes label files.
+
+A `LabelRule` is data: it goes into the manifest as JSON, and `verify` reads it back from there, so the same
+rule judges the build and its check. Values that the rule does not know are never guessed: they refuse the
+sample, with the values named.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskshards.preprocess.errors import RejectedInput, SourceError
+from maskshards.preprocess.inputs import png
+from maskshards.preprocess.inputs.pillow import check_size, opened
+from maskshards.shards.format.rle import IGNORE, MOST_BYTE_LABELS, LabelledRuns, encode_label_map
+
+UNKNOWN = -1  # in a rule's table: a value that no label map may hold
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRule:
+    """Which class a value of the label map stands for.
+
+    Without a mapping: `ignore_index` is void; with `reduce_zero_label` 0 is void too and k means class k -
+    1, without it k means class k. With a mapping only the listed values are known, each with its class id
+    or None for void.
+    """
+
+    num_classes: int
+    ignore_index: int | None = 255
+    reduce_zero_label: bool = False
+    mapping: tuple[tuple[int, int | None], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_classes < IGNORE:
+            raise SourceError(f"{self.num_classes} classes: between 1 and {IGNORE - 1} are possible")
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= 65535:
+            raise SourceError(
+                f"--ignore-index is {self.ignore_index}; label maps hold values from 0 to 65535"
+            )
+        for value, label in self.mapping or ():
+            if not 0 <= value <= 65535 or (label is not None and not 0 <= label < self.num_classes):
+                raise SourceError(
+                    f"label mapping: {value} -> {label}, but values lie in 0..65535 and classes in "
+                    f"0..{self.num_classes - 1}"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """The rule as it stands in the manifest."""
+        if self.mapping is not None:
+            pairs = {str(value): label for value, label in self.mapping}
+            return {"num_classes": self.num_classes, "mapping": pairs}
+        return {
+            "num_classes": self.num_classes,
+            "ignore_index": self.ignore_index,
+            "reduce_zero_label": self.reduce_zero_label,
+        }
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> LabelRule:
+        """The inverse of `to_json`."""
+        mapping = facts.get("mapping")
+        if mapping is not None:
+            pairs = tuple((int(value), label) for value, label in mapping.items())
+            return cls(int(facts["num_classes"]), mapping=pairs)
+        return cls(int(facts["num_classes"]), facts["ignore_index"], bool(facts["reduce_zero_label"]))
+
+    def table(self) -> np.ndarray:
+        """(65536,) int32: class id, IGNORE for void, or UNKNOWN, of every value that a label map can hold."""
+        table = np.full(65536, UNKNOWN, np.int32)
+        if self.mapping is not None:
+            for value, label in self.mapping:
+                table[value] = IGNORE if label is None else label
+            return table
+        first = 1 if self.reduce_zero_label else 0
+        table[first : first + self.num_classes] = np.arange(min(self.num_classes, 65536 - first))
+        if self.reduce_zero_label:
+            table[0] = IGNORE
+        if self.ignore_index is not None:
+            table[self.ignore_index] = IGNORE
+        return table
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """(H, W) uint16 class ids, void as IGNORE, from a (H, W) uint8 or uint16 label map; RejectedInput
+        for unknown values.
+        """
+        table, unknown = _lookup(self)
+        found = table.take(values)
+        if (found == unknown).any():
+            strange = np.unique(values[found == unknown])
+            shown = ", ".join(map(str, strange[:8])) + (", ..." if len(strange) > 8 else "")
+            pixels = int((found == unknown).sum())
+            raise RejectedInput(
+                f"label values out of range: {shown} ({pixels} pixels); expected {self.describe()}"
+            )
+        return found
+
+    def encode(self, values: np.ndarray) -> LabelledRuns:
+        """The runs of `apply(values)`, with the same errors.
+
+        Where a rule keeps distinct values distinct and in order, runs are found on the values and only the
+        few labels are renamed, which saves a gather over all pixels. A rule that merges values needs it.
+        """
+        if values.dtype == np.uint8:
+            found = encode_label_map(values.astype(np.uint16))
+            table, unknown = _lookup(self)
+            ids = table[found.labels]
+            kept = ids[ids != IGNORE]
+            if len(kept) >= len(ids) - 1 and (kept[1:] > kept[:-1]).all() and unknown not in kept:
+                renamed = np.zeros(len(ids) + 1, np.uint16)
+                renamed[1:][ids != IGNORE] = np.arange(1, len(kept) + 1)
+                fits = len(kept) <= MOST_BYTE_LABELS
+                owners = renamed.astype(np.uint8)[found.owners] if fits else renamed[found.owners]
+                return LabelledRuns(kept, found.lengths, owners)
+        return encode_label_map(self.apply(values))
+
+    def describe(self) -> str:
+        """The values that are known, in words."""
+        if self.mapping is not None:
+            return f"one of the {len(self.mapping)} values of the label mapping"
+        first = 1 if self.reduce_zero_label else 0
+        void = [] if not self.reduce_zero_label else ["0"]
+        void += [] if self.ignore_index is None else [str(self.ignore_index)]
+        tail = f", or {' or '.join(void)} for void" if void else ""
+        return f"{first}..{first + self.num_classes - 1}{tail}"
+
+
+@lru_cache(maxsize=8)
+def _lookup(rule: LabelRule) -> tuple[np.ndarray, int]:
+    """The table as uint16 with unknown values marked by an id that no class has; and that id. One gather,
+    one compare.
+    """
+    table = rule.table()
+    return np.where(table == UNKNOWN, rule.num_classes, table).astype(np.uint16), rule.num_classes
+
+
+def read_mapping(path: Path, num_classes: int) -> LabelRule:
+    """The rule in a JSON file `{"value in the label map": class id or null, ...}`; null means void."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+        pairs = tuple(sorted((int(value), None if label is None else int(label)) for value, label in facts))
+    except (OSError, ValueError, TypeError) as error:
+        raise SourceError(
+            f'{path}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'
+        ) from error
+    if len({value for value, _ in pairs}) != len(pairs):
+        raise SourceError(f"{path}: a value stands twice in the label mapping")
+    return LabelRule(num_classes, mapping=pairs)
+
+
+def decode_label_file(data: bytes) -> np.ndarray:
+    """(H, W) uint8 or uint16 values of a label PNG: 8 or 16 bit grey, or the indices of a palette of any
+    depth.
+    """
+    header = png.read_header(data)
+    if header.colour != png.PALETTE and (header.colour, header.bit_depth) not in (
+        (png.GREY, 8),
+        (png.GREY, 16),
+    ):
+        raise RejectedInput(
+            f"label map is a {header}; expected one channel: 8 or 16 bit grey, or a palette whose indices "
+            "are the labels"
+        )
+    try:
+        check_size(header.height, header.width)
+        with opened(data, ("PNG",)) as image:
+            values = np.asarray(image)
+    except RejectedInput as error:
+        raise RejectedInput(f"label map: {error}") from error
+    return values if values.dtype == np.uint8 else values.astype(np.uint16)

@@ -1,0 +1,1 @@
+"""Resize, crop, flip and colour on the device, from numbers drawn beforehand."""

@@ -1,0 +1,1 @@
+"""What `maskshards` answers about shards, one module a command."""

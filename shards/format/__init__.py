@@ -1,0 +1,1 @@
+"""Format version 1: records, runs, tar shards, index and manifest; nothing else knows a byte of it."""

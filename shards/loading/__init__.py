@@ -1,0 +1,1 @@
+"""From a split to ragged batches on the device."""

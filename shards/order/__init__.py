@@ -1,0 +1,1 @@
+"""Which sample stands at which position: pure functions that workers only execute."""

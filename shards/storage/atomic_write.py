@@ -1,0 +1,57 @@
+"""Files and folders that show under their name whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it. A link in its place is not followed.
+
+    OSError that names the file where the disk is full or refuses.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with naming(path), os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError inside the file that it is about: a full disk names none by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path` that takes its place, flushed, when the block ends well; else it is
+    removed. OSErrors name the file.
+    """
+    hidden = path.with_name(f".{path.name}.part")
+    hidden.unlink(missing_ok=True)
+    try:
+        with naming(path):
+            yield hidden
+            with open(hidden, "rb") as file:
+                os.fsync(file.fileno())
+            hidden.replace(path)
+            flush_folder(path.parent)
+    finally:
+        hidden.unlink(missing_ok=True)

@@ -1,0 +1,5 @@
+"""The command `maskshards`."""
+
+
+def main() -> int:
+    return 0

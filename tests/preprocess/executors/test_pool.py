@@ -1,0 +1,72 @@
+import os
+import signal
+
+import pytest
+
+from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.executors.pool import run_tasks
+
+
+def square(number):
+    return os.getpid(), number * number
+
+
+def stumble(number):
+    if number == 3:
+        raise OSError(28, "No space left on device", "/somewhere/shard")
+    return number
+
+
+def object_to(number):
+    raise ValueError(f"{number} is not acceptable")
+
+
+def die(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_every_task_is_done_once(workers):
+    outcomes = list(run_tasks(square, range(7), workers))
+    assert sorted(value for _, value in outcomes) == [number * number for number in range(7)]
+    pids = {pid for pid, _ in outcomes}
+    assert (pids == {os.getpid()}) if workers == 1 else (os.getpid() not in pids and len(pids) <= workers)
+    assert workers == 1 or not any(alive(pid) for pid in pids)
+
+
+def test_no_tasks_no_workers():
+    assert list(run_tasks(square, [], 3)) == []
+
+
+def test_errors_keep_their_kind_and_text():
+    with pytest.raises(OSError, match="No space left on device: /somewhere/shard") as caught:
+        list(run_tasks(stumble, range(8), 2))
+    assert caught.value.errno == 28
+    with pytest.raises(BuildError, match="0 is not acceptable"):
+        list(run_tasks(object_to, [0], 2))
+
+
+def test_a_worker_that_is_killed_is_noticed():
+    with pytest.raises(BuildError, match=r"was killed by signal 9.*goes on from there"):
+        list(run_tasks(die, range(4), 2))
+
+
+def test_leaving_early_stops_the_workers():
+    tasks = run_tasks(square, range(1000), 2)
+    pid, _ = next(tasks)
+    assert alive(pid)
+    tasks.close()
+    assert not alive(pid)
+
+
+def test_at_least_one_worker():
+    with pytest.raises(BuildError, match="--workers is 0"):
+        list(run_tasks(square, [1], 0))

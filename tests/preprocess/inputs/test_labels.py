@@ -1,0 +1,140 @@
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskshards.preprocess.errors import RejectedInput, SourceError
+from maskshards.preprocess.inputs.labels import LabelRule, decode_label_file, read_mapping
+from maskshards.shards.format.rle import IGNORE, encode_label_map
+
+
+def encode(array_or_image):
+    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_reduced_zero_label_is_void_and_the_rest_moves_down():
+    rule = LabelRule(3, ignore_index=255, reduce_zero_label=True)
+    found = rule.apply(np.array([[0, 1, 2], [3, 255, 1]], np.uint8))
+    assert found.dtype == np.uint16
+    assert found.tolist() == [[IGNORE, 0, 1], [2, IGNORE, 0]]
+
+
+def test_plain_labels_stay_and_only_the_ignored_value_is_void():
+    rule = LabelRule(3, ignore_index=255)
+    assert rule.apply(np.array([[0, 1, 2, 255]], np.uint8)).tolist() == [[0, 1, 2, IGNORE]]
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "message"),
+    [
+        (LabelRule(3), [0, 3, 3, 7], r"out of range: 3, 7 \(3 pixels\); expected 0..2, or 255 for void"),
+        (LabelRule(3, None, True), [0, 4, 255], r"4, 255 \(2 pixels\); expected 1..3, or 0 for void"),
+        (
+            LabelRule(2, mapping=((7, 0), (9, 1), (0, None))),
+            [7, 8],
+            r"8 \(1 pixels\); expected one of the 3 values",
+        ),
+    ],
+)
+def test_unknown_values_are_named_and_counted(rule, values, message):
+    with pytest.raises(RejectedInput, match=message):
+        rule.apply(np.array([values], np.uint8))
+
+
+def test_a_rule_agrees_with_its_table_for_every_value_and_survives_json():
+    for rule in (
+        LabelRule(150, None, True),
+        LabelRule(300, 65535),
+        LabelRule(2, mapping=((7, 1), (40000, 0), (3, None))),
+    ):
+        assert LabelRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+        table = rule.table()
+        known = np.flatnonzero(table >= 0).astype(np.uint16)
+        assert rule.apply(known[None]).tolist() == [table[known].tolist()]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        LabelRule(5, 255, True),
+        LabelRule(256, None),
+        LabelRule(6, None),
+        LabelRule(255, 255),
+        LabelRule(3, mapping=((0, None), (1, 2), (2, 1), (3, 1), (4, 0), (5, None))),
+        LabelRule(3, mapping=((0, 0), (1, 1), (2, 2), (3, None), (4, None), (5, None))),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_runs_found_on_values_are_those_of_the_class_map(rule, kind):
+    rng = np.random.default_rng(2)
+    for top in (1, 2, 6, 256):
+        values = rng.integers(0, min(top, 256 if rule.num_classes > 6 else 6), (9, 40)).astype(kind)
+        values[3:5] = values[3, 0]
+        assert rule.encode(values) == encode_label_map(rule.apply(values))
+    assert rule.encode(np.zeros((300, 300), kind)) == encode_label_map(rule.apply(np.zeros((300, 300), kind)))
+
+
+def test_unknown_values_are_found_on_the_way_to_runs():
+    with pytest.raises(RejectedInput, match=r"out of range: 7 \(2 pixels\)"):
+        LabelRule(3).encode(np.array([[0, 7, 2], [7, 1, 1]], np.uint8))
+
+
+def test_mapping_file(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text('{"7": 0, "11": 1, "0": null}')
+    rule = read_mapping(path, 2)
+    assert rule.apply(np.array([[7, 11, 0]], np.uint8)).tolist() == [[0, 1, IGNORE]]
+    path.write_text('{"7": 2}')
+    with pytest.raises(SourceError, match=r"classes in 0..1"):
+        read_mapping(path, 2)
+    path.write_text('{"7": 0, "7": 1}')
+    with pytest.raises(SourceError, match="stands twice"):
+        read_mapping(path, 2)
+    path.write_text("[1, 2]")
+    with pytest.raises(SourceError, match="not a label mapping"):
+        read_mapping(path, 2)
+
+
+def test_impossible_class_counts():
+    with pytest.raises(SourceError, match="0 classes"):
+        LabelRule(0)
+    with pytest.raises(SourceError, match="65535 classes"):
+        LabelRule(65535)
+    for value in (-1, 65536):
+        with pytest.raises(SourceError, match=f"--ignore-index is {value}"):
+            LabelRule(3, ignore_index=value)
+
+
+def test_label_files_keep_their_values():
+    values = np.array([[0, 1, 150], [255, 7, 9]], np.uint8)
+    assert decode_label_file(encode(values)).tolist() == values.tolist()
+    wide = np.array([[0, 300, 65535]], np.uint16)
+    assert decode_label_file(encode(wide)).tolist() == wide.tolist()
+    palette = Image.frombytes("P", (3, 2), values.tobytes())
+    palette.putpalette(bytes(range(256)) * 3)
+    assert decode_label_file(encode(palette)).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1"])
+def test_label_maps_of_other_modes_are_refused(mode):
+    with pytest.raises(RejectedInput, match=r"label map is a .* PNG; expected one channel"):
+        decode_label_file(encode(Image.new(mode, (4, 4))))
+
+
+def test_broken_and_bloated_label_files():
+    rng = np.random.default_rng(0)
+    good = encode(rng.integers(0, 9, (64, 64), dtype=np.uint8))
+    with pytest.raises(RejectedInput, match="label map: it does not decode"):
+        decode_label_file(good[: len(good) // 2])
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = good[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + good[33:]
+    with pytest.raises(RejectedInput, match="claims 60000x60000 pixels"):
+        decode_label_file(bomb)

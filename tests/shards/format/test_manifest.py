@@ -1,0 +1,243 @@
+"""The manifest: its bytes, what the fingerprint covers, atomic publication, what opening says elsewhere."""
+
+import copy
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maskshards.shards.errors import ManifestError
+from maskshards.shards.format.index import ShardInfo
+from maskshards.shards.format.manifest import (
+    Manifest,
+    finish_manifest,
+    open_split,
+    open_splits,
+    parse_manifest,
+    write_split,
+)
+from maskshards.shards.format.record import Record
+from maskshards.shards.format.rle import encode_label_map
+from maskshards.shards.format.tar import TarWriter
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = {
+    "manifest.json": "d2d93b40f5e10534",
+    "samples.parquet": "59e31a8d1a681778",
+    "t-00000.tar": "c41c5b735b9508c0",
+}
+GOLDEN_FINGERPRINT = "927de2ca2c99f12f"
+DIGESTS = {"sha256": "ab" * 32, "index_sha256": "cd" * 32}
+
+
+def manifest(**changes):
+    shards = (ShardInfo("t-00000.tar", 3, 2048, **DIGESTS), ShardInfo("t-00001.tar", 0, 1024, **DIGESTS))
+    facts = {"dataset": "made", "split": "training", "classes": ("sky", "café"), "shards": shards}
+    facts |= {"label_rule": {"reduce_zero_label": True}, "palette": ((0, 1, 2), (255, 0, 9))}
+    facts |= {"settings": {"workers": [1, 2.5]}, "rejects": ({"name": "a.jpg", "reason": "torn"},)}
+    plain = Manifest(**{**facts, **changes})
+    return finish_manifest(plain, plain.shards)
+
+
+def test_the_file_comes_back_as_it_was():
+    made = manifest()
+    assert parse_manifest(made.to_bytes()) == made
+    assert (made.num_samples, made.shard_samples.tolist(), made.class_ids) == (3, [3, 0], (0, 1))
+    assert made.reduce_zero_label
+    assert not manifest(label_rule={}, palette=None).reduce_zero_label
+
+
+def test_the_file_is_plain_json_with_what_the_document_names():
+    facts = json.loads(manifest().to_bytes())
+    assert facts["classes"][1] == {"id": 1, "name": "café", "color": [255, 0, 9]}
+    assert (facts["format"], facts["format_version"], facts["num_samples"]) == ("maskshards", 1, 3)
+    assert facts["shards"][0] == {"name": "t-00000.tar", "samples": 3, "bytes": 2048, **DIGESTS}
+    assert facts["index"] == "samples.parquet"
+
+
+def test_the_fingerprint_covers_content_and_nothing_else():
+    base = manifest()
+    for same in ({"settings": {}}, {"dataset": "x"}, {"rejects": ()}, {"palette": None}):
+        assert manifest(**same).fingerprint == base.fingerprint
+    one, two = base.shards
+    for other in (
+        {"classes": ("café", "sky")},
+        {"shards": (two, one)},
+        {"shards": (one,)},
+        {"shards": (replace(one, sha256="ef" * 32), two)},
+        {"shards": (replace(one, index_sha256="ef" * 32), two)},
+    ):
+        assert manifest(**other).fingerprint != base.fingerprint
+
+
+def test_every_flipped_bit_is_named_or_harmless():
+    data, good, named, harmless = manifest().to_bytes(), manifest(), 0, 0
+    for place in range(len(data)):
+        broken = bytearray(data)
+        broken[place] ^= 1 << (place % 8)
+        try:
+            harmless += parse_manifest(bytes(broken)) == good
+        except ManifestError as error:
+            named += "manifest.json" in str(error)
+    assert named + harmless == len(data)
+    assert named > 0.7 * len(data)
+
+
+def test_every_truncation_is_named():
+    data = manifest().to_bytes()
+    for end in range(0, len(data) - 2, 7):
+        with pytest.raises(ManifestError, match=r"manifest\.json"):
+            parse_manifest(data[:end])
+
+
+def forged(**changes):
+    """A manifest with changed fields and a checksum that fits, as somebody with intent would write it."""
+    from maskshards.shards.format.manifest import _digest
+
+    facts = {**json.loads(manifest().to_bytes()), **changes}
+    facts.pop("checksum")
+    return json.dumps({**facts, "checksum": _digest(facts)}).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"format": "other"}, "another program"),
+        ({"format_version": 2}, "format version 2"),
+        ({"num_samples": 4}, "contradicts itself"),
+        ({"index": "../other.parquet"}, "contradicts itself"),
+        ({"classes": [{"id": 1, "name": "sky"}]}, "contradicts itself"),
+        (
+            {"classes": [{"id": 0, "name": "sky", "color": [0, 0, 0]}, {"id": 1, "name": "sea"}]},
+            "some classes only",
+        ),
+        ({"fingerprint": "00"}, "its content has"),
+        ({"shards": [{"name": "../../etc/x.tar", "samples": 3, "bytes": 1, **DIGESTS}]}, "plain tar file"),
+        ({"shards": [{"name": "a.tar", "samples": -3, "bytes": 1, **DIGESTS}]}, "sane counts"),
+        (
+            {"shards": [{"name": "a.tar", "samples": 3, "bytes": 1, "sha256": "", "index_sha256": ""}]},
+            "digests",
+        ),
+        ({"shards": [{"name": "a.tar"}]}, "cannot be read"),
+        ({"shards": [{"name": "a.tar", "samples": 1, "bytes": 1, **DIGESTS}] * 2}, "contradicts|twice"),
+        ({"shards": 5}, "cannot be read"),
+        ({"classes": None}, "cannot be read"),
+    ],
+)
+def test_forged_manifests_are_refused(changes, says):
+    with pytest.raises(ManifestError, match=says):
+        parse_manifest(forged(**changes))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"5", b"[" * 100_000, b"\xff\xfe", b'{"format": "maskshards"}'])
+def test_other_files_are_refused(data):
+    with pytest.raises(ManifestError, match=r"manifest\.json"):
+        parse_manifest(data)
+
+
+def test_fields_of_a_later_minor_addition_are_allowed():
+    assert parse_manifest(forged(license="CC0")) == manifest()
+
+
+def test_a_split_opens_and_reads_its_index_lazily(make_split, monkeypatch):
+    made = make_split("lazy", [3, 0, 2])
+    split = open_split(made.folder)
+    assert split.manifest == made.manifest
+    assert split.base == str(made.folder)
+    sent = copy.deepcopy(split)  # as a worker process gets it: without open files
+    assert [sent.index(n).keys for n in range(3)] == [tuple(keys) for keys in made.keys]
+    os.remove(made.folder / "samples.parquet")
+    again = open_split(made.folder)
+    with pytest.raises(OSError, match=r"samples\.parquet"):
+        again.index(0)
+
+
+def test_publication_is_byte_stable_and_leaves_nothing_else(make_split, tmp_path):
+    made = make_split("stable", [2, 3])
+    split = open_split(made.folder)
+    entries = [[rows.entry(n) for n in range(len(rows))] for rows in (split.index(0), split.index(1))]
+    again = write_split(tmp_path, replace(made.manifest, fingerprint=""), iter(entries))
+    assert again == made.manifest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "samples.parquet"]
+    for name in ("manifest.json", "samples.parquet"):
+        assert (tmp_path / name).read_bytes() == (made.folder / name).read_bytes()
+
+
+def test_a_publication_that_fails_leaves_no_data_set(make_split, tmp_path):
+    made = make_split("failing", [2])
+
+    def entries():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        write_split(tmp_path, made.manifest, entries())
+    with pytest.raises(ValueError, match="argument"):
+        write_split(tmp_path, made.manifest, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_manifest_is_named_with_its_folder(make_split):
+    made = make_split("damaged", [1])
+    (made.folder / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(ManifestError, match=f"{made.folder}.*another program"):
+        open_splits(made.folder)
+
+
+def test_a_manifest_of_many_shards_opens_quickly():
+    shards = tuple(ShardInfo(f"t-{n:05d}.tar", 4096, 1024, **DIGESTS) for n in range(24_000))
+    data = manifest(shards=shards).to_bytes()
+    assert parse_manifest(data).num_samples == 24_000 * 4096
+    assert len(data) < 8_000_000
+    assert isinstance(parse_manifest(data).shard_samples, np.ndarray)
+
+
+def test_importing_writer_and_manifest_loads_neither_pyarrow_nor_torch():
+    program = "import sys, maskshards.shards.format.tar, maskshards.shards.format.manifest; sys.exit(bool({'pyarrow', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_manifest_that_is_no_file_is_said_to_be_none(tmp_path):
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(ManifestError, match="not a regular file"):
+        open_split(tmp_path)
+
+
+def test_threads_may_share_a_split(make_split):
+    made = make_split("shared", [2, 3, 0, 1, 4, 2])
+    split = open_split(made.folder)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(split.index, list(range(6)) * 20))
+    assert [rows.keys for rows in found] == [tuple(keys) for keys in made.keys] * 20
+
+
+def test_bytes_are_those_on_file_for_the_pinned_libraries(tmp_path):
+    """What was published once must come out of every later version, unless the format version grows."""
+    pins = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for name in ("pyarrow", "zstandard"):
+        if version(name) != pins[name]:
+            pytest.skip(f"{name} is {version(name)}, bytes are promised for {pins[name]}")
+    with TarWriter(tmp_path / "t-00000.tar") as writer:
+        rows = []
+        for number in range(3):
+            class_map = (np.arange(40 * 50).reshape(40, 50) // (7 + number) % 4).astype(np.uint16)
+            class_map[class_map == 3] = 65535
+            runs = encode_label_map(class_map)
+            rows.append(
+                writer.add(Record(f"k/{number}", bytes(range(200)), "jpg", 40, 50, runs, {"name": "ü"}))
+            )
+    info = ShardInfo("t-00000.tar", 3, writer.num_bytes, writer.sha256)
+    made = write_split(tmp_path, Manifest("golden", "training", ("a", "b", "c"), (info,)), [rows])
+    assert {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in tmp_path.iterdir()
+    } == GOLDEN
+    assert made.fingerprint.startswith(GOLDEN_FINGERPRINT)

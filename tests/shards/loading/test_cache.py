@@ -1,0 +1,285 @@
+"""Copies of remote shards: verified before they have a name, fetched once a node, bounded, crash-safe."""
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from maskshards.shards.errors import SampleError, StoreError
+from maskshards.shards.format.manifest import Split, open_split
+from maskshards.shards.loading import cache
+from maskshards.shards.loading.cache import CachedStore, CacheSettings, cached
+from maskshards.shards.loading.loader import Loader
+from maskshards.shards.storage.http import HttpStore
+from maskshards.shards.storage.retry import RetrySettings
+
+QUICK = RetrySettings(attempts=3, first_delay_s=0.001, stall_s=0.5, total_s=2.0)
+
+
+@pytest.fixture(scope="module")
+def made(make_split):
+    return make_split("cached", [4, 3, 5])
+
+
+@pytest.fixture
+def server(serve, made):
+    return serve(made.folder)
+
+
+@pytest.fixture
+def store(server, made, tmp_path):
+    store = CachedStore(
+        HttpStore(server.url, QUICK), made.manifest.shards, CacheSettings(tmp_path / "cache", 1 << 20)
+    )
+    yield store
+    store.close()
+
+
+def tar_bytes(made, number):
+    return (made.folder / made.manifest.shards[number].name).read_bytes()
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_a_shard_is_fetched_once_and_named_by_its_digest(store, server, made):
+    shard = made.manifest.shards[0]
+    for offset in (0, 700, 100):
+        assert store.read(shard.name, offset, 300) == tar_bytes(made, 0)[offset : offset + 300]
+    assert server.bytes_sent[shard.name] == shard.bytes
+    assert names_in(store.folder) == [f"{hashlib.sha256(tar_bytes(made, 0)).hexdigest()}.tar"]
+    assert store.size(shard.name) == shard.bytes
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_other_files_pass_through(store, made):
+    manifest = (made.folder / "manifest.json").read_bytes()
+    assert store.read("manifest.json", 0, len(manifest)) == manifest
+    assert store.size("manifest.json") == len(manifest)
+    assert names_in(store.folder) == []
+
+
+def test_a_second_job_fetches_nothing(store, server, made, tmp_path):
+    store.read(made.manifest.shards[1].name, 0, 10)
+    sent = dict(server.bytes_sent)
+    other = CachedStore(HttpStore(server.url, QUICK), made.manifest.shards, CacheSettings(tmp_path / "cache"))
+    assert other.read(made.manifest.shards[1].name, 0, 10) == tar_bytes(made, 1)[:10]
+    other.close()
+    assert server.bytes_sent == sent
+
+
+def test_many_readers_at_once_fetch_once(server, made, tmp_path):
+    """Threads over separate stores lock as separate jobs do: each has its own file handle on the lock."""
+    settings = CacheSettings(tmp_path / "cache")
+    stores = [CachedStore(HttpStore(server.url, QUICK), made.manifest.shards, settings) for _ in range(6)]
+    shard, got = made.manifest.shards[2], []
+    threads = [
+        threading.Thread(target=lambda store=store: got.append(store.read(shard.name, 5, 50)))
+        for store in stores
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for store in stores:
+        store.close()
+    assert got == [tar_bytes(made, 2)[5:55]] * 6
+    assert server.bytes_sent[shard.name] == shard.bytes
+
+
+@pytest.mark.parametrize("fault", ["cut", "500", "stall"])
+def test_a_download_survives_what_passes(store, server, made, fault):
+    shard = made.manifest.shards[0]
+    server.faults[shard.name] = [fault]
+    assert store.read(shard.name, 0, shard.bytes) == tar_bytes(made, 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [("flip", "has sha256"), ("html", "expected 206"), ("404", "answered 404")]
+)
+def test_a_bad_download_leaves_nothing(store, server, made, fault, message):
+    shard = made.manifest.shards[0]
+    server.faults[shard.name] = [fault]
+    with pytest.raises(StoreError, match=message):
+        store.read(shard.name, 0, 10)
+    assert names_in(store.folder) == []
+    assert store.read(shard.name, 0, 10) == tar_bytes(made, 0)[:10]
+
+
+def test_another_data_set_under_the_same_names_has_its_own_copies(store, serve, make_split, made, tmp_path):
+    other = make_split("namesake", [4, 3, 5], seed=9)
+    url = serve(other.folder).url
+    second = CachedStore(HttpStore(url, QUICK), other.manifest.shards, CacheSettings(tmp_path / "cache"))
+    name = made.manifest.shards[0].name
+    assert other.manifest.shards[0].name == name
+    assert store.read(name, 0, 2000) == tar_bytes(made, 0)[:2000]
+    assert second.read(name, 0, 2000) == tar_bytes(other, 0)[:2000]
+    wrong = CachedStore(HttpStore(url, QUICK), made.manifest.shards, CacheSettings(tmp_path / "empty"))
+    with pytest.raises(StoreError, match=r"of another data set there|ends before|the file has"):
+        wrong.read(name, 0, 10)
+    second.close()
+    wrong.close()
+
+
+def test_the_size_limit_drops_what_was_not_used_for_longest(server, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FRESH_S", 0.0)
+    shards = made.manifest.shards
+    limit = max(shards[0].bytes + shards[1].bytes, shards[0].bytes + shards[2].bytes)
+    store = CachedStore(HttpStore(server.url, QUICK), shards, CacheSettings(tmp_path / "cache", limit))
+    for number, age in ((0, 300), (1, 200), (0, 100)):
+        store.read(shards[number].name, 0, 10)
+        path = store.folder / f"{shards[number].sha256}.tar"
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    store.read(shards[2].name, 0, 10)  # shard 0 was used after shard 1
+    assert names_in(store.folder) == sorted(f"{shards[number].sha256}.tar" for number in (0, 2))
+    assert store.read(shards[1].name, 3, 10) == tar_bytes(made, 1)[3:13]
+    store.close()
+
+
+def test_what_another_job_renames_or_drops_meanwhile_is_no_error(store, made):
+    """Between listing the folder and looking at a file, the file may go; a dangling link is such a name."""
+    for name in (".other.host.1.part", "0" * 64 + ".tar"):
+        (store.folder / name).symlink_to("gone")
+    assert store.read(made.manifest.shards[0].name, 10, 10) == tar_bytes(made, 0)[10:20]
+
+
+def test_a_dropped_copy_stays_readable_for_who_has_it_open(store, made):
+    name = made.manifest.shards[0].name
+    store.read(name, 0, 10)
+    (store.folder / f"{made.manifest.shards[0].sha256}.tar").unlink()
+    assert store.read(name, 10, 10) == tar_bytes(made, 0)[10:20]
+
+
+def test_a_limit_below_one_shard_is_refused(server, made, tmp_path):
+    with pytest.raises(StoreError, match="the cache may hold 100; raise the limit"):
+        CachedStore(HttpStore(server.url), made.manifest.shards, CacheSettings(tmp_path / "cache", 100))
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(store, made, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    with pytest.raises(StoreError, match=r"cannot be kept in .*: No space left on device; free some space"):
+        store.read(made.manifest.shards[0].name, 0, 10)
+    assert names_in(store.folder) == []
+
+
+def test_a_spoiled_copy_is_fetched_again_once(server, made, tmp_path):
+    split = open_split(server.url)
+    settings = CacheSettings(tmp_path / "cache")
+    first = Loader(split, batch_per_rank=12, cache=settings)
+    with first:
+        want = next(iter(first))
+    for path in (tmp_path / "cache").glob("*.tar"):
+        spoiled = bytearray(path.read_bytes())
+        offset = split.index([s.sha256 for s in made.manifest.shards].index(path.stem)).entry(0).runs_offset
+        spoiled[offset] ^= 1
+        path.write_bytes(spoiled)
+    with Loader(split, batch_per_rank=12, cache=settings) as loader:
+        assert next(iter(loader)).pixels.equal(want.pixels)
+    assert all(
+        hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
+        for path in (tmp_path / "cache").glob("*.tar")
+    )
+    split.store.close()
+
+
+def test_a_fault_at_the_source_is_not_hidden_by_fetching_again(serve, made, tmp_path):
+    """The manifest vouches for a tar whose bytes its own index contradicts: no copy can help."""
+    split = open_split(serve(made.folder).url)
+    honest = split.index
+
+    def spoiled(number):
+        rows = honest(number)
+        return dataclasses.replace(rows, runs_crc32c=rows.runs_crc32c ^ np.uint32(1))
+
+    split.index = spoiled
+    with Loader(split, batch_per_rank=12) as loader, pytest.raises(SampleError, match="crc32c"):
+        next(iter(loader))
+    split.store.close()
+
+
+def _fetch_and_hang(url, folder, shards, ready):
+    """In another process: fetch a shard, and stop for good in the middle of it, holding the lock."""
+    remote = HttpStore(url, QUICK)
+    store = CachedStore(remote, shards, CacheSettings(folder))
+
+    def hang(name, offset, size):
+        ready.set()
+        signal.pause()
+
+    remote.read = hang
+    store.read(shards[0].name, 0, 10)
+
+
+def test_a_killed_download_is_swept_up_by_the_next(server, made, store):
+    context = multiprocessing.get_context("forkserver")
+    ready = context.Event()
+    shards = made.manifest.shards
+    child = context.Process(target=_fetch_and_hang, args=(server.url, store.folder, shards, ready))
+    child.start()
+    assert ready.wait(60)
+    assert [name.startswith(f".{shards[0].sha256}") for name in names_in(store.folder)] == [True]
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert store.read(shards[0].name, 0, 10) == tar_bytes(made, 0)[:10]
+    assert names_in(store.folder) == [f"{shards[0].sha256}.tar"]
+
+
+def test_fetching_ahead_ends_with_the_store(store, server, made):
+    store.prefetch([shard.name for shard in made.manifest.shards])
+    store.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("maskshards-cache")]
+    sent = sum(server.bytes_sent.values())
+    assert sent <= sum(shard.bytes for shard in made.manifest.shards)
+    assert store.read(made.manifest.shards[1].name, 0, 10) == tar_bytes(made, 1)[:10]
+
+
+def test_fetching_ahead_gets_whole_shards(store, server, made):
+    shard = made.manifest.shards[0]
+    store.prefetch([shard.name])
+    for coming in list(store._coming.values()):
+        coming.result(10)
+    sent = server.bytes_sent[shard.name]
+    assert sent == shard.bytes
+    store.read(shard.name, 0, 10)
+    assert server.bytes_sent[shard.name] == sent
+
+
+def test_a_loader_fetches_its_shards_and_the_next_of_each_lane_ahead(server, made, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(CachedStore, "prefetch", lambda store, names: asked.extend(names))
+    with Loader(server.url, batch_per_rank=1, threads=1, cache=CacheSettings(tmp_path), end=12) as loader:
+        batches = iter(loader.pipeline().pipeline[0]())
+        next(batches)
+        assert len(asked) == 2  # one lane: the shard that it is in, and the one after it
+        list(batches)
+    assert sorted(asked) == [shard.name for shard in made.manifest.shards]  # each announced once an epoch
+
+
+def test_local_splits_need_no_cache(made, tmp_path):
+    split = open_split(str(made.folder))
+    assert cached(split, CacheSettings(tmp_path)) is split
+    remote = Split(made.manifest, HttpStore("http://127.0.0.1:9"))
+    once = cached(remote, CacheSettings(tmp_path))
+    assert isinstance(once.store, CachedStore)
+    assert cached(once, CacheSettings(tmp_path)) is once
+
+
+def test_a_copy_that_was_cut_short_is_fetched_again(server, made, tmp_path):
+    shard, settings = made.manifest.shards[0], CacheSettings(tmp_path / "cache")
+    for _ in range(2):
+        store = CachedStore(HttpStore(server.url, QUICK), made.manifest.shards, settings)
+        assert store.read(shard.name, shard.bytes - 20, 20) == tar_bytes(made, 0)[-20:]
+        os.truncate(store.folder / f"{shard.sha256}.tar", 700)
+        assert store.read(shard.name, shard.bytes - 20, 20) == tar_bytes(made, 0)[-20:]
+        store.close()
+        os.truncate(store.folder / f"{shard.sha256}.tar", 900)
+    assert server.bytes_sent[shard.name] == 4 * shard.bytes

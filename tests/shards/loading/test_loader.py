@@ -1,0 +1,312 @@
+"""The stream: right pixels and masks, the same for any world and any threads, resumed from one integer."""
+
+import dataclasses
+import threading
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from maskshards.shards.decode.jpeg import decode_image
+from maskshards.shards.format.manifest import open_split
+from maskshards.shards.loading.cache import CacheSettings, cached
+from maskshards.shards.loading.loader import Loader, evaluation_batches
+from maskshards.shards.order.order import Order, World
+
+GLOBAL_BATCH = 24
+
+
+def live_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("maskshards")]
+
+
+def take(loader, num_batches):
+    with loader:
+        return list(islice(loader, num_batches))
+
+
+def unpack(batch, i):
+    """Image i and its (H, W) class map with 65535 for none, straight from the flat buffers."""
+    areas = [height * width for height, width in zip(batch.heights, batch.widths, strict=True)]
+    first, shape = sum(areas[:i]), (batch.heights[i], batch.widths[i])
+    image = batch.pixels[3 * first : 3 * (first + areas[i])].numpy().reshape(*shape, 3)
+    classes, start = np.empty(areas[i], np.uint16), 0
+    table = np.array([65535, *batch.labels[i]], np.uint16)
+    for run in range(batch.run_offsets[i], batch.run_offsets[i + 1]):
+        end = int(batch.run_ends[run]) - first
+        classes[start:end] = table[batch.run_owners[run]]
+        start = end
+    assert start == areas[i]
+    return image, classes.reshape(shape)
+
+
+def global_stream(split, num_steps, num_ranks=1, batch_per_rank=None, position=0, **settings):
+    """All ranks' samples in global order: (position, key, digest of pixels, runs and labels)."""
+    batch_per_rank = batch_per_rank or GLOBAL_BATCH // num_ranks
+    settings = {
+        "global_batch": GLOBAL_BATCH,
+        "batch_per_rank": batch_per_rank,
+        "position": position,
+        **settings,
+    }
+    rows = []
+    for rank in range(num_ranks):
+        loader = Loader(split, world=World(rank, num_ranks), **settings)
+        for batch in take(loader, num_steps * loader.micro_steps):
+            for i in range(len(batch)):
+                image, classes = unpack(batch, i)
+                content = (hash(image.tobytes()), hash(classes.tobytes()))
+                rows.append((batch.positions[i], batch.epochs[i], batch.keys[i], *content))
+    return sorted(rows)
+
+
+@pytest.fixture(scope="module")
+def made(make_split):
+    return make_split("stream", [5, 1, 0, 9, 4])
+
+
+@pytest.fixture(scope="module")
+def split(made):
+    return open_split(str(made.folder))
+
+
+def test_batches_hold_the_source_pixels_and_masks(made, split):
+    for batch in take(Loader(split, batch_per_rank=4), 6):
+        assert batch.pixels.dtype == batch.run_owners.dtype == torch.uint8
+        assert batch.run_ends.dtype == torch.int32
+        assert batch.run_ends[-1] * 3 == len(batch.pixels)
+        for i, key in enumerate(batch.keys):
+            want_image, want_classes = made.truth[key]
+            image, classes = unpack(batch, i)
+            assert np.array_equal(image, want_image)
+            assert np.array_equal(classes, want_classes)
+            assert batch.labels[i] == tuple(np.unique(want_classes[want_classes != 65535]).tolist())
+            assert (batch.heights[i], batch.widths[i]) == want_classes.shape
+
+
+def test_the_stream_follows_the_order(made, split):
+    stream = global_stream(split, 3)
+    order = Order(split.manifest.shard_samples, 0, GLOBAL_BATCH)
+    shards, indices = order.samples(np.arange(3 * GLOBAL_BATCH))
+    keys = [made.keys[shard][index] for shard, index in zip(shards, indices, strict=True)]
+    assert [row[2] for row in stream] == keys
+    assert [row[0] for row in stream] == list(range(3 * GLOBAL_BATCH))
+    assert [row[1] for row in stream] == [position // 19 for position in range(3 * GLOBAL_BATCH)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 6, 8])
+def test_any_world_and_any_threads_give_the_same_stream(split, num_ranks):
+    reference = global_stream(split, 2, seed=5)
+    for threads in (1, 2, 5):
+        assert global_stream(split, 2, num_ranks, seed=5, threads=threads) == reference
+    assert global_stream(split, 2, num_ranks, batch_per_rank=1, seed=5, prefetch_batches=1) == reference
+
+
+def test_another_seed_is_another_stream(split):
+    assert [row[2] for row in global_stream(split, 2, seed=1)] != [
+        row[2] for row in global_stream(split, 2, seed=2)
+    ]
+
+
+def test_resume_on_other_worlds_continues_exactly(split):
+    reference = global_stream(split, 6, seed=3)
+    parts, position = [], 0
+    for num_ranks in (4, 2, 3):
+        parts += global_stream(split, 2, num_ranks, seed=3, position=position)
+        loader = Loader(
+            split,
+            batch_per_rank=GLOBAL_BATCH // num_ranks,
+            global_batch=GLOBAL_BATCH,
+            world=World(0, num_ranks),
+            seed=3,
+            position=position,
+        )
+        take(loader, 2)
+        position = loader.state_dict()["position"]
+    assert parts == reference
+
+
+def test_state_counts_whole_steps_that_were_handed_out(split):
+    with Loader(split, batch_per_rank=2, global_batch=6) as loader:
+        batches, seen = iter(loader), []
+        for _ in range(7):
+            next(batches)
+            seen.append(loader.state_dict()["position"])
+        assert seen == [0, 0, 6, 6, 6, 12, 12]
+        state = loader.state_dict()
+        again = Loader(split, batch_per_rank=3, global_batch=6)
+        again.load_state_dict(state)
+        assert take(again, 1)[0].positions == (12, 13, 14)
+        assert loader.state_dict(position=6)["position"] == 6
+
+
+def test_a_new_iterator_starts_after_the_last_whole_step(split):
+    with Loader(split, batch_per_rank=2, global_batch=4) as loader:
+        assert [batch.positions for batch in islice(loader, 3)] == [(0, 1), (2, 3), (4, 5)]
+        assert next(iter(loader)).positions == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "0"}, "fingerprint was '0'"),
+        ({"seed": 9}, "seed was 9, here it is 0"),
+        ({"global_batch": 8}, "global_batch was 8, here it is 4"),
+        ({"order_version": 0}, "order_version was 0"),
+        ({"epoch_end": "drop"}, "epoch_end was 'drop', here it is 'carry'"),
+        ({"position": 3}, "position 3 is not a multiple of global_batch 4"),
+    ],
+)
+def test_a_state_of_another_stream_is_refused(split, change, message):
+    loader = Loader(split, batch_per_rank=4)
+    with pytest.raises(ValueError, match=message):
+        loader.load_state_dict({**loader.state_dict(), **change})
+
+
+def test_no_thread_outlives_the_loader(split):
+    loader = Loader(split, batch_per_rank=2, threads=3)
+    next(iter(loader))
+    loader.close()
+    assert not live_threads()
+    for number, _ in enumerate(Loader(split, batch_per_rank=2)):
+        if number == 2:
+            break
+    assert not live_threads()  # a dropped iterator cleans up by itself
+
+
+def test_user_stages_run_on_batches(split):
+    stages = (wds.map(lambda batch: batch.keys), wds.slice(2))
+    plain = [batch.keys for batch in take(Loader(split, batch_per_rank=3), 2)]
+    assert list(Loader(split, batch_per_rank=3, stages=stages)) == plain
+
+
+def test_waiting_is_measured(split):
+    loader = Loader(split, batch_per_rank=2)
+    take(loader, 3)
+    assert 0 < loader.wait_ms < 10_000
+
+
+def test_the_first_batch_comes_soon(made):
+    start = time.perf_counter()
+    take(Loader(str(made.folder), batch_per_rank=8), 1)
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threads": 0},
+        {"prefetch_batches": 0},
+        {"processes": -1},
+        {"policy": "ignore"},
+        {"position": 1},
+        {"global_batch": 5},
+    ],
+)
+def test_nonsense_settings_are_refused(split, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Loader(split, batch_per_rank=2, **settings)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8, 30])
+@pytest.mark.parametrize("max_samples", [None, 7, 1, 100])
+def test_evaluation_sees_each_sample_once_in_equal_steps(made, split, num_ranks, max_samples):
+    everything = [key for shard in made.keys for key in shard]
+    steps, seen = set(), []
+    for rank in range(num_ranks):
+        batches = list(
+            evaluation_batches(split, batch_per_rank=3, world=World(rank, num_ranks), max_samples=max_samples)
+        )
+        steps.add(len(batches))
+        for batch in batches:
+            assert len(batch) == 3
+            seen += [key for key, valid in zip(batch.keys, batch.valid, strict=True) if valid]
+    assert seen == everything[:max_samples]
+    assert len(steps) == 1
+
+
+def test_processes_give_the_same_batches_as_threads(split):
+    want = take(Loader(split, batch_per_rank=3, global_batch=6), 5)
+    got = take(Loader(split, batch_per_rank=3, global_batch=6, processes=2), 5)
+    for a, b in zip(want, got, strict=True):
+        assert (a.keys, a.positions, a.labels, a.run_offsets) == (
+            b.keys,
+            b.positions,
+            b.labels,
+            b.run_offsets,
+        )
+        assert torch.equal(a.pixels, b.pixels)
+        assert torch.equal(a.run_ends, b.run_ends)
+        assert torch.equal(a.run_owners, b.run_owners)
+
+
+def test_epochs_may_end_with_batches(split):
+    loader = Loader(split, batch_per_rank=4, epoch_end="drop", end=32)  # 19 samples: four batches an epoch
+    assert [set(batch.epochs) for batch in loader] == [{0}] * 4 + [{1}] * 4
+
+
+def test_a_stream_may_have_an_end(split):
+    loader = Loader(split, batch_per_rank=2, global_batch=4, position=4, end=12)
+    assert [batch.positions[0] for batch in loader] == [4, 6, 8, 10]
+    assert (loader.position, list(loader)) == (12, [])
+    with pytest.raises(ValueError, match="end 5 is not a multiple"):
+        Loader(split, batch_per_rank=2, global_batch=4, end=5)
+
+
+def test_nodes_fetch_a_cold_epoch_about_once(make_split, serve, tmp_path):
+    """Bytes counted at the server, for 4 nodes reading ranges and for 4 nodes with a cache each."""
+    made = make_split("egress", [6] * 16)
+    size = sum(shard.bytes for shard in made.manifest.shards)
+    for caching in (False, True):
+        server, keys = serve(made.folder), []
+        for rank in range(4):
+            cache = CacheSettings(tmp_path / f"node{rank}") if caching else None
+            loader = Loader(
+                server.url, batch_per_rank=2, global_batch=24, world=World(rank, 4), end=96, cache=cache
+            )
+            keys += [key for batch in loader for key in batch.keys]
+        assert sorted(keys) == sorted(made.truth)
+        sent = sum(count for name, count in server.bytes_sent.items() if name.endswith(".tar"))
+        assert sent <= size * (1.05 * (1 + 3 / 16) if caching else 1.02)
+        assert sent > 0.5 * size
+
+
+def test_images_may_be_decoded_by_the_consumer(split):
+    def decode(batch):
+        pixels = []
+        for i, image_format in enumerate(batch.image_formats):
+            start, end = batch.encoded_offsets[i : i + 2]
+            out = np.empty((batch.rest.heights[i], batch.rest.widths[i], 3), np.uint8)
+            decode_image(batch.encoded[start:end].numpy().tobytes(), image_format, out)
+            pixels.append(torch.from_numpy(out).flatten())
+        return dataclasses.replace(batch.rest, pixels=torch.cat(pixels))
+
+    for a, b in zip(
+        take(Loader(split, batch_per_rank=5), 4),
+        take(Loader(split, batch_per_rank=5, decode=decode), 4),
+        strict=True,
+    ):
+        assert (a.keys, a.positions, a.labels, a.run_offsets) == (
+            b.keys,
+            b.positions,
+            b.labels,
+            b.run_offsets,
+        )
+        assert a.pixels.equal(b.pixels)
+        assert a.run_ends.equal(b.run_ends)
+
+
+def test_evaluation_through_a_cache_fetches_each_shard_once(make_split, serve, tmp_path):
+    made = make_split("scored", [5, 4, 6])
+    server = serve(made.folder)
+    split = cached(open_split(server.url), CacheSettings(tmp_path / "cache"))
+    batches = list(evaluation_batches(split, batch_per_rank=2))
+    split.store.close()
+    assert [key for batch in batches for key, ok in zip(batch.keys, batch.valid, strict=True) if ok] == list(
+        made.truth
+    )
+    for shard in made.manifest.shards:
+        assert server.bytes_sent[shard.name] == shard.bytes

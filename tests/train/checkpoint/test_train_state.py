@@ -1,0 +1,50 @@
+"""state.json: what it says is what was written, or an error."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from maskshards.train.checkpoint.train_state import CheckpointError, TrainState, read_state, state_json
+
+STATE = TrainState(
+    4, 32, "f" * 8, 8, 3, "dinov3_tiny16", "d" * 8, ["sky"], {"optimizer": {"lr": 1e-4}}, score=0.5
+)
+
+
+def test_facts_come_back_with_their_digests(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(state_json(STATE, {"weights.safetensors": "0" * 64}))
+    assert read_state(path) == replace(STATE, digests={"weights.safetensors": "0" * 64})
+
+
+def test_every_changed_fact_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    whole = json.loads(state_json(STATE, {}))
+    for name in set(whole) - {"version"}:
+        path.write_text(json.dumps(whole | {name: "changed"}))
+        with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+            read_state(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not the state of a checkpoint of version 1"),
+        ('{"version": 2}', "not the state of a checkpoint of version 1"),
+        ('{"version": 1, "step": 4}', "is incomplete"),
+    ],
+)
+def test_what_is_no_state_says_so(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        read_state(tmp_path / "state.json")
+
+
+def test_files_of_older_versions_without_a_checksum_are_read(tmp_path: Path) -> None:
+    facts = json.loads(state_json(STATE, {}))
+    del facts["checksum"]
+    (tmp_path / "state.json").write_text(json.dumps(facts))
+    assert read_state(tmp_path / "state.json") == STATE

@@ -1,0 +1,132 @@
+import pytest
+
+from maskshards.train.config.checks import side_multiple, split_url
+from maskshards.train.config.load import load_config
+from maskshards.train.config.schema import ConfigError, TrainConfig
+
+GOOD = [
+    "output_dir=out", "datasets.root=shards", "datasets.train=training", "datasets.val=validation",
+    "model.dino_hub=dinov3_tiny16", "decoder_head.hidden_dim=64",
+    "decoder_head.backbone_out_layers=FOUR_EVEN_INTERVALS",
+    "transforms.train.img_size=64", "transforms.train.crop_size=[64,96]", "transforms.eval.img_size=64",
+    "eval.crop_size=64", "eval.stride=32",
+]  # fmt: skip
+
+
+def load(*arguments: str) -> TrainConfig:
+    return load_config([*GOOD, *arguments])
+
+
+def test_good_settings_pass() -> None:
+    assert load().transforms.train.crop_size == [64, 96]
+    assert load("compile=backbone", "compile_mode=reduce-overhead").compile == "backbone"
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("transforms.train.crop_size=[64,80]", r"multiples of 32 .* nearest are \[64, 64\]"),
+        ("transforms.train.crop_size=[64]", "height and width"),
+        ("transforms.train.crop_size=null", r"needs transforms\.train\.img_size"),
+        ("transforms.train.random_img_size_ratio_range=[2.0,0.5]", "low <= high"),
+        ("transforms.train.flip_prob=2", "flip_prob"),
+        ("step_timeout_s=0", "step_timeout_s is 0"),
+        ("transforms.train.jitter=large", "expected one of short_side, fit, lsj"),
+        ("transforms.train.photometric=refrence", "expected one of reference, mmseg"),
+        ("transforms.std=[1,0,1]", r"transforms\.std"),
+        ("transforms.eval.img_size=null", r"transforms\.eval\.img_size"),
+        ("transforms.eval.tta_ratios=[]", "tta_ratios"),
+        ("eval.crop_size=72", r"eval\.crop_size is 72, expected a multiple of 32 .* nearest is 64"),
+        ("eval.stride=65", "stride 65, crop 64"),
+        ("eval.mode=tiles", "expected one of slide, whole"),
+        ("decoder_head.type=upernet", "expected one of m2f, linear"),
+        ("decoder_head.backbone_out_layers=LAST", "needs four"),
+        ("decoder_head.hidden_dim=100", "multiple of 32"),
+        ("decoder_head.num_classes=0", "num_classes"),
+        ("decoder_head.num_queries=0", "num_queries"),
+        ("decoder_head.dropout=1.0", "dropout"),
+        ("decoder_head.use_cls_token=True", "does not exist"),
+        ("metric_to_save=miou", "known are mIoU"),
+        ("optimizer.lr=0", r"optimizer\.lr"),
+        ("optimizer.beta2=1", r"optimizer\.beta2"),
+        ("optimizer.weight_decay=-1", "weight_decay"),
+        ("scheduler.total_iter=0", "total_iter"),
+        ("eval.eval_interval=0", "eval_interval"),
+        ("checkpoint.keep_last=0", "keep_last"),
+        ("global_batch=0", "global_batch"),
+        ("seed=-1", "seed"),
+        ("ema.decay=1", r"ema\.decay"),
+        ("loader.decode=tpu", "cpu or gpu"),
+        ("loader.cache_gb=0", "cache_gb"),
+        ("precision=half", "mixed or reference"),
+        ("compile=all", "compile is 'all', expected none or backbone or model"),
+        ("compile_mode=fast", "expected default or reduce-overhead or max-autotune"),
+        ("compile_mode=reduce-overhead", "changes nothing with compile=none"),
+        ("compile_backbone=True", "unknown key 'compile_backbone'"),
+        ("datasets.repeat_threshold=0", "repeat_threshold"),
+        ("guards.non_finite=ignore", "stop or skip"),
+        ("model.dino_hub=null", r"model\.dino_hub"),
+        ("model.config_file=x.yaml", "config_file"),
+        ("output_dir=null", "output_dir"),
+        ("datasets.train=''", r"datasets\.train"),
+        ("datasets.val=''", r"datasets\.val"),
+    ],
+)
+def test_each_bad_setting_is_named(argument: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load(argument)
+
+
+def test_two_words_for_weights_must_agree() -> None:
+    assert load("model.weights=random", "model.pretrained_weights=random").model.weights == "random"
+    with pytest.raises(ConfigError, match="different weights"):
+        load("model.weights=random", "model.pretrained_weights=other")
+
+
+def test_checkpoint_words_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load("load_from=a", "resume_from=b")
+    with pytest.raises(ConfigError, match="only resume_from=auto"):
+        load("init_from=a", "resume_from=b")
+    assert load("init_from=a", "resume_from=auto").init_from == "a"
+
+
+def test_linear_head_has_cross_entropy_only() -> None:
+    with pytest.raises(ConfigError, match="cross entropy only"):
+        load("decoder_head.type=linear", "train.diceloss_weight=1")
+
+
+def test_evaluation_alone_needs_no_training_settings() -> None:
+    config = load("load_from=a", "transforms.train.crop_size=null", "datasets.train=''")
+    assert config.load_from == "a"
+
+
+@pytest.mark.parametrize(
+    ("hub", "head", "multiple"),
+    [("dinov3_vitl16", "m2f", 32), ("dinov2_vits14", "m2f", 224), ("dinov3_vitl16", "linear", 16)],
+)
+def test_side_multiple_follows_patch_and_head(hub: str, head: str, multiple: int) -> None:
+    config = TrainConfig()
+    config.model.dino_hub, config.decoder_head.type = hub, head
+    assert side_multiple(config) == multiple
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "url"),
+    [
+        ("training", "data/training"),
+        ("ADE20K:split=TRAIN", "data/training"),
+        ("ADE20K:split=VAL", "data/validation"),
+        ("CamVid:split=test", "data/test"),
+        ("/elsewhere/training", "/elsewhere/training"),
+        ("http://host:80/shards/training", "http://host:80/shards/training"),
+    ],
+)
+def test_split_descriptors(descriptor: str, url: str) -> None:
+    assert split_url("data/", descriptor) == url
+
+
+@pytest.mark.parametrize("descriptor", ["ADE20K:root=x", "ADE20K:split="])
+def test_broken_descriptor(descriptor: str) -> None:
+    with pytest.raises(ConfigError, match=r"NAME:split=TRAIN\|VAL"):
+        split_url("data", descriptor)

@@ -1,0 +1,200 @@
+import itertools
+import math
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskshards.train.config.load import (
+    ConfigError,
+    from_plain,
+    known_keys,
+    load_config,
+    to_plain,
+    write_config,
+)
+from maskshards.train.config.schema import BackboneLayers, ModelDtype, TrainConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GIVEN = ["output_dir=out", "datasets.root=shards", "model.dino_hub=dinov3_vitl16"]
+
+
+def load(*arguments: str, recipe: str = "config-ade20k-m2f-training") -> TrainConfig:
+    return load_config([f"config={CONFIGS / recipe}.yaml", *GIVEN, *arguments])
+
+
+def test_main_recipe_holds_the_published_values() -> None:
+    config = load()
+    assert (config.bs, config.n_gpus, config.images_per_step) == (2, 8, 16)
+    assert (config.metric_to_save, config.model_dtype) == ("mIoU", ModelDtype.BFLOAT16)
+    assert (config.scheduler.type, config.scheduler.total_iter) == ("WarmupOneCycleLR", 160000)
+    assert config.scheduler.constructor_kwargs == {
+        "warmup_iters": 1500, "warmup_ratio": 1e-6, "final_div_factor": "inf", "pct_start": 0,
+        "anneal_strategy": "cos", "use_beta1": False, "update_momentum": False,
+    }  # fmt: skip
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.beta1, optimizer.beta2) == (1e-4, 0.9, 0.999)
+    assert (optimizer.weight_decay, optimizer.gradient_clip) == (0.05, 0.01)
+    assert (config.datasets.train, config.datasets.val) == ("ADE20K:split=TRAIN", "ADE20K:split=VAL")
+    head = config.decoder_head
+    assert (head.type, head.backbone_out_layers) == ("m2f", BackboneLayers.FOUR_EVEN_INTERVALS)
+    assert (head.num_classes, head.hidden_dim) == (150, 2048)
+    loss = config.m2f_train
+    assert (loss.num_points, loss.oversample_ratio, loss.importance_sample_ratio) == (12544, 3.0, 0.75)
+    assert (loss.mask_coefficient, loss.dice_coefficient, loss.class_coefficient) == (5, 5, 2)
+    assert loss.no_object_coefficient == 0.1
+    train = config.transforms.train
+    assert (train.img_size, train.crop_size, train.flip_prob) == (512, [512, 512], 0.5)
+    assert train.random_img_size_ratio_range == [0.5, 2.0]
+    assert (config.transforms.eval.img_size, config.transforms.eval.tta_ratios) == (896, [1.0])
+    evaluation = config.eval
+    assert (evaluation.mode, evaluation.crop_size, evaluation.stride) == ("slide", 896, 596)
+    assert (evaluation.eval_interval, evaluation.reduce_zero_label, evaluation.use_tta) == (5000, True, False)
+
+
+def test_narrow_recipe_differs_from_the_main_one_in_width_only() -> None:
+    wide, narrow = to_plain(load()), to_plain(load(recipe="config-ade20k-m2f-256-training"))
+    assert narrow["decoder_head"].pop("hidden_dim") == 256
+    assert wide["decoder_head"].pop("hidden_dim") == 2048
+    assert narrow == wide
+
+
+def test_linear_recipe() -> None:
+    config = load(recipe="config-ade20k-linear-training")
+    assert (config.decoder_head.type, config.decoder_head.backbone_out_layers) == ("linear", "LAST")
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-3, 1e-3)
+    assert math.isinf(config.optimizer.gradient_clip)
+    assert (config.eval.crop_size, config.eval.stride, config.eval.eval_interval) == (512, 341, 5000)
+
+
+def test_inference_recipe_averages_five_scales_and_mirror_images() -> None:
+    config = load("load_from=model.pth", recipe="config-ade20k-m2f-inference")
+    assert config.transforms.eval.tta_ratios == [0.9, 0.95, 1.0, 1.05, 1.1]
+    assert config.eval.use_tta
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_opens_with_its_command_hardware_time_and_score(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = "\n".join(line.removeprefix("#").strip() for line in lines)
+    commands = [shlex.split(one) for one in text.replace("\\\n", " ").splitlines() if " -m train " in one]
+    (words,) = commands
+    launcher, arguments = words[: words.index("train")], words[words.index("train") + 1 :]
+    monkeypatch.chdir(CONFIGS.parent)
+    config = load_config(arguments)
+    assert arguments[0] == f"config=configs/{path.name}"
+    if launcher[0] == "torchrun":
+        assert launcher[launcher.index("--nproc-per-node") + 1] == str(config.n_gpus)
+    assert config == load_config([f"config={path}", *arguments[1:]])
+    words_of = " ".join(text.split())
+    assert re.search(r"Hardware: .*(GPU|CPU)", words_of)
+    time = r"\d+:\d\d wall|wall time[^.]*: not yet measured"
+    assert re.search(time, words_of, re.IGNORECASE)
+    assert re.search(r"Score: \d+\.\d mIoU|score[^.]*: not yet measured", words_of, re.IGNORECASE)
+
+
+def test_the_short_recipe_names_its_bar() -> None:
+    header = (CONFIGS / "config-ade20k-m2f-256-20k.yaml").read_text().split("bs:")[0]
+    assert "58.5 mIoU" in header
+    assert "PMT" in header
+
+
+def test_command_line_wins_over_the_recipe() -> None:
+    assert load("bs=1", "optimizer.lr=3e-5").optimizer.lr == 3e-5
+
+
+def test_the_reference_spelling_of_the_output_folder() -> None:
+    arguments = [f"config={CONFIGS}/config-ade20k-m2f-training.yaml", *GIVEN[1:], "--output-dir=elsewhere"]
+    assert load_config(arguments).output_dir == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("optimiser.lr=1", "did you mean 'optimizer.lr'"),
+        ("hidden_dim=256", "did you mean 'decoder_head.hidden_dim'"),
+        ("eval.max_val_sample=1", "did you mean 'eval.max_val_samples'"),
+        ("model_dtype=FLOAT16", "model_dtype: Invalid value 'FLOAT16'"),
+        ("bs=two", "bs: Value 'two'"),
+        ("transforms.train.crop_size=64", "transforms.train.crop_size"),
+        ("resume", "not of the form key=value"),
+    ],
+)
+def test_bad_arguments_name_key_and_remedy(argument: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(argument)
+    assert expected in str(caught.value)
+
+
+def test_multipliers_of_rates_by_name(tmp_path: Path) -> None:
+    adapter, stem = "segmentation_model.0", "segmentation_model.0.spm.stem"
+    config = load(f"optimizer.lr_multipliers.{stem}=1e-1", f"optimizer.lr_multipliers.{adapter}=0.5")
+    assert config.optimizer.lr_multipliers == {stem: 0.1, adapter: 0.5}
+    write_config(config, tmp_path / "config.yaml")
+    again = load_config(
+        [f"config={tmp_path / 'config.yaml'}", f"optimizer.lr_multipliers.{adapter}=2", "optimizer.lr=1"]
+    )
+    assert again.optimizer.lr_multipliers == {stem: 0.1, adapter: 2.0}
+    assert again.optimizer.lr == 1
+    assert from_plain(to_plain(again), "state.json") == again
+    whole = load(f"optimizer.lr_multipliers={{{adapter}: 0.25}}")
+    assert whole.optimizer.lr_multipliers == {adapter: 0.25}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *(f"optimizer.lr_multipliers.segmentation_model.0={value}" for value in (
+            "abc", "0", "-1", "nan", "inf", "[1]", "{a: 1}", "", "null", "{",
+        )),
+        "optimizer.lr_multipliers={segmentation_model: {0: 0.5}}",
+        "optimizer.lr_multipliers.=0.5",
+        "optimizer.lr_multipliers=3",
+    ],
+)  # fmt: skip
+def test_bad_multipliers_are_named(argument: str) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_multipliers|the command line cannot be read"):
+        load(argument)
+
+
+def test_bad_key_in_a_recipe_names_the_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optimizer:\n  learning_rate: 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key 'optimizer\.learning_rate'"):
+        load_config([f"config={recipe}", *GIVEN])
+
+
+def test_missing_recipe_lists_its_neighbours() -> None:
+    with pytest.raises(ConfigError, match="config-ade20k-m2f-training"):
+        load_config([f"config={CONFIGS}/nothing.yaml"])
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1\n- 2\n"])
+def test_recipe_that_is_no_mapping(tmp_path: Path, content: str) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(content)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load_config([f"config={recipe}", *GIVEN])
+
+
+def test_missing_root_says_what_to_give() -> None:
+    with pytest.raises(ConfigError, match=r"datasets\.root has no default"):
+        load_config([f"config={CONFIGS}/config-ade20k-m2f-training.yaml", "output_dir=out"])
+
+
+def test_plain_form_and_yaml_round_trip(tmp_path: Path) -> None:
+    config = load("optimizer.gradient_clip=inf")
+    write_config(config, tmp_path / "config.yaml")
+    again = load_config([f"config={tmp_path / 'config.yaml'}"])
+    assert again == config
+    assert from_plain(to_plain(config), "state.json") == config
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model_dtype"] == "BFLOAT16"
+
+
+def test_known_keys_hold_sections_and_leaves() -> None:
+    keys = set(known_keys())
+    assert {"eval", "eval.max_val_samples", "m2f_train.num_points", "transforms.train.crop_size"} <= keys

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+import torch
+
+from maskshards.shards.order.order import World
+from maskshards.train.distributed.ranks import LaunchError, Ranks, first_host, joined, read_launch, spread
+from tests.train.launch import ranks_of
+
+MEMBER = """
+import json, os, sys
+from datetime import timedelta
+import torch
+from torch import nn
+from maskshards.train.distributed.ranks import joined, spread
+
+with joined() as ranks:
+    rank = ranks.world.rank
+    answer = {"rank": rank, "ranks": ranks.world.num_ranks, "first": ranks.is_first}
+    answer["sum"] = ranks.sum(torch.tensor([1.0, float(rank)])).tolist()
+    answer["any"] = ranks.any(15 if rank == 1 else 0)
+    answer["said"] = ranks.first_says("from the first, \\u00e4" if rank == 0 else "ignored")
+    layer = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    wrapped = spread(layer, ranks)
+    wrapped(torch.tensor([[1.0, float(rank)]])).sum().backward()
+    answer["gradient"] = layer.weight.grad.tolist()
+    ranks.wait("the end")
+    try:
+        if rank == 0:
+            ranks.wait("a place that rank 1 never reaches", timedelta(seconds=1))
+    except ConnectionError as error:
+        answer["missing"] = str(error)
+    print(json.dumps(answer))
+"""
+
+
+def test_two_processes_agree_over_gloo() -> None:
+    with ranks_of(["-c", MEMBER]) as members:
+        outputs = [member.communicate(timeout=120) for member in members]
+    assert [member.returncode for member in members] == [0, 0], outputs
+    answers = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    assert [answer["first"] for answer in answers] == [True, False]
+    for answer in answers:
+        assert answer["sum"] == [2.0, 1.0]
+        assert answer["any"] == 15
+        assert answer["said"] == "from the first, ä"
+        assert answer["gradient"] == [[1.0, 0.5]]
+    assert "a place that rank 1 never reaches" in answers[0]["missing"]
+    assert "1" in answers[0]["missing"].split("never reaches", 1)[1]
+
+
+def test_alone_everything_is_the_identity() -> None:
+    with joined({}) as ranks:
+        assert ranks.world == World(0, 1)
+        assert ranks.is_first
+        assert ranks.sum(torch.tensor([2.0])).tolist() == [2.0]
+        assert (ranks.any(3), ranks.first_says("x")) == (3, "x")
+        ranks.wait("nobody")
+
+
+def test_alone_the_decoder_is_not_wrapped() -> None:
+    ranks, norm = Ranks(World(), torch.device("cpu")), torch.nn.BatchNorm1d(2)
+    assert spread(norm, ranks) is norm
+
+
+def test_torchrun_is_read_before_slurm() -> None:
+    torchrun = {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "host",
+        "MASTER_PORT": "29500",
+    }
+    launch = read_launch({**torchrun, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "9"})
+    assert launch is not None
+    assert (launch.rank, launch.num_ranks, launch.local_rank, launch.port) == (3, 4, 1, 29500)
+
+
+def test_srun_is_read() -> None:
+    launch = read_launch(
+        {
+            "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0",
+            "SLURM_JOB_ID": "70001", "SLURM_STEP_NODELIST": "gpu[07-08,11]",
+        }
+    )  # fmt: skip
+    assert launch is not None
+    assert (launch.rank, launch.num_ranks, launch.address, launch.port) == (2, 4, "gpu07", 25001)
+
+
+def test_a_batch_script_without_srun_is_one_process() -> None:
+    assert read_launch({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
+
+
+def test_half_a_launcher_is_an_error() -> None:
+    with pytest.raises(LaunchError, match="LOCAL_RANK"):
+        read_launch({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"})
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [("a1,b2", "a1"), ("node[03-07,11]", "node03"), ("n[1,3]-ib", "n1-ib"), ("solo", "solo")],
+)
+def test_first_host(node_list: str, host: str) -> None:
+    assert first_host(node_list) == host

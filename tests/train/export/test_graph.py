@@ -1,0 +1,109 @@
+"""Exported graphs compute what the model computes, for any batch, without this package's code."""
+
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.export import ExportedProgram
+
+from maskshards.train.export import graph as graph_export
+from maskshards.train.export.graph import (
+    ExportError,
+    InferenceGraph,
+    check_file,
+    export_program,
+    save_onnx,
+    save_program,
+)
+from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.segmenter import build_segmenter
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+ONNX = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("onnxscript", "onnxruntime")),
+    reason="onnxscript and onnxruntime are not installed",
+)
+KINDS = [
+    ("linear", "dinov3_tiny16", (32, 48)),
+    pytest.param("m2f", "dinov3_tiny16", (32, 64), marks=pytest.mark.slow),
+    pytest.param("m2f", "dinov2_tiny14", (224, 224), marks=pytest.mark.slow),
+]
+
+
+def graph_of(kind: str, name: str = "dinov3_tiny16") -> InferenceGraph:
+    head = SimpleNamespace(
+        type=kind,
+        backbone_out_layers="FOUR_LAST",
+        num_classes=5,
+        hidden_dim=32,
+        ffn_dim=64,
+        num_queries=10,
+        dropout=0.1,
+    )
+    segmenter = build_segmenter(load_backbone(name, "random"), head)
+    return InferenceGraph(segmenter, MEAN, STD).eval()
+
+
+@lru_cache
+def exported(kind: str, name: str, size: tuple[int, int]) -> tuple[InferenceGraph, ExportedProgram]:
+    """A graph and its program, made once for the tests that share it."""
+    graph = graph_of(kind, name)
+    return graph, export_program(graph, *size)
+
+
+def pixels_of(batch: int, size: tuple[int, int]) -> torch.Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1)) * 255
+
+
+@pytest.mark.parametrize("kind", ["linear", "m2f"])
+def test_the_graph_computes_the_scores_of_normalised_images(kind: str) -> None:
+    graph, pixels = graph_of(kind), pixels_of(2, (64, 32))
+    images = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(graph(pixels), graph.segmenter.scores(images))
+
+
+@pytest.mark.parametrize(("kind", "name", "size"), KINDS[:2])
+def test_a_program_equals_the_model_for_any_batch(
+    kind: str, name: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    graph, program = exported(kind, name, size)
+    path = tmp_path / "model.pt2"
+    save_program(program, path)
+    for batch in (1, 3):
+        assert check_file(graph, path, pixels_of(batch, size)) < 1e-4
+    other = graph_of(kind, name)
+    with torch.no_grad():
+        head = other.segmenter.decoder.segmentation_model[1]
+        (head.conv if kind == "linear" else head.predictor.class_embed).weight.mul_(1.1)
+    with pytest.raises(ExportError, match="does not compute what the model does"):
+        check_file(other, path, pixels_of(1, size))
+
+
+@ONNX
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(("kind", "name", "size"), KINDS)
+def test_an_onnx_file_equals_the_model_in_onnxruntime(
+    kind: str, name: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    graph, program = exported(kind, name, size)
+    path = tmp_path / "model.onnx"
+    save_onnx(program, path)
+    for batch in (1, 3):
+        assert check_file(graph, path, pixels_of(batch, size)) < 1e-4
+
+
+def test_a_size_that_the_model_cannot_take_is_an_error() -> None:
+    with pytest.raises(ExportError, match=r"image_px=30x32.*multiples of 16"):
+        export_program(graph_of("linear"), 30, 32)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(graph_export, "find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="onnxscript"):
+        save_onnx(None, tmp_path / "model.onnx")  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="onnxruntime"):
+        graph_export.run_onnx(tmp_path / "model.onnx", pixels_of(1, (32, 32)))

@@ -1,0 +1,85 @@
+"""The kernels of the loss compile for NVIDIA chips without one; what they compute is tested through
+their door, in test_loss_kernels.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskshards.train.losses.point_sampling import point_keys, random_points
+from tests.train.model.interpreted import run
+
+pytest.importorskip("triton")
+
+COMPILE = """
+import json
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from maskshards.train.losses import point_sums_triton as fused
+
+POINTERS = {
+    "label_map": "*u8", "keys": "*i64", "images": "*i64", "wanted": "*i64", "chosen": "*i64",
+}
+COUNTS = ("num_", "points_a_share", "image_stride", "height", "width", "label_height", "label_width")
+ROWS = dict(VOID=255, IGNORE_VOID=True, BLOCK_P=fused.BLOCK_POINTS)
+COSTS = dict(
+    Q=100, VOID=255, IGNORE_VOID=True,
+    BLOCK_Q=fused.COST_QUERIES, BLOCK_P=fused.COST_POINTS, BLOCK_K=fused.MAX_COST_LABELS,
+)
+KERNELS = (
+    (fused.cost_sums, COSTS), (fused.magnitudes, dict(BLOCK_P=fused.BLOCK_POINTS)),
+    (fused.row_sums, ROWS), (fused.row_gradients, ROWS),
+)
+sizes = {}
+for kernel, fixed in KERNELS:
+    for maps, chip in (("*bf16", 90), ("*fp32", 80)):
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | POINTERS | {"maps": maps}
+        types |= {name: "i32" for name in kernel.arg_names if name.startswith(COUNTS)}
+        types = {name: types[name] for name in kernel.arg_names} | dict.fromkeys(fixed, "constexpr")
+        constants = {(kernel.arg_names.index(name),): number for name, number in fixed.items()}
+        source = ASTSource(kernel, types, constants)
+        done = compile(source, target=GPUTarget("cuda", chip, 32), options=fused.OPTIONS)
+        sizes[f"{kernel.__name__}-{maps}-sm{chip}"] = len(done.asm["cubin"])
+print(json.dumps(sizes))
+"""
+
+
+def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
+    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
+    assert len(sizes) == 8
+    assert min(sizes.values()) > 1000
+
+
+POINTS = """
+import json, torch, triton, triton.language as tl
+from maskshards.train.losses import point_sums_triton as fused
+
+@triton.jit
+def write(keys, out, COUNT: tl.constexpr):
+    number = tl.arange(0, COUNT)
+    x, y = fused._points(number.to(tl.uint32), keys)
+    tl.store(out + 2 * number, x)
+    tl.store(out + 2 * number + 1, y)
+
+keys, out = torch.tensor(KEYS), torch.zeros(64, 2)
+write[(1,)](keys, out, COUNT=64)
+print(json.dumps(out.flatten().tolist()))
+"""
+
+
+def test_points_are_the_plain_ones_bit_for_bit(tmp_path: Path) -> None:
+    keys = torch.from_numpy(point_keys(2**40 + 1, [2**35], 1, 2))[0, 0]
+    script = tmp_path / "points.py"  # Triton reads its kernels' source from files
+    script.write_text(POINTS.replace("KEYS", str(keys.tolist())), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1])).view(64, 2)
+    assert torch.equal(found, random_points(keys, 64))

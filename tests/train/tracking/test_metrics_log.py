@@ -1,0 +1,101 @@
+import errno
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskshards.shards.order.order import World
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.tracking.metrics_log import METRICS, Meter, MetricsFile, read_metrics
+
+ALONE = Ranks(World(), torch.device("cpu"))
+SECOND = Ranks(World(1, 2), torch.device("cpu"))
+
+
+def test_lines_are_strict_json_in_order(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path, ALONE, 0)
+    metrics.write("train", 1, loss=2.5, grad_norm=math.nan)
+    metrics.write("eval", 1, mIoU=50.0)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"kind": "train", "step": 1, "loss": 2.5, "grad_norm": None},
+        {"kind": "eval", "step": 1, "mIoU": 50.0},
+    ]
+
+
+def test_continuing_cuts_what_will_be_written_anew(tmp_path: Path) -> None:
+    first = MetricsFile(tmp_path, ALONE, 0)
+    for step in (1, 2, 3):
+        first.write("train", step)
+    again = MetricsFile(tmp_path, ALONE, 2)
+    assert again.has("train", 2)
+    assert not again.has("train", 3)
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
+    assert [record["step"] for record in read_metrics(path)] == [1]
+    MetricsFile(tmp_path, ALONE, 5).write("train", 2)
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "run", SECOND, 0).write("train", 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_meter_gives_means_and_starts_anew() -> None:
+    meter = Meter(clip_norm=1.0)
+    for loss, norm in ((2.0, 0.5), (4.0, 3.0)):
+        meter.add("loss", torch.tensor(loss))
+        meter.add_step(torch.tensor(norm), images=8, wait_ms=1.0)
+    figures = meter.take(ALONE)
+    assert figures["loss"] == 3.0
+    assert figures["grad_norm"] == pytest.approx(1.75)
+    assert figures["clipped"] == 0.5
+    assert figures["images_per_s"] == pytest.approx(16 / figures["seconds"])
+    assert figures["wait_share"] == pytest.approx(0.002 / figures["seconds"])
+    assert (meter.steps, meter.images, meter.sums) == (0, 0, {})
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\xff\xfe\x00", b"[1]\n", b'{"step": 5}\n', b'{"kind": "train", "step": "5"}\n']
+)
+def test_a_spoiled_tail_is_left_out_aloud(
+    tmp_path: Path, tail: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / METRICS
+    path.write_bytes(b'{"kind": "train", "step": 4}\n' + tail + b'{"kind": "train", "step": 6}\n')
+    assert [record["step"] for record in read_metrics(path)] == [4]
+    assert f"{path}: line 2 is no record" in caplog.text
+
+
+def test_a_step_that_was_left_out_counts_as_skipped_and_in_no_mean() -> None:
+    meter = Meter(clip_norm=1.0)
+    for loss, norm in ((1.0, 0.5), (math.nan, math.nan), (3.0, 2.5)):
+        meter.add("loss", torch.tensor(loss) / 2)
+        meter.add("loss", torch.tensor(loss) / 2)
+        meter.add_step(torch.tensor(norm), images=2, wait_ms=0.0)
+    figures = meter.take(ALONE)
+    assert (figures["loss"], figures["grad_norm"], figures["clipped"]) == (2.0, 1.5, 0.5)
+    assert figures["skipped"] == 1
+    meter.add("loss", torch.tensor(math.nan))
+    meter.add_step(torch.tensor(math.inf), images=2, wait_ms=0.0)
+    figures = meter.take(ALONE)
+    assert math.isnan(figures["loss"])
+    assert figures["skipped"] == 1
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = MetricsFile(tmp_path, ALONE, 0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{metrics.path}'"):
+        metrics.write("train", 1)

@@ -1,0 +1,159 @@
+"""A run keeps the commit that it began with: against a hub on the loopback whose newest commit moves on."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+from maskshards.shards.order.order import World
+from maskshards.train.config.load import load_config, write_config
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.model.backbone.architectures import architecture
+from maskshards.train.trainer.hub_pin import last_config, with_commit, with_last_commit
+
+ROOT = Path(__file__).parents[2]
+ALONE = Ranks(World(), torch.device("cpu"))
+OLD, NEW = "a" * 40, "b" * 40
+NAME = "someone/tiny"
+
+
+@dataclass
+class Hub:
+    """What the server holds: a folder for each commit, the newest, and the lines it was asked."""
+
+    folders: dict[str, Path]
+    newest: str = OLD
+    asked: list[str] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def looked_up(self) -> int:
+        """How often somebody asked what the newest commit is."""
+        return sum(path == f"/api/models/{NAME}" for path in self.asked)
+
+
+def entry(path: Path) -> dict[str, object]:
+    """A file as the hub lists it."""
+    return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
+
+
+def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            hub.asked.append(self.path.split("?")[0])
+            facts = re.fullmatch(rf"/api/models/{NAME}(?:/revision/(\w+))?", hub.asked[-1])
+            tree = re.fullmatch(rf"/api/models/{NAME}/tree/(\w+)", hub.asked[-1])
+            file = re.fullmatch(rf"/{NAME}/resolve/(\w+)/(.+)", hub.asked[-1])
+            if facts:
+                commit = facts[1] or hub.newest
+                names = [{"rfilename": path.name} for path in hub.folders[commit].iterdir()]
+                self.answer(json.dumps({"id": NAME, "sha": commit, "siblings": names}).encode(), commit)
+            elif tree:
+                self.answer(
+                    json.dumps([entry(path) for path in hub.folders[tree[1]].iterdir()]).encode(), tree[1]
+                )
+            elif file and (hub.folders[file[1]] / file[2]).is_file():
+                self.answer((hub.folders[file[1]] / file[2]).read_bytes(), file[1])
+            else:
+                self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def answer(self, data: bytes, commit: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, *words: object) -> None:
+            """Say nothing."""
+
+    return Handler
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    arch = architecture("dinov3_tiny16")
+    torch.manual_seed(0)
+    DINOv3ViTModel(DINOv3ViTConfig(**arch.settings)).save_pretrained(tmp_path / OLD)
+    (tmp_path / NEW).mkdir()
+    (tmp_path / NEW / "config.json").write_bytes((tmp_path / OLD / "config.json").read_bytes())
+    weights = load_file(tmp_path / OLD / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / NEW / "model.safetensors")
+    found = Hub({OLD: tmp_path / OLD, NEW: tmp_path / NEW})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(found))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def train(hub: Hub, home: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
+        environment.pop(name, None)
+    return subprocess.run(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
+def test_a_run_and_what_follows_it_keep_the_commit_of_its_first_day(
+    hub: Hub, tiny_run: list[str], tmp_path: Path
+) -> None:
+    arguments = [*tiny_run, f"model.weights={NAME}", "scheduler.total_iter=2", "eval.max_val_samples=1"]
+    refused = train(hub, tmp_path / "home", arguments)
+    assert refused.returncode == 2
+    assert f"model.revision={OLD}" in refused.stderr
+    first = train(hub, tmp_path / "home", [*arguments, f"model.revision={OLD}"])
+    assert first.returncode == 0, first.stderr
+    hub.newest = NEW
+    later = [
+        [*arguments, "resume_from=auto"],
+        [*arguments, f"load_from={tmp_path / 'run'}", f"output_dir={tmp_path / 'scores'}"],
+    ]
+    for again in later:
+        done = train(hub, tmp_path / "new home", again)
+        assert done.returncode == 0, done.stderr
+    assert hub.looked_up == 1  # by the first command, which was refused
+    assert not any(NEW in path for path in hub.asked)
+
+
+def test_only_the_commit_of_the_same_weights_is_taken(tiny_run: list[str]) -> None:
+    config = load_config([*tiny_run, f"model.weights={NAME}"])
+    same = {"dino_hub": "dinov3_tiny16", "weights": NAME, "pretrained_weights": None, "revision": OLD}
+    assert with_commit(config, {"model": same}).model.revision == OLD
+    for other in ({"model": same | {"weights": "other/tiny"}}, {"model": None}, {}, None):
+        assert with_commit(config, other) is config
+    own = load_config([*tiny_run, f"model.weights={NAME}", f"model.revision={NEW}"])
+    assert with_commit(own, {"model": same}) is own
+
+
+def test_the_last_config_of_a_folder(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config([*tiny_run, f"model.weights={NAME}"])
+    assert with_last_commit(config, tmp_path / "nowhere", ALONE) == config
+    for text in ("{", "- a list", ""):
+        (tmp_path / "config.yaml").write_text(text)
+        assert last_config(tmp_path) is None
+    write_config(replace(config, model=replace(config.model, revision=OLD)), tmp_path / "config.yaml")
+    assert with_last_commit(config, tmp_path, ALONE).model.revision == OLD

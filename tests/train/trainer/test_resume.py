@@ -1,0 +1,337 @@
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskshards.shards.order.order import World
+from maskshards.train.checkpoint.checkpoint import (
+    CheckpointError,
+    read_checkpoint,
+    save_best,
+    save_final,
+    save_last,
+)
+from maskshards.train.checkpoint.retention import prune
+from maskshards.train.config.load import load_config
+from maskshards.train.config.schema import ConfigError, TrainConfig
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.optim.optimizer import optimizer_tensors
+from maskshards.train.trainer.build import Parts, build_parts
+from maskshards.train.trainer.resume import (
+    Start,
+    begin,
+    best_score,
+    check_trained_on,
+    newest_whole,
+    state_of,
+    weights_of,
+)
+
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+@pytest.fixture
+def parts(tiny_run: list[str]) -> Parts:
+    return build_parts(load_config([*tiny_run, "decoder_head.type=linear"]), ALONE)
+
+
+@pytest.fixture
+def arguments(tiny_run: list[str]) -> list[str]:
+    return [*tiny_run, "decoder_head.type=linear"]
+
+
+def save_at(run: Path, config: TrainConfig, parts: Parts, step: int, order: str | None = "0" * 16) -> Path:
+    for value in parts.decoder.parameters():
+        value.grad = torch.full_like(value, 0.1)
+    parts.optimizer.step()
+    moments = optimizer_tensors(parts.decoder, parts.optimizer)
+    return save_last(run, state_of(config, parts, step, None, order), weights_of(parts), moments)
+
+
+def test_the_order_of_the_data_goes_on_and_a_checkpoint_without_one_counts_from_its_step(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    folder = save_at(tmp_path, config, parts, 4, order="00000000000000ff")
+    assert begin(config, ALONE, parts, tmp_path).order == "00000000000000ff"
+    assert "knows no order" not in caplog.text
+    facts = json.loads((folder / "state.json").read_text())
+    del facts["order"], facts["checksum"]  # as versions before them wrote
+    (folder / "state.json").write_text(json.dumps(facts))
+    assert begin(config, ALONE, parts, tmp_path).order is None
+    assert "counts from step 4 on" in caplog.text
+
+
+def test_without_a_word_a_run_is_fresh(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    assert begin(load_config(arguments), ALONE, parts, tmp_path) == Start(0, None)
+
+
+def test_without_a_word_an_old_run_is_not_overwritten(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config(arguments)
+    save_at(tmp_path, config, parts, 4)
+    with pytest.raises(ConfigError, match="already holds a run; say resume_from=auto"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["auto", "the run", "the checkpoint"])
+def test_weights_moments_step_and_best_come_back(
+    arguments: list[str], parts: Parts, tmp_path: Path, word: str
+) -> None:
+    config = load_config(arguments)
+    path = save_at(tmp_path, config, parts, 4)
+    save_best(tmp_path, state_of(config, parts, 4, 33.0), weights_of(parts))
+    place = {"auto": "auto", "the run": tmp_path, "the checkpoint": path}[word]
+    fresh = build_parts(config, ALONE)
+    assert begin(load_config([*arguments, f"resume_from={place}"]), ALONE, fresh, tmp_path) == Start(
+        4, 33.0, "0" * 16
+    )
+    for own, saved in zip(fresh.decoder.parameters(), parts.decoder.parameters(), strict=True):
+        assert torch.equal(own, saved)
+    moments = optimizer_tensors(fresh.decoder, fresh.optimizer)
+    for name, value in optimizer_tensors(parts.decoder, parts.optimizer).items():
+        assert torch.equal(moments[name], value)
+
+
+def test_auto_in_an_empty_folder_starts_fresh_or_from_init(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config(arguments)
+    final = save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts))
+    other = build_parts(load_config([*arguments, "seed=9"]), ALONE)
+    start = begin(
+        load_config([*arguments, "resume_from=auto", f"init_from={final}"]), ALONE, other, tmp_path / "new"
+    )
+    assert start == Start(0, None)
+    assert torch.equal(next(other.decoder.parameters()), next(parts.decoder.parameters()))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_loudly(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(arguments)
+    good, bad = (save_at(tmp_path, config, parts, step) for step in (4, 8))
+    (bad / "optimizer.safetensors").write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        assert newest_whole(tmp_path) == good
+    assert str(bad) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "what"),
+    [("seed=4", "seed was 3 and is 4"), ("global_batch=4", "global batch was 2 and is 4")],
+)
+def test_what_would_change_the_run_is_refused(
+    arguments: list[str], parts: Parts, tmp_path: Path, argument: str, what: str
+) -> None:
+    save_at(tmp_path, load_config(arguments), parts, 4)
+    with pytest.raises(ConfigError, match=what):
+        begin(load_config([*arguments, argument, "resume_from=auto"]), ALONE, parts, tmp_path)
+
+
+def test_other_training_data_is_refused(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    state = replace(state_of(config, parts, 4, None), fingerprint="other")
+    save_last(tmp_path, state, weights_of(parts), {})
+    with pytest.raises(ConfigError, match="fingerprint was other"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_changed_setting_is_reported(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_at(tmp_path, load_config(arguments), parts, 4)
+    config = load_config([*arguments, "resume_from=auto", "optimizer.lr=0.5"])
+    with caplog.at_level(logging.WARNING):
+        begin(config, ALONE, parts, tmp_path)
+    assert "optimizer.lr was 0.001" in caplog.text
+    assert caplog.text.count(" was saved and is ") == 1
+
+
+def test_weights_alone_cannot_be_continued(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    config = load_config(arguments)
+    final = save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts))
+    with pytest.raises(CheckpointError, match="init_from takes weights"):
+        begin(load_config([*arguments, f"resume_from={final}"]), ALONE, parts, tmp_path)
+
+
+def test_a_best_of_the_future_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
+    assert best_score(tmp_path, 4, "mIoU") is None
+    assert best_score(tmp_path, 8, "mIoU") == 50.0
+
+
+def test_a_best_by_another_metric_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    """A share of pixels is larger than a mean over classes: no mIoU would ever be the best after it."""
+    config = load_config([*arguments, "metric_to_save=aAcc"])
+    save_best(tmp_path, state_of(config, parts, 8, 90.0), weights_of(parts))
+    assert best_score(tmp_path, 8, "aAcc") == 90.0
+    assert best_score(tmp_path, 8, "mIoU") is None
+
+
+def test_a_half_removed_best_stops_no_run(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
+    (best / "state.json").unlink()  # as a kill in the middle of removing it leaves it
+    assert best_score(tmp_path, 8, "mIoU") is None
+    assert "passing over a damaged checkpoint" in caplog.text
+
+
+def test_scores_come_from_the_backbone_that_was_trained_on(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config(arguments)
+    checkpoint = read_checkpoint(save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts)))
+    check_trained_on(checkpoint, config, parts.segmenter.backbone.digest)
+    with pytest.raises(ConfigError, match="was trained on dinov3_tiny16"):
+        check_trained_on(checkpoint, config, "another")
+
+
+def test_a_run_without_one_whole_checkpoint_is_not_started_anew(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    for step in (4, 8):
+        (save_at(tmp_path, config, parts, step) / "optimizer.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints can be continued.*init_from"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_run_that_is_only_left_behind_is_not_started_anew(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    path = save_at(tmp_path, config, parts, 4)
+    path.rename(path.with_name("left-behind-step-00000004"))
+    with pytest.raises(CheckpointError, match="holds only what was left behind; name one"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_folder_that_holds_a_run_is_not_mixed_with_another_run(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config, run, other = load_config(arguments), tmp_path / "run", tmp_path / "other"
+    save_at(other, config, parts, 4)
+    again = load_config([*arguments, f"resume_from={other}"])
+    assert begin(again, ALONE, parts, run).step == 4
+    save_at(run, config, parts, 8)  # as the command left it when it died
+    with pytest.raises(ConfigError, match="already holds a run; say resume_from=auto"):
+        begin(again, ALONE, parts, run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_a_branch_that_was_left_behind_can_be_taken_up_again(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config, folder = load_config(arguments), tmp_path / "checkpoints"
+    for step in (4, 6, 8):
+        save_at(tmp_path, config, parts, step)
+    back = load_config([*arguments, f"resume_from={folder / 'step-00000004'}"])
+    assert begin(back, ALONE, parts, tmp_path).step == 4
+    left = folder / "left-behind-step-00000006"
+    kept = (left / "weights.safetensors").read_bytes()
+    for step in (5, 6):
+        save_at(tmp_path, config, parts, step)
+    (tmp_path / "metrics.jsonl").write_text("lines of the second branch")
+    assert begin(load_config([*arguments, f"resume_from={left}"]), ALONE, parts, tmp_path).step == 6
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert (tmp_path / "left-behind-metrics.jsonl").read_text() == "lines of the second branch"
+    assert (folder / "step-00000006" / "weights.safetensors").read_bytes() == kept
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "left-behind-step-00000004",
+        "left-behind-step-00000005",
+        "left-behind-step-00000006.2",
+        "left-behind-step-00000008",
+        "step-00000006",
+    ]
+    assert newest_whole(tmp_path) == folder / "step-00000006"
+
+
+def test_fewer_steps_than_were_taken_are_refused(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+    save_at(tmp_path, load_config(arguments), parts, 8)
+    config = load_config([*arguments, "scheduler.total_iter=4", "resume_from=auto"])
+    with pytest.raises(ConfigError, match=r"it has 8 steps, and scheduler\.total_iter is 4; raise it"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+def test_a_link_to_a_checkpoint_of_the_run_is_that_checkpoint(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    for step in (4, 8):
+        save_at(tmp_path / "run", load_config(arguments), parts, step)
+    (tmp_path / "good").symlink_to(tmp_path / "run" / "checkpoints" / "step-00000004")
+    config = load_config([*arguments, f"resume_from={tmp_path / 'good'}"])
+    assert begin(config, ALONE, parts, tmp_path / "run").step == 4
+    assert newest_whole(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
+
+
+def test_samples_dealt_by_another_rule_are_refused(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    save_last(tmp_path, replace(state_of(config, parts, 4, None), order_version=0), weights_of(parts), {})
+    with pytest.raises(ConfigError, match="the version of the data order was 0 and is 1 now"):
+        begin(config, ALONE, parts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "checked"),
+    [
+        ({"step": 6}, True),
+        ({"step": 6}, False),
+        ({"digests": {}}, True),
+        ({"digests": {}}, False),
+        ({"digests": None}, True),
+        ({"digests": None}, False),
+        ({"order": "00000000000000ff"}, True),
+    ],
+)
+def test_changed_facts_are_passed_over_like_changed_tensors(
+    arguments: list[str], parts: Parts, tmp_path: Path, change: dict[str, object], checked: bool
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    save_at(tmp_path, config, parts, 4)
+    state = save_at(tmp_path, config, parts, 8) / "state.json"
+    facts = json.loads(state.read_text()) | change
+    if not checked:  # as older versions wrote it
+        del facts["checksum"]
+    state.write_text(json.dumps(facts))
+    assert begin(config, ALONE, parts, tmp_path).step == 4
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_none(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    folder = save_at(tmp_path, config, parts, 4)
+    for name in ("step-00000004.bak", "step-00000008-keep"):
+        shutil.copytree(folder, folder.with_name(name))
+    (folder.parent / "step-00000009").write_text("a file")
+    assert begin(config, ALONE, parts, tmp_path).step == 4
+    prune(tmp_path, 1, None)
+    assert {path.name for path in folder.parent.iterdir()} == {
+        "step-00000004", "step-00000004.bak", "step-00000008-keep", "step-00000009",
+    }  # fmt: skip
+
+
+def test_a_launcher_that_repeats_a_roll_back_goes_on(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(arguments)
+    old, _ = (save_at(tmp_path, config, parts, step) for step in (4, 8))
+    back = load_config([*arguments, f"resume_from={old}"])
+    assert begin(back, ALONE, parts, tmp_path).step == 4
+    save_at(tmp_path, config, parts, 6)
+    assert begin(back, ALONE, parts, tmp_path).step == 6
+    assert "was followed before" in caplog.text
+    shutil.rmtree(old)  # as keep_last does in the end
+    assert begin(back, ALONE, parts, tmp_path).step == 6
+    (tmp_path / "rolled_back.txt").unlink()
+    save_at(tmp_path, config, parts, 4)
+    assert begin(back, ALONE, parts, tmp_path).step == 4

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskshards.shards.order.order import World
+from maskshards.train.checkpoint.checkpoint import CheckpointError, read_checkpoint
+from maskshards.train.config.load import load_config
+from maskshards.train.config.schema import ConfigError
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.distributed.stop_signals import StopSignals
+from maskshards.train.tracking.metrics_log import read_metrics
+from maskshards.train.trainer.run import run
+
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+@pytest.fixture
+def arguments(tiny_run: list[str]) -> list[str]:
+    return [*tiny_run, "scheduler.total_iter=2", "eval.eval_interval=2", "decoder_head.type=linear"]
+
+
+def go(arguments: list[str]) -> str:
+    with StopSignals() as stop:
+        return run(load_config(arguments), ALONE, stop)
+
+
+def test_load_from_evaluates_what_training_left(arguments: list[str], tmp_path: Path) -> None:
+    line = go(arguments)
+    trained = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert line.startswith(f"mIoU {trained['mIoU']:.2f} over 4 images")
+    assert str(tmp_path / "run" / "model_final.pth") in line
+    again = go(
+        [*arguments, f"load_from={tmp_path / 'run' / 'model_final.pth'}", f"output_dir={tmp_path / 'e'}"]
+    )
+    assert again.startswith(f"mIoU {trained['mIoU']:.2f} over 4 images")
+    assert not (tmp_path / "e" / "checkpoints").exists()
+    assert (tmp_path / "e" / "results-semantic-segmentation.csv").is_file()
+
+
+def test_max_val_samples_limits_the_evaluation(arguments: list[str], tmp_path: Path) -> None:
+    assert "over 3 images" in go([*arguments, "eval.max_val_samples=3"])
+
+
+def test_init_from_starts_at_the_weights_with_a_new_schedule(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    first = tmp_path / "run" / "model_final.pth"
+    go([*arguments, f"init_from={first}", f"output_dir={tmp_path / 'next'}", "optimizer.lr=1e-30"])
+    conv = "segmentation_model.1.conv.weight"
+    assert torch.allclose(
+        read_checkpoint(tmp_path / "next" / "model_final.pth").weights[conv],
+        read_checkpoint(first).weights[conv],
+    )
+
+
+def test_a_checkpoint_of_another_model_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    weights = f"load_from={tmp_path / 'run' / 'model_final.pth'}"
+    with pytest.raises(CheckpointError, match=r"is of another model: .*missing"):
+        go([*arguments, weights, "decoder_head.type=m2f"])
+
+
+def test_another_backbone_than_the_checkpoints_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    weights = f"load_from={tmp_path / 'run' / 'model_final.pth'}"
+    with pytest.raises(ConfigError, match="trained on dinov3_tiny16"):
+        go([*arguments, weights, "model.dino_hub=dinov2_tiny14", "eval.crop_size=56", "eval.stride=28"])
+
+
+def test_an_output_folder_that_is_a_file(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        go(arguments)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "nonfinite", "wandb"])
+def test_links_that_lead_out_of_the_folder_are_refused(
+    arguments: list[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="is a link"):
+        go(arguments)
+
+
+def test_a_linked_config_is_replaced_not_followed(arguments: list[str], tmp_path: Path) -> None:
+    outside = tmp_path / "precious.yaml"
+    outside.write_text("keep")
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "model_final.pth"):
+        (tmp_path / "run" / name).symlink_to(outside)
+    go(arguments)
+    assert outside.read_text() == "keep"

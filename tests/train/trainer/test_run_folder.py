@@ -1,0 +1,109 @@
+"""One run a folder, with real processes: refused while another lives, free as soon as it is killed."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskshards.shards.order.order import World
+from maskshards.shards.storage.file_lock import held
+from maskshards.train.__main__ import main
+from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of, step_of
+from maskshards.train.config.load import load_config
+from maskshards.train.config.schema import ConfigError
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.trainer import run_folder
+from maskshards.train.trainer.run_folder import LOCK
+
+ROOT = Path(__file__).parents[2]
+ALONE = Ranks(World(), torch.device("cpu"))
+
+# `python -m train` of a user who does not wait for the other run.
+IMPATIENT = """
+import sys
+from maskshards.train.trainer import run_folder
+from maskshards.train.__main__ import main
+run_folder.PATIENCE_S = 0.1
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "PATIENCE_S", 0.0)
+
+
+def start(program: list[str], arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_second_run_is_refused_until_the_first_is_killed(
+    tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*tiny_run, "log.interval=1", "checkpoint.interval=1", "eval.eval_interval=4000"]
+    again = [*arguments, "resume_from=auto"]
+    with start(["-m", "train"], [*again, "scheduler.total_iter=4000"]) as first:
+        try:
+            assert first.stderr is not None
+            next(line for line in first.stderr if "step 3/" in line)
+            refused = [main(again), main([*arguments, f"load_from={tmp_path / 'run'}"])]
+        finally:
+            first.kill()
+    refusal = capsys.readouterr().err
+    assert refused == [2, 2], refusal
+    who = f"another run is writing here (process {first.pid} on {socket.gethostname()}"
+    assert refusal.count(who) == 2
+    assert "name another folder" in refusal
+    assert (tmp_path / "run" / LOCK).is_file()  # left over, and held by nobody
+    newest = checkpoints_of(tmp_path / "run", LAST)[-1]
+    last = f"scheduler.total_iter={step_of(newest) + 1}"
+    assert main([*again, last]) == 0
+    assert "another run" not in capsys.readouterr().err
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_all_ranks_are_refused_together(tiny_run: list[str], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run" / LOCK, 0):
+        members = [
+            start(["-c", IMPATIENT], [*tiny_run, "bs=1"], **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in range(2)
+        ]
+        outputs = [member.communicate(timeout=60) for member in members]
+    assert [member.returncode for member in members] == [2, 2], outputs
+    for (_, err), words in zip(
+        outputs, ("error: output_dir", "error: rank 0 gave up: output_dir"), strict=True
+    ):
+        assert words in err
+        assert f"another run is writing here (process {os.getpid()}" in err
+
+
+def test_the_folder_is_made_and_let_go(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config([*tiny_run, f"output_dir={tmp_path / 'a' / 'b'}"])
+    with run_folder.run_folder(config, ALONE) as folder:
+        assert folder == tmp_path / "a" / "b"
+        assert (folder / LOCK).is_file()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_one_process_does_not_run_twice_in_a_folder_either(tiny_run: list[str]) -> None:
+    config = load_config(tiny_run)
+    with (
+        run_folder.run_folder(config, ALONE),
+        pytest.raises(ConfigError, match="another run is writing here"),
+        run_folder.run_folder(config, ALONE),
+    ):
+        pass

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskshards.shards.order.order import World
+from maskshards.train.checkpoint.checkpoint import BEST, checkpoints_of, read_checkpoint
+from maskshards.train.config.load import load_config
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.distributed.stop_signals import StopSignals
+from maskshards.train.tracking.metrics_log import read_metrics
+from maskshards.train.trainer import validate
+from maskshards.train.trainer.run import run_training
+
+ALONE = Ranks(World(), torch.device("cpu"))
+
+
+def train(arguments: list[str]) -> None:
+    with StopSignals() as stop:
+        run_training(load_config(arguments), ALONE, stop)
+
+
+@pytest.fixture
+def arguments(tiny_run: list[str]) -> list[str]:
+    return [*tiny_run, "decoder_head.type=linear", "scheduler.total_iter=3", "eval.eval_interval=1"]
+
+
+def test_the_best_weights_are_kept_with_their_score(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([50.0, 70.0, 60.0])
+    real = validate.evaluate
+
+    class Scripted:
+        def __init__(self, result: object, score: float) -> None:
+            self._result, self._score = result, score
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._result, name)
+
+        def metric(self, name: str) -> float:
+            return self._score
+
+    monkeypatch.setattr(validate, "evaluate", lambda *a, **k: Scripted(real(*a, **k), next(scores)))
+    train(arguments)
+    (best,) = checkpoints_of(tmp_path / "run", BEST)
+    assert best.name == "best-00000002"
+    found = read_checkpoint(best)
+    assert found.state is not None
+    assert found.state.score == 70.0
+
+
+def test_every_evaluation_renews_report_and_results(arguments: list[str], tmp_path: Path) -> None:
+    train(arguments)
+    run = tmp_path / "run"
+    report = (run / "report.html").read_text()
+    assert report.count("<img ") == 4 * 4  # four validation images as four views
+    assert "after step 3, 4 images" in report
+    assert (run / "results-semantic-segmentation.json").is_file()
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "eval"] == [
+        1,
+        2,
+        3,
+    ]
+    assert len(list((run / "tensorboard").iterdir())) == 1
+
+
+def test_report_and_boards_can_be_left_out(arguments: list[str], tmp_path: Path) -> None:
+    train([*arguments, "log.report=False", "log.tensorboard=False", "scheduler.total_iter=1"])
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_an_untrained_head_is_scored_but_never_the_best(arguments: list[str], tmp_path: Path) -> None:
+    train([*arguments, "eval.before_training=True", "optimizer.lr=1e-12"])
+    steps = [
+        record["step"]
+        for record in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        if record["kind"] == "eval"
+    ]
+    assert steps == [0, 1, 2, 3]
+    assert [path.name for path in checkpoints_of(tmp_path / "run", BEST)] == ["best-00000001"]
+
+
+def test_a_run_killed_while_the_best_is_written_scores_that_step_again(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*words: object) -> None:
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "save_best", killed)
+        with pytest.raises(SystemExit, match="killed"):
+            train([*arguments, "eval.eval_interval=3"])
+    train([*arguments, "eval.eval_interval=3", "resume_from=auto"])
+    assert [path.name for path in checkpoints_of(tmp_path / "run", BEST)] == ["best-00000003"]
+    kinds = [record["kind"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert kinds.count("eval") == 1

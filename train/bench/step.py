@@ -1,0 +1,136 @@
+"""A training step taken apart for measuring: the trainer's own pieces, with marks between them.
+
+Two kinds: ours, and one put together like the reference (float32 pixel decoder, unfused deformable
+attention, loss called layer by layer on one-hot float masks), so that a ratio compares two ways of
+doing the same work in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from maskshards.shards.augment.crop import CropSettings, class_masks, crop, draw_crops
+from maskshards.shards.batch import CropBatch, RaggedBatch
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
+from maskshards.train.losses.matched_loss import linear_loss
+from maskshards.train.model.compile import begin_step, compile_in_place, uses_cuda_graphs
+from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.ops.deformable_attention import DeformableAttention
+from maskshards.train.model.segmenter import Segmenter
+from maskshards.train.optim.optimizer import build_optimizer, clip_gradients
+from maskshards.train.tracking.phase_timer import PhaseClock, mark_after, phase_modules
+from maskshards.train.trainer.build import autocast_dtype, build_matched_loss, build_model, crop_settings
+from maskshards.train.trainer.step import drops_on
+
+Loss = Callable[[Sequence[Prediction], CropBatch], Tensor]
+
+
+@dataclass
+class Rig:
+    """All that one measured step needs."""
+
+    config: TrainConfig
+    segmenter: Segmenter
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    crops: CropSettings
+    device: torch.device
+    autocast: torch.dtype | None
+    norm: Tensor | None = None  # of the last step's gradient
+
+    def step(self, batches: Iterator[RaggedBatch], clock: PhaseClock) -> Tensor:
+        """One optimiser step from the next batch; the loss, still on the device."""
+        decoder = self.segmenter.decoder
+        clock.start()
+        if uses_cuda_graphs(self.config.compile_mode) and self.norm is not None:
+            float(self.norm)  # where the trainer's guard waits too
+        begin_step(self.config.compile_mode)
+        batch = clock.wait_for(lambda: next(batches))
+        batch = batch.to(self.device)
+        clock.mark("copy")
+        crops = crop(batch, draw_crops(batch, self.config.seed, self.crops), self.crops)
+        clock.mark("crop")
+        drops = drops_on(self.device, self.segmenter, batch.positions, self.config.seed)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            answer = decoder(crops.images, self.segmenter.features(crops.images), drops)
+        total = self.loss(answer, crops)
+        clock.mark("loss")
+        total.backward()
+        clock.mark("backward")
+        self.norm = clip_gradients(decoder, self.config.optimizer.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        clock.mark("optimiser")
+        return total.detach()
+
+    def phases(self) -> dict[str, nn.Module]:
+        """The modules whose forward ends a phase, by the phase's name."""
+        return phase_modules(self.segmenter)
+
+    def run(self, batches: Iterator[RaggedBatch], warmup: int, steps: int) -> dict[str, float]:
+        """Median milliseconds of each phase and of the whole step."""
+        clock = PhaseClock(self.device)
+        remove_hooks = mark_after(clock, self.phases())
+        try:
+            for _ in range(warmup + steps):
+                self.step(batches, clock)
+        finally:
+            remove_hooks()
+        return clock.medians_ms(warmup)
+
+
+def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = False) -> Rig:
+    """The model of `config` with a fresh head, its optimiser and its loss, all on `device`.
+
+    `reference`: what the reference has no switch for is off, whatever `config` says.
+    """
+    if reference:
+        config = replace(
+            config, precision="reference", fused_kernels=False, compile="none", compile_mode="default",
+            channels_last=False, activation_checkpointing=False,
+        )  # fmt: skip
+    segmenter = build_model(config, device)
+    for module in segmenter.decoder.modules():
+        if reference and isinstance(module, DeformableAttention):
+            module.resample = False
+    segmenter.decoder.train()
+    compile_in_place(segmenter, config.compile, mode=config.compile_mode)
+    optimizer = build_optimizer(segmenter.decoder, config.optimizer)
+    loss = build_loss(config, device, reference)
+    return Rig(
+        config, segmenter, optimizer, loss, crop_settings(config), device, autocast_dtype(config, device)
+    )
+
+
+def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Loss:
+    """The loss as a function of predictions and crops."""
+    if config.decoder_head.type == "linear":
+        return lambda logits, crops: linear_loss(logits, crops)  # type: ignore[arg-type]
+    wanted = config.m2f_train
+    if reference:
+        layered = MaskClassificationLoss(
+            wanted.num_points, wanted.oversample_ratio, wanted.importance_sample_ratio,
+            wanted.mask_coefficient, wanted.dice_coefficient, wanted.class_coefficient,
+            config.decoder_head.num_classes, wanted.no_object_coefficient,
+        ).to(device)  # fmt: skip
+        return lambda predictions, crops: layer_by_layer(layered, predictions, crops)
+    matched = build_matched_loss(config)
+    return lambda predictions, crops: matched(predictions, crops, seed=config.seed, world_reduce=None).total
+
+
+def layer_by_layer(
+    loss: MaskClassificationLoss, predictions: Sequence[Prediction], crops: CropBatch
+) -> Tensor:
+    """The reference's way: dense float masks of every class, then one call a layer."""
+    targets = [{"masks": t["masks"].float(), "labels": t["labels"]} for t in class_masks(crops)]
+    terms = {
+        f"{name}_{layer}": value
+        for layer, p in enumerate(predictions)
+        for name, value in loss(p.mask_logits, targets, p.class_logits).items()
+    }
+    return loss.loss_total(terms, lambda *_, **__: None)

@@ -1,0 +1,176 @@
+"""Command line and YAML to one checked `TrainConfig`: defaults < the file behind `config=` < `key=value`.
+
+A key that does not exist is an error that names the nearest one: no typo trains for a day with a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maskshards.shards.storage.atomic_write import replacing
+from maskshards.train.config.checks import check_config
+from maskshards.train.config.schema import ConfigError, TrainConfig, nearest
+
+FREE_FORM = (
+    "scheduler.constructor_kwargs",
+    "optimizer.lr_multipliers",
+)  # dictionaries whose keys their reader checks, not the schema
+RESERVED = "config"
+MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
+
+
+def load_config(argv: list[str]) -> TrainConfig:
+    """`argv` as in `config=FILE key=value section.key=value ...`, merged and checked as far as needs no data.
+
+    Raises ConfigError for unknown keys, wrong types, missing required keys and settings that contradict.
+    """
+    arguments, recipe = split_arguments(argv)
+    merged = merge(read_recipe(recipe) if recipe else {}, arguments)
+    config = to_config(merged)
+    check_config(config)
+    return config
+
+
+def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
+    """The dot-list without `config=`, and the recipe's path if one is named."""
+    arguments, recipe = [], None
+    for argument in argv:
+        if "=" not in argument:
+            raise ConfigError(
+                f"argument {argument!r} is not of the form key=value (for example optimizer.lr=1e-4)"
+            )
+        key, value = argument.split("=", 1)
+        if key == RESERVED:
+            recipe = Path(value)
+        else:
+            arguments.append(f"output_dir={value}" if key == "--output-dir" else argument)
+    return arguments, recipe
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The YAML mapping in `path`; ConfigError if it is missing, unreadable or no mapping."""
+    if not path.is_file():
+        beside = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; {path.parent} has {', '.join(beside)}" if beside else ""
+        raise ConfigError(f"config file {path} does not exist{hint}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path} holds a {type(content).__name__}, expected key: value pairs")
+    keyed = typing.cast(dict[str, Any], content)
+    check_keys(keyed, str(path))
+    return keyed
+
+
+def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
+    """Defaults, then the recipe, then the command line; ConfigError names the key that does not fit."""
+    named = [argument for argument in arguments if argument.startswith(MULTIPLIERS)]
+    try:
+        overrides = OmegaConf.from_dotlist([argument for argument in arguments if argument not in named])
+        content = OmegaConf.to_container(overrides)
+        factors = dict(multiplier(argument) for argument in named)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"the command line cannot be read: {error}") from error
+    check_keys(typing.cast(dict[str, Any], content), "the command line")
+    defaults, last = OmegaConf.structured(TrainConfig), {"optimizer": {"lr_multipliers": factors}}
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(defaults, recipe, overrides, last))
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def multiplier(argument: str) -> tuple[str, Any]:
+    """(NAME, value) of `optimizer.lr_multipliers.NAME=value`: a parameter's name, whose dots open no
+    sections.
+    """
+    name, _, value = argument.removeprefix(MULTIPLIERS).partition("=")
+    return name, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
+
+
+def to_config(merged: DictConfig) -> TrainConfig:
+    """The merged tree as dataclasses; ConfigError where a key without default was left out."""
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(
+            f"{missing[0]} has no default and was not given; say {missing[0]}=... "
+            "(for datasets.root: the folder that `python -m preprocess build --out` wrote)"
+        )
+    try:
+        return typing.cast(TrainConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """The config as strict JSON values (enums by name, infinity as "inf"), as checkpoints hold it."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return typing.cast(dict[str, Any], finite(container))
+
+
+def finite(value: Any) -> Any:
+    """`value` with floats that JSON lacks as strings, which the schema turns back into floats."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
+    """The inverse of `to_plain`; `where` names the source in errors."""
+    check_keys(content, where)
+    return to_config(merge(content, []))
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Write the whole merged config as YAML that `config=` accepts again."""
+    with replacing(path) as hidden:
+        hidden.write_text(to_yaml(config), encoding="utf-8")
+
+
+def to_yaml(config: TrainConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def known_keys(kind: type = TrainConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema, sections included."""
+    hints = typing.get_type_hints(kind)
+    for entry in dataclasses.fields(kind):
+        key = prefix + entry.name
+        yield key
+        if dataclasses.is_dataclass(hints[entry.name]):
+            yield from known_keys(typing.cast(type, hints[entry.name]), key + ".")
+
+
+def check_keys(content: dict[str, Any], where: str) -> None:
+    """ConfigError for the first key in `content` that the schema lacks, with the nearest that it has."""
+    known = list(known_keys())
+    for key in flatten(content):
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, [*known, RESERVED])}")
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in FREE_FORM:
+            yield from flatten(value, key + ".") if value else iter([key])
+        else:
+            yield key
+
+
+def one_line(error: OmegaConfBaseException) -> str:
+    """OmegaConf's several-line message as `key: what is wrong`."""
+    first = str(error).splitlines()[0]
+    return f"{error.full_key}: {first}" if error.full_key else first

@@ -1,0 +1,1 @@
+"""Other ranks: joining, agreeing, signs of life and stop signals."""

@@ -1,0 +1,241 @@
+"""Who else trains with us: one process, or many joined over NCCL (CUDA) or gloo (CPU).
+
+The environment is read here and nowhere else; everything below gets a `Ranks`. Host-side agreement (stop
+now? which checkpoint?) goes over a gloo group of its own, so that it never waits for the device. Messages
+are bytes, not pickles.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskshards.shards.order.order import World
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.heartbeat import LostRankError, Pulse, told_apart
+from maskshards.train.distributed.rendezvous import fresh_room
+
+JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear
+STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective inside a step
+WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one awaits a checkpoint
+
+
+class LaunchError(ValueError):
+    """The launcher's environment is incomplete, or asks for devices that are not there."""
+
+
+class FirstRankError(ValueError):
+    """The first rank could not do what all wait for; the message is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a launcher says about this process."""
+
+    rank: int
+    num_ranks: int
+    local_rank: int
+    address: str  # of rank 0
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among all; every method is the identity in a single process."""
+
+    world: World
+    device: torch.device
+    control: dist.ProcessGroup | None = None  # gloo, for the hosts; None in a single process
+    pulse: Pulse | None = None  # signs of life; None in a single process
+
+    @property
+    def is_first(self) -> bool:
+        return self.world.rank == 0
+
+    def at(self, step: int, doing: str) -> None:
+        """Note for the other ranks where this one is, should they come to wait for it."""
+        if self.pulse is not None:
+            self.pulse.at(step, doing)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all ranks, in place; any device."""
+        if self.control is not None:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: int) -> int:
+        """The largest flag that any host raised; waits for hosts only, never for a device."""
+        if self.control is None:
+            return flag
+        raised = torch.tensor([flag])
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
+        return int(raised)
+
+    def first_says(self, text: str) -> str:
+        """Rank 0's `text`, on every rank."""
+        if self.control is None:
+            return text
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        length = torch.tensor([len(data)])
+        dist.broadcast(length, src=0, group=self.control)
+        if not self.is_first:
+            data = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(data, src=0, group=self.control)
+        return bytes(data.tolist()).decode()
+
+    def all_say(self, text: str) -> list[str]:
+        """Every rank's `text` in the order of ranks, on every rank."""
+        if self.control is None:
+            return [text]
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.world.num_ranks)]
+        dist.all_gather(lengths, torch.tensor([len(data)]), group=self.control)
+        longest = max(int(length) for length in lengths)
+        padded = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(padded, nn.functional.pad(data, (0, longest - len(data))), group=self.control)
+        return [bytes(one[: int(n)].tolist()).decode() for one, n in zip(padded, lengths, strict=True)]
+
+    def from_first(self, work: Callable[[], str]) -> str:
+        """What `work` answers on rank 0, on every rank; it is called there only.
+
+        Its ValueError or OSError goes to every rank too, there as FirstRankError, so that nobody waits for
+        a rank that has given up.
+        """
+        if self.control is None:
+            return work()
+        failure, said = None, ""
+        if self.is_first:
+            try:
+                said = f"+{work()}"
+            except (ValueError, OSError) as error:
+                failure, said = error, f"-{error}"
+        said = self.first_says(said)
+        if failure is not None:
+            raise failure
+        if said.startswith("-"):
+            raise FirstRankError(f"rank 0 gave up: {said[1:]}")
+        return said[1:]
+
+    def wait(self, what: str, timeout: timedelta = WORK_TIMEOUT) -> None:
+        """Until every rank is here; a LostRankError names the ranks that are not."""
+        if self.control is None:
+            return
+        try:
+            dist.monitored_barrier(self.control, timeout=timeout, wait_all_ranks=True)
+        except RuntimeError as error:
+            raise LostRankError(f"waiting for all ranks at {what!r}: {error}") from error
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch | None:
+    """torchrun's or srun's description of this process; None when it runs alone.
+
+    Raises LaunchError if a launcher is there but left something out.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in environment]
+        if missing:
+            raise LaunchError(
+                f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not; start with torchrun"
+            )
+        rank, num_ranks, local_rank, address, port = (environment[name] for name in names)
+        return Launch(int(rank), int(num_ranks), int(local_rank), address, int(port))
+    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        job = int(environment["SLURM_JOB_ID"])
+        return Launch(
+            int(environment["SLURM_PROCID"]),
+            int(environment["SLURM_NTASKS"]),
+            int(environment["SLURM_LOCALID"]),
+            environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+            int(environment.get("MASTER_PORT") or 15000 + job % 20000),
+        )
+    return None
+
+
+def first_host(node_list: str) -> str:
+    """The first name of Slurm's compact list: `node[03-07,11]` -> `node03`, `a1,b2` -> `a1`."""
+    bracket = re.match(r"([^,\[]*)\[([^\],-]+)[^\]]*\]([^,\[]*)", node_list)
+    return "".join(bracket.groups()) if bracket else node_list.split(",")[0]
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """This process's GPU where there is CUDA, else the CPU; LaunchError if there are more processes than
+    GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; "
+            "start as many processes as GPUs (--nproc-per-node)"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def joined(
+    environment: Mapping[str, str] = os.environ, step_timeout: timedelta = STEP_TIMEOUT
+) -> Iterator[Ranks]:
+    """The ranks of this run, connected; leaves no process group behind.
+
+    A collective of gloo that waits longer than `step_timeout`, or whose other end is gone, raises
+    LostRankError, which names the rank to blame. NCCL ends the process by itself then; the first rank's
+    warnings have named it before.
+    """
+    launch = read_launch(environment)
+    device = choose_device(launch.local_rank if launch else 0)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if launch is None or launch.num_ranks == 1:
+        yield Ranks(World(), device)
+        return
+    place = "env://" if "RANK" in environment else f"tcp://{launch.address}:{launch.port}"
+    store, rank, num_ranks = next(
+        dist.rendezvous(place, rank=launch.rank, world_size=launch.num_ranks, timeout=JOIN_TIMEOUT)
+    )
+    room = fresh_room(store, rank, num_ranks, JOIN_TIMEOUT)
+    pulse = Pulse(room, rank, num_ranks)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=room, rank=rank, world_size=num_ranks, timeout=step_timeout)
+    try:
+        with told_apart(pulse):
+            control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+            yield Ranks(World(launch.rank, launch.num_ranks), device, control, pulse)
+    finally:
+        dist.destroy_process_group()
+
+
+def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:
+    """`decoder` with gradients averaged over ranks; itself in a single process.
+
+    Only what trains is wrapped: the frozen backbone is in no bucket. Synced batch norms keep the same
+    statistics on all ranks, so buffers need no broadcast.
+    """
+    if ranks.control is None:
+        return decoder
+    on_cuda = ranks.device.type == "cuda"
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.12
+    keep_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        decoder,
+        device_ids=[ranks.device.index] if on_cuda else None,
+        gradient_as_bucket_view=True,
+        **keep_buffers,
+    )
+
+
+def batch_statistics(module: nn.Module) -> list[Tensor]:
+    """Every buffer of the batch norms in `module`: what a forward pass in train mode changes."""
+    norms = (one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
+    return [buffer for norm in norms for buffer in norm.buffers()]

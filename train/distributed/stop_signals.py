@@ -1,0 +1,74 @@
+"""Signals that ask a run to end: noted when they come, obeyed between two steps.
+
+SIGTERM (kill, Kubernetes, torchrun), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before the time limit) are
+wishes: the step in hand is finished and saved. SIGINT again, two seconds later or more, is no wish: it
+interrupts at once (torchrun passes the first Ctrl-C on, so every process sees that one twice).
+
+A signal may reach one rank alone, or several at different moments. So no rank ends by itself: all of them ask
+each other at the same places, and then end together.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType, TracebackType
+
+from maskshards.train.distributed.ranks import Ranks
+
+PATIENCE_S = 2.0
+WISHES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """The run ended early because it was asked to; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class LeftEarly(Exception):
+    """This rank was asked to end; the others may not know yet."""
+
+
+class StopSignals:
+    """`number` is 0 until one of WISHES arrives, then its number. A context manager that restores the
+    handlers.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._since = 0.0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        for wish in WISHES:
+            self._previous[wish] = signal.signal(wish, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for wish, handler in self._previous.items():
+            signal.signal(wish, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self.number and now - self._since > PATIENCE_S:
+            raise KeyboardInterrupt
+        if not self.number:
+            self.number, self._since = number, now
+
+    def check(self, ranks: Ranks) -> None:
+        """Raise Stopped on every rank if a signal has come to any. Every rank calls it at the same place."""
+        if wish := ranks.any(self.number):
+            raise Stopped(wish)
+
+    def leave(self) -> None:
+        """Raise LeftEarly if a signal has come to this rank; for long work that may simply be dropped.
+
+        Whoever catches it goes on to the next place where all ranks `check`.
+        """
+        if self.number:
+            raise LeftEarly

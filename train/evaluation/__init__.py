@@ -1,0 +1,1 @@
+"""Images to label maps, and label maps to scores."""

@@ -1,0 +1,112 @@
+"""A trained head in the form in which models are shared: config.json, model.safetensors and a model card.
+
+config.json holds what `state.json` of a checkpoint holds, so that `maskshards.train.predict checkpoint=FOLDER` and
+`init_from=FOLDER` read it, and the keys by which the Hugging Face hub shows a model. The frozen backbone is
+not in the folder: it is the published one, named in config.json and checked by its digest when the folder is
+loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from maskshards.shards.storage.atomic_write import write_through
+from maskshards.train.checkpoint.checkpoint import TrainState
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+MODEL_TYPE = "maskshards"
+# What a run knew about its own machine, and nobody else's business.
+LOCAL_KEYS = ("output_dir", "load_from", "init_from", "resume_from")
+
+_CARD = """---
+library_name: maskshards
+pipeline_tag: image-segmentation
+tags: [semantic-segmentation{tags}]
+---
+# {kind} for {backbone}
+
+{kind} on a frozen {backbone} backbone, {num_classes} classes, trained for {step} steps{score}.
+The folder holds the trained head only. The backbone's weights come from their own publisher, under their own
+licence: say `["model.weights=PATH"]` in place of `[]` below where you have them already, or
+`["model.revision=COMMIT"]` to fetch a commit from the hub, if config.json names none. Their digest must be
+`{digest}`.
+
+From an image to class ids, with `pip install maskshards` and this folder as `FOLDER`:
+
+```python
+import numpy as np
+from PIL import Image
+
+from maskshards.train.predict import load_predictor
+
+predictor = load_predictor({{"checkpoint": "FOLDER"}}, [])
+image = np.array(Image.open("IMAGE").convert("RGB"))
+label_map = predictor.label_map(image)  # (height, width) class ids
+for k in np.unique(label_map):
+    print(predictor.class_names[k], int((label_map == k).sum()))
+```
+
+Or pictures for a whole folder: `python -m maskshards.train.predict checkpoint=FOLDER inputs=IMAGES output_dir=OUT`.
+
+## Classes
+
+{classes}
+"""
+
+
+def write_folder(folder: Path, state: TrainState, weights: dict[str, Tensor]) -> None:
+    """Write the three files into `folder`, which exists and is empty."""
+    data = save({key: value.detach().cpu().contiguous() for key, value in weights.items()}, {"format": "pt"})
+    write_through(folder / WEIGHTS, data)
+    facts = asdict(state) | {
+        "config": shareable(state.config),
+        "digests": {WEIGHTS: hashlib.sha256(data).hexdigest()},
+        "model_type": MODEL_TYPE,
+        "architectures": ["MaskDecoder" if head_of(state)["type"] == "m2f" else "LinearDecoder"],
+        "id2label": {str(k): name for k, name in enumerate(state.class_names)},
+        "label2id": {name: k for k, name in enumerate(state.class_names)},
+    }
+    write_through(folder / CONFIG, json.dumps(facts, indent=1, allow_nan=False).encode())
+    write_through(folder / CARD, model_card(state).encode())
+
+
+def shareable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without paths of the machine that trained: they would mislead, and tell too much."""
+    model, datasets = dict(config.get("model", {})), dict(config.get("datasets", {}))
+    for key in ("weights", "pretrained_weights"):
+        if model.get(key) and model[key] != "random" and is_local(str(model[key])):
+            model[key] = None
+    datasets["root"] = ""
+    kept = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
+    return kept | {"model": model, "datasets": datasets}
+
+
+def is_local(weights: str) -> bool:
+    """Whether `model.weights` names a place on a disk rather than a hub id."""
+    return Path(weights).exists() or weights.count("/") != 1 or weights.startswith((".", "~", "/"))
+
+
+def head_of(state: TrainState) -> dict[str, Any]:
+    return dict(state.config["decoder_head"])
+
+
+def model_card(state: TrainState) -> str:
+    """README.md of the folder, with a script that loads it."""
+    is_m2f = head_of(state)["type"] == "m2f"
+    return _CARD.format(
+        tags=f", {state.backbone.split('_')[0]}" + (", mask2former" if is_m2f else ""),
+        kind="Mask2Former head with a ViT adapter" if is_m2f else "Linear head",
+        backbone=state.backbone,
+        num_classes=len(state.class_names),
+        step=state.step,
+        score="" if state.score is None else f" (validation score {state.score:.2f})",
+        digest=state.backbone_digest,
+        classes="\n".join(f"{k}. {name}" for k, name in enumerate(state.class_names)),
+    )

@@ -1,0 +1,1 @@
+"""The matched loss of all layers at once, the linear loss, and their parts."""

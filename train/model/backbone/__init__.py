@@ -1,0 +1,1 @@
+"""The frozen backbone: names, weights and features."""

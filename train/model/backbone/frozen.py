@@ -1,0 +1,101 @@
+"""The frozen backbone: images in, normalised patch maps of chosen blocks out, and nothing that training can
+change.
+
+It keeps eval mode and no_grad by itself whatever its owner does (`.train()` would switch on the random
+rescaling of DINOv3's rotary positions), holds no parameter that requires a gradient and stays out of its
+owner's state dict. Blocks are run one by one because transformers' `hidden_states` disagree between releases
+on whether the last entry has been through the final norm; blocks after the last one asked for are not run at
+all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskshards.train.model.backbone.architectures import DINOV3, Architecture, ModelError
+
+
+class FrozenBackbone(nn.Module):
+    """A vision transformer of transformers as a pure function of images.
+
+    `vit` is a DINOv3ViTModel, Dinov2Model or Dinov2WithRegistersModel; `digest` identifies its weights.
+    `matrix_dtype` other than float32 stores the blocks' matrices in it and computes under autocast of that
+    type: the same numbers as autocast over float32 weights, at half the memory and without casting them at
+    every step.
+    """
+
+    def __init__(
+        self, vit: nn.Module, arch: Architecture, digest: str, matrix_dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        self.arch, self.digest, self.matrix_dtype = arch, digest, matrix_dtype
+        self.embed_dim, self.patch_px, self.num_blocks = arch.embed_dim, arch.patch_px, arch.num_blocks
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stays in eval mode, whatever `mode` says."""
+        return super().train(False)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Let torch.compile fuse each block; `options` go to it. All blocks share one compiled program, made
+        at the first image of each size.
+        """
+        for block in blocks_of(self.vit):
+            block.compile(**options)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Patch maps (B, D, H/p, W/p) of blocks `indices` (ascending), through the final norm.
+
+        `images` (B, 3, H, W) float, normalised; H and W are multiples of the patch. ModelError otherwise.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch_px or width % self.patch_px:
+            raise ModelError(
+                f"an image of {height}x{width} px does not divide into the patches of {self.arch.name}, "
+                f"{self.patch_px} px each"
+            )
+        if self.matrix_dtype is torch.float32:
+            return self._maps(images, indices)
+        with torch.autocast(images.device.type, dtype=self.matrix_dtype):
+            return self._maps(images, indices)
+
+    def _maps(self, images: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
+        vit: Any = self.vit
+        grid_h, grid_w = images.shape[-2] // self.patch_px, images.shape[-1] // self.patch_px
+        tokens = vit.embeddings(images)
+        rotary = {}
+        if self.arch.family == DINOV3:
+            rotary["position_embeddings"] = vit.rope_embeddings(images)
+        maps = []
+        for index, block in enumerate(blocks_of(vit)[: max(indices) + 1]):
+            out = block(tokens, **rotary)
+            tokens = out[0] if isinstance(out, tuple) else out
+            if index in indices:
+                patches = final_norm_of(vit)(tokens)[
+                    :, -grid_h * grid_w :
+                ]  # class and register tokens stand first
+                maps.append(patches.transpose(1, 2).unflatten(2, (grid_h, grid_w)))
+        return tuple(maps)
+
+
+def blocks_of(vit: Any) -> nn.ModuleList:
+    """The transformer blocks, wherever the installed transformers keeps them."""
+    for path in ("model.layer", "encoder.layer", "layer"):
+        try:
+            return vit.get_submodule(path)
+        except AttributeError:
+            continue
+    raise ModelError(
+        f"{type(vit).__name__} of the installed transformers has no list of blocks that is known here"
+    )
+
+
+def final_norm_of(vit: Any) -> nn.Module:
+    """The LayerNorm after the last block."""
+    return vit.norm if hasattr(vit, "norm") else vit.layernorm

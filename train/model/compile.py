@@ -1,0 +1,61 @@
+"""torch.compile for training, in place: the same modules, parameters, keys and hooks, with compiled forwards.
+
+Only training runs compiled: there every batch has one shape, so each piece is compiled once. Evaluation
+meets windows and images of many sizes and runs eagerly (`Segmenter.scores`), so it never compiles again and
+scores do not depend on the choice. The pieces are the backbone's blocks (which share one program), the
+adapter, the pixel decoder and the query decoder, or the linear head. Pieces rather than one whole, because a
+phase clock hooks between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskshards.train.model.segmenter import Segmenter
+
+DEFAULT_MODE = "default"  # of torch.compile; its other modes use CUDA graphs
+
+
+def compile_in_place(segmenter: Segmenter, what: str, **options: Any) -> None:
+    """Let what `what` names (none, backbone or model) be compiled at its first training step; `options` go to
+    torch.compile.
+
+    Call it once batch norms are synced, before DistributedDataParallel.
+    """
+    if what == "none":
+        return
+    options = {"dynamic": False, **options}
+    # Gradients cross the ranks a piece at a time as it is; splitting pieces further refuses checkpointing.
+    torch._dynamo.config.optimize_ddp = False
+    segmenter.backbone.compile_blocks(**options)
+    if what == "model":
+        for piece in trained_pieces(segmenter):
+            # nn.Module.compile would take the piece's hooks into the graph, and a clock must not be traced.
+            piece.__dict__["forward"] = torch.compile(piece.forward, **options)
+    segmenter.compiled = True
+
+
+def trained_pieces(segmenter: Segmenter) -> list[nn.Module]:
+    """The decoder's modules that are compiled, one graph each."""
+    adapter, head = segmenter.decoder.segmentation_model
+    if segmenter.kind == "linear":
+        return [head]
+    return [adapter, *head.children()]
+
+
+def uses_cuda_graphs(mode: str) -> bool:
+    """Whether a step's tensors may be overwritten by the next step's, so that `begin_step` must part them."""
+    return mode != DEFAULT_MODE
+
+
+def begin_step(mode: str) -> None:
+    """Once an optimiser step, before its first forward pass: nothing of the step before is read any more.
+
+    Without it torch would take each piece's call for a step of its own, and the maps that the backbone just
+    gave for free memory. Micro-steps of one optimiser step share it, since their gradients add up.
+    """
+    if uses_cuda_graphs(mode):
+        torch.compiler.cudagraph_mark_step_begin()

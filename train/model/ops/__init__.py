@@ -1,0 +1,1 @@
+"""Operators of the heads, each beside its fused twin where it has one."""

@@ -1,0 +1,127 @@
+"""The door to the fused deformable attention: whether this machine can run it, and the call.
+
+The kernels are two operators of the namespace `maskshards`, registered here with shapes and gradient, so that
+torch.compile puts them into its graph as they are instead of breaking it. Triton is imported only when one of
+them runs, so that machines without it never miss it.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
+
+VALUE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.compiler.assume_constant_result
+def kernels_available() -> bool:
+    """Whether Triton can be imported; every CUDA build of torch brings it."""
+    return _triton_found()
+
+
+@lru_cache(maxsize=1)
+def _triton_found() -> bool:
+    return find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def interpreted() -> bool:
+    """Whether Triton's CPU interpreter was asked for (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def kernels_fit(value: Tensor) -> bool:
+    """Whether the kernels take this tensor: on CUDA (or interpreted, with TRITON_INTERPRET=1), not
+    float64.
+    """
+    place = value.is_cuda or interpreted()
+    return place and value.dtype in VALUE_TYPES and kernels_available()
+
+
+def deformable_attention_kernel(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The same function as `deformable_attention`, values and three gradients, in two fused kernels.
+
+    value (B, S, M, D) float32, bfloat16 or float16, any D; locations (B, Q, M, L, P, 2) and weights (B,
+    Q, M, L, P) float32, any L and P. Returns (B, Q, M * D) of value's dtype. Waits for nothing on the
+    device. Raises ValueError where `shapes` do not add up to S or are not L in number.
+    """
+    places = sum(height * width for height, width in shapes)
+    if places != value.shape[1] or len(shapes) != locations.shape[3]:
+        raise ValueError(
+            f"deformable attention: {len(shapes)} levels of {places} places in all, expected "
+            f"{locations.shape[3]} levels and {value.shape[1]} places"
+        )
+    # A compiled graph makes its own table: a replayed CUDA graph may not read memory that a cache owns.
+    table = level_table if torch.compiler.is_compiling() else _kept_table
+    return fused_attention(value, table(tuple(shapes), value.device), locations, weights)
+
+
+def level_table(shapes: Shapes, device: torch.device) -> Tensor:
+    """(L, 3) int32 on the device: height, width and first place of each level; by fills, without a copy."""
+    numbers, start = [], 0
+    for height, width in shapes:
+        numbers += [height, width, start]
+        start += height * width
+    return torch.cat([torch.full((1,), n, dtype=torch.int32, device=device) for n in numbers]).view(-1, 3)
+
+
+@lru_cache(maxsize=256)
+def _kept_table(shapes: Shapes, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return level_table(shapes, device)
+
+
+@torch.library.custom_op("maskshards::fused_attention", mutates_args=())
+def fused_attention(value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """(B, Q, M * D) of value's dtype; `table` (L, 3) as `level_table` makes it, the rest as in
+    `deformable_attention_kernel`.
+    """
+    from maskshards.train.model.ops.deformable_triton import forward
+
+    return forward(value, table, locations, weights)
+
+
+@torch.library.custom_op("maskshards::fused_attention_backward", mutates_args=())
+def fused_attention_backward(
+    grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights, each of its tensor's shape and dtype, from grad (B, Q, M *
+    D). Differentiable no further.
+    """
+    from maskshards.train.model.ops.deformable_triton import backward
+
+    return backward(grad, value, table, locations, weights)
+
+
+@fused_attention.register_fake
+def _(value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    batch, _, heads, width = value.shape
+    return value.new_empty((batch, locations.shape[1], heads * width))
+
+
+@fused_attention_backward.register_fake
+def _(
+    grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (value, locations, weights)
+    of_value, of_locations, of_weights = (tensor.new_empty(tensor.shape) for tensor in inputs)
+    return of_value, of_locations, of_weights
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    of_value, of_locations, of_weights = fused_attention_backward(grad, *ctx.saved_tensors)
+    return of_value, None, of_locations, of_weights
+
+
+fused_attention.register_autograd(_gradients, setup_context=_keep_inputs)

@@ -1,0 +1,1 @@
+"""Optimiser, learning rate and weight average."""

@@ -1,0 +1,140 @@
+"""What a run says about itself: `metrics.jsonl`, one JSON object a line, and the figures that go into it.
+
+Losses and norms stay on the device until a line is due, so this module is the one place where training waits
+for figures. Lines of a run that is continued from an earlier step are cut off first: they will be written
+anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskshards.shards.storage.atomic_write import naming, replacing
+from maskshards.train.distributed.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsFile:
+    """Appends to `RUN/metrics.jsonl`; on ranks other than the first it writes nothing."""
+
+    def __init__(self, run: Path, ranks: Ranks, first_step: int) -> None:
+        self.path, self.ranks = run / METRICS, ranks
+        self.records = [record for record in read_metrics(self.path) if record["step"] <= first_step]
+        self._on_first(self._rewrite)
+
+    def write(self, kind: str, step: int, **figures: Any) -> dict[str, Any]:
+        """Append one line and return it; figures that are not finite become null. Every rank calls it, and
+        all learn if the first cannot write.
+        """
+        record = {"kind": kind, "step": step, **figures}
+        self.records.append(record)
+        self._on_first(lambda: self._append(to_line(record)))
+        return record
+
+    def _on_first(self, work: Callable[[], object]) -> None:
+        if self.ranks.is_first or self.ranks.control is not None:
+            self.ranks.from_first(lambda: str(work()))
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as hidden:
+            hidden.write_text("".join(to_line(record) for record in self.records), encoding="utf-8")
+
+    def _append(self, line: str) -> None:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(line)
+
+    def has(self, kind: str, step: int) -> bool:
+        return any(record["kind"] == kind and record["step"] == step for record in self.records)
+
+
+def to_line(record: dict[str, Any]) -> str:
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, oldest first, up to the first that a crash cut short or spoiled; a warning
+    tells how many are left out.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int) or "kind" not in record:
+            break
+        records.append(record)
+    if len(records) < len(lines):
+        number = len(records) + 1
+        logger.warning("%s: line %d is no record; %d left out", path, number, len(lines) - len(records))
+    return records
+
+
+class Meter:
+    """Sums of a stretch of steps: losses, gradient norms, clipped and skipped steps, images, time spent
+    waiting. A step whose gradient is not finite was not taken: it counts as skipped and in no mean.
+    """
+
+    def __init__(self, clip_norm: float) -> None:
+        self.clip_norm = clip_norm
+        self.sums: dict[str, Tensor] = {}
+        self._step: dict[str, Tensor] = {}  # of the step under way
+        self.steps = self.images = 0
+        self.wait_ms = 0.0
+        self.since = time.monotonic()
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        """A part of the step under way; parts of one name are summed."""
+        self._step[name] = self._step[name] + value if name in self._step else torch.as_tensor(value)
+
+    def add_step(self, norm: Tensor, images: int, wait_ms: float) -> None:
+        """End a step: the gradient's norm before clipping, its images, the wait for them."""
+        taken = torch.isfinite(norm)
+        figures = self._step | {"grad_norm": norm, "clipped": (norm > self.clip_norm).float()}
+        for name, value in figures.items():
+            counted = torch.where(taken.to(value.device), value, torch.zeros_like(value))
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
+        skipped = (~taken).float()
+        self.sums["skipped"] = self.sums["skipped"] + skipped if "skipped" in self.sums else skipped
+        self._step = {}
+        self.steps += 1
+        self.images += images
+        self.wait_ms += wait_ms
+
+    def take(self, ranks: Ranks) -> dict[str, Any]:
+        """Means over the steps that were taken and all ranks, how many were skipped, and a fresh start; null
+        where none was taken. Every rank calls it at the same step.
+        """
+        seconds = time.monotonic() - self.since
+        names = sorted(self.sums)
+        values = torch.stack([self.sums[name].to(ranks.device, torch.float64) for name in names])
+        sums = dict(zip(names, (ranks.sum(values) / ranks.world.num_ranks).tolist(), strict=True))
+        skipped = round(sums.pop("skipped"))
+        taken = self.steps - skipped
+        figures: dict[str, Any] = {name: value / taken if taken else math.nan for name, value in sums.items()}
+        figures["skipped"] = skipped
+        figures["images_per_s"] = self.images * ranks.world.num_ranks / max(seconds, 1e-9)
+        figures["wait_share"] = self.wait_ms / 1000 / max(seconds, 1e-9)
+        figures["seconds"] = seconds
+        self.__init__(self.clip_norm)  # type: ignore[misc]
+        return figures

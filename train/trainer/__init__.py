@@ -1,0 +1,1 @@
+"""A run: build, step, validate, resume."""

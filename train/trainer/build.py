@@ -1,0 +1,255 @@
+"""From a checked config to the parts of a run: data, model, objective, optimiser. Nothing is trained here."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskshards.shards.augment.crop import LSJ_RATIO, CropSettings
+from maskshards.shards.decode.nvjpeg import GpuDecoder
+from maskshards.shards.format.manifest import Split, open_split
+from maskshards.shards.loading.cache import CacheSettings, cached
+from maskshards.shards.loading.loader import Loader
+from maskshards.shards.order.order import num_micro_steps
+from maskshards.shards.order.repeat_factor import balanced
+from maskshards.shards.order.selection import Selection, whole
+from maskshards.train.config.checks import LSJ, split_url
+from maskshards.train.config.schema import ConfigError, TrainConfig
+from maskshards.train.distributed.ranks import Ranks, spread
+from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
+from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.compile import compile_in_place
+from maskshards.train.model.heads.adapter import Adapter
+from maskshards.train.model.heads.pixel_decoder import PixelDecoder
+from maskshards.train.model.ops.deformable_attention import DeformableAttention
+from maskshards.train.model.ops.sync_batch_norm import sync_batch_norms
+from maskshards.train.model.segmenter import Segmenter, build_segmenter
+from maskshards.train.optim.ema import Ema
+from maskshards.train.optim.lr_schedule import Schedule, build_schedule
+from maskshards.train.optim.optimizer import build_optimizer
+from maskshards.train.trainer.step import Forward, MaskObjective, Objective, PixelObjective
+
+NONFINITE = "nonfinite"  # folder in a run for what was not finite
+
+
+@dataclass
+class Parts:
+    """All that the loop works with. `decoder` is the segmenter's, wrapped where gradients are averaged over
+    ranks.
+    """
+
+    segmenter: Segmenter
+    decoder: nn.Module
+    objective: Objective
+    optimizer: torch.optim.AdamW
+    schedule: Schedule
+    train_split: Split
+    selection: Selection  # of the training split
+    val_split: Split
+    micro_steps: int  # batches of this rank for one optimiser step
+    average: Ema | None  # of the weights, where `ema.decay` asks for one
+
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Inside, the decoder holds the weights that are scored and exported: the average, where there is
+        one.
+        """
+        return nullcontext() if self.average is None else self.average.swapped()
+
+    def gradients_averaged(self, last: bool) -> AbstractContextManager[None]:
+        """The context of one micro-step: gradients cross the ranks in the last one of a step only."""
+        if isinstance(self.decoder, DistributedDataParallel) and not last:
+            return self.decoder.no_sync()
+        return nullcontext()
+
+
+def open_training_split(config: TrainConfig) -> Split:
+    """The training split; ConfigError if its classes are not as many as the head has."""
+    return open_checked(config, config.datasets.train)
+
+
+def open_validation_split(config: TrainConfig) -> Split:
+    """The validation split, under the same check."""
+    return open_checked(config, config.datasets.val)
+
+
+def open_checked(config: TrainConfig, descriptor: str) -> Split:
+    """A split, read through the node's cache where `loader.cache_dir` names one."""
+    split = open_split(split_url(config.datasets.root, descriptor))
+    check_classes(config, split)
+    if config.loader.cache_dir is None:
+        return split
+    return cached(split, CacheSettings(config.loader.cache_dir, int(config.loader.cache_gb * 1e9)))
+
+
+def check_classes(config: TrainConfig, split: Split) -> None:
+    manifest, wanted = split.manifest, config.decoder_head.num_classes
+    if len(manifest.classes) != wanted:
+        raise ConfigError(
+            f"decoder_head.num_classes is {wanted}, but the manifest of {manifest.dataset!r} "
+            f"({manifest.split}) lists {len(manifest.classes)} classes; "
+            f"set decoder_head.num_classes={len(manifest.classes)}"
+        )
+
+
+def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """The type of autocast on this device; None for float32, and on a CPU unless `cpu_autocast` is set."""
+    dtype = config.model_dtype.autocast_dtype
+    wanted = device.type == "cuda" or config.cpu_autocast
+    return dtype if wanted and dtype is not torch.float32 else None
+
+
+def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
+    """The frozen backbone with a fresh head, drawn from `seed`, on `device`."""
+    model = config.model
+    backbone = load_backbone(
+        model.dino_hub or "",
+        model.weights or model.pretrained_weights,
+        model.revision,
+        dtype=autocast_dtype(config, device),
+        device=device,
+    )
+    segmenter = build_segmenter(
+        backbone,
+        config.decoder_head,
+        precision=config.precision,
+        seed=config.seed,
+        checkpointing=config.activation_checkpointing,
+    ).to(device)
+    for module in segmenter.decoder.modules():
+        if isinstance(module, DeformableAttention | PixelDecoder):
+            module.fused = config.fused_kernels
+        if isinstance(module, Adapter):
+            module.channels_last = config.channels_last
+    return segmenter
+
+
+def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
+    """Everything for training, with a fresh head; the cheap checks first, the model last."""
+    micro_steps = count_micro_steps(config, ranks)
+    schedule = build_schedule(config.scheduler)
+    train_split, val_split = open_training_split(config), open_validation_split(config)
+    if train_split.manifest.classes != val_split.manifest.classes:
+        raise ConfigError(
+            "datasets.train and datasets.val list different classes; build both from one source"
+        )
+    segmenter = build_model(config, ranks.device)
+    sync_batch_norms(segmenter.decoder, ranks.world.num_ranks)
+    segmenter.decoder.train()
+    compile_in_place(segmenter, config.compile, mode=config.compile_mode)
+    decoder = spread(segmenter.decoder, ranks)
+    return Parts(
+        segmenter=segmenter,
+        decoder=decoder,
+        objective=build_objective(config, ranks, segmenter, decoder),
+        optimizer=build_optimizer(segmenter.decoder, config.optimizer),
+        schedule=schedule,
+        train_split=train_split,
+        selection=select(config, train_split),
+        val_split=val_split,
+        micro_steps=micro_steps,
+        average=None if config.ema.decay is None else Ema(segmenter.decoder, config.ema.decay),
+    )
+
+
+def count_micro_steps(config: TrainConfig, ranks: Ranks) -> int:
+    """Micro-steps of one optimiser step; ConfigError in the words of the config, listing what fits."""
+    try:
+        return num_micro_steps(config.images_per_step, config.bs, ranks.world.num_ranks)
+    except ValueError as error:
+        raise ConfigError(
+            f"bs={config.bs}, n_gpus={config.n_gpus}, global_batch={config.global_batch}: {error}"
+        ) from error
+
+
+def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, decoder: nn.Module) -> Objective:
+    """What turns a batch into a loss, for the head of `config`; `decoder` is the segmenter's, wrapped."""
+    forward = Forward(
+        segmenter,
+        decoder,
+        crop_settings(config),
+        config.seed,
+        ranks.device,
+        autocast_dtype(config, ranks.device),
+        crops_by_position=config.datasets.repeat_threshold is not None,
+    )
+    reduce = ranks.sum if ranks.world.num_ranks > 1 else None
+    if config.decoder_head.type == "linear":
+        return PixelObjective(forward, config.train.celoss_weight, reduce)
+    return MaskObjective(forward, build_matched_loss(config), reduce, nonfinite_folder(config))
+
+
+def build_matched_loss(config: TrainConfig) -> MatchedLoss:
+    """The loss of the m2f head, as `m2f_train` shapes it."""
+    wanted = config.m2f_train
+    settings = LossSettings(
+        num_points=wanted.num_points,
+        oversample_ratio=wanted.oversample_ratio,
+        importance_sample_ratio=wanted.importance_sample_ratio,
+        mask_coefficient=wanted.mask_coefficient,
+        dice_coefficient=wanted.dice_coefficient,
+        class_coefficient=wanted.class_coefficient,
+        no_object_coefficient=wanted.no_object_coefficient,
+        ignore_void=wanted.ignore_void,
+    )
+    return MatchedLoss(
+        settings,
+        config.decoder_head.num_classes,
+        fused=config.fused_kernels,
+    )
+
+
+def nonfinite_folder(config: TrainConfig) -> Path:
+    """Where batches go whose loss or gradient is not finite."""
+    return Path(config.output_dir or ".") / NONFINITE
+
+
+def crop_settings(config: TrainConfig) -> CropSettings:
+    """How training crops are made. ConfigError if sizes are missing, ValueError for values without sense."""
+    train = config.transforms.train
+    if train.crop_size is None or train.img_size is None:
+        raise ConfigError("training needs transforms.train.img_size and transforms.train.crop_size")
+    is_lsj = train.jitter == LSJ
+    ratio = LSJ_RATIO if is_lsj else train.random_img_size_ratio_range
+    return CropSettings(
+        crop_px=(train.crop_size[0], train.crop_size[1]),
+        image_px=train.img_size,
+        ratio=None if ratio is None else (ratio[0], ratio[1]),
+        flip_prob=train.flip_prob,
+        photometric=train.photometric,
+        jitter="fit" if is_lsj else train.jitter,
+        mean=triple(config.transforms.mean),
+        std=triple(config.transforms.std),
+    )
+
+
+def triple(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def select(config: TrainConfig, split: Split) -> Selection:
+    """What an epoch is made of: the whole split, rare classes repeated where `repeat_threshold` says so."""
+    threshold = config.datasets.repeat_threshold
+    return whole(split) if threshold is None else balanced(split, threshold)
+
+
+def open_loader(config: TrainConfig, ranks: Ranks, selection: Selection, step: int) -> Loader:
+    """The endless stream of this rank's micro-batches, from the first sample after `step` optimiser steps."""
+    return Loader(
+        selection,
+        batch_per_rank=config.bs,
+        global_batch=config.images_per_step,
+        world=ranks.world,
+        seed=config.seed,
+        position=step * config.images_per_step,
+        threads=config.num_workers,
+        prefetch_batches=config.loader.prefetch_batches,
+        pin=ranks.device.type == "cuda",
+        policy=config.loader.policy,
+        decode=GpuDecoder(ranks.device) if config.loader.decode == "gpu" else None,
+    )

@@ -1,0 +1,186 @@
+"""The training loop: rate -> micro-steps -> clip -> step -> log, checkpoint, evaluate when due.
+
+A run is a chain of finished optimiser steps. What a step does depends on weights, optimiser state and its own
+number only, so a run that was cut anywhere and continued from its last checkpoint takes the same steps as one
+that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from itertools import chain
+
+from maskshards.shards.batch import RaggedBatch
+from maskshards.shards.loading.device_prefetcher import DevicePrefetcher
+from maskshards.shards.loading.loader import Loader
+from maskshards.train.checkpoint.checkpoint import save_final, save_last
+from maskshards.train.checkpoint.retention import prune
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.ranks import batch_statistics
+from maskshards.train.distributed.stop_signals import Stopped
+from maskshards.train.evaluation.metrics import EvalResult
+from maskshards.train.model.compile import begin_step, uses_cuda_graphs
+from maskshards.train.optim.optimizer import clip_gradients, optimizer_tensors, set_rates
+from maskshards.train.tracking.data_order import order_digest, wrapped
+from maskshards.train.tracking.metrics_log import Meter
+from maskshards.train.trainer.build import open_loader
+from maskshards.train.trainer.diagnosis import Seen
+from maskshards.train.trainer.resume import Start, weights_of
+from maskshards.train.trainer.session import Session
+from maskshards.train.trainer.validate import evaluate_now
+
+logger = logging.getLogger(__name__)
+
+
+def train(session: Session, start: Start) -> EvalResult | None:
+    """Take the steps that are left, then leave `model_final.pth`; returns the last evaluation.
+
+    Raises Stopped after saving when a signal asked for it.
+    """
+    config, total = session.config, session.config.scheduler.total_iter
+    if evaluation_due(config, start.step) and not session.has_evaluated(start.step):
+        evaluate_now(session, start.step)
+    if start.step < total:
+        with open_loader(config, session.ranks, session.parts.selection, start.step) as loader:
+            take_steps(session, loader, start.step)
+    with session.parts.scored_weights():
+        state, weights = session.state(total), weights_of(session.parts)
+        final = session.ranks.from_first(lambda: str(save_final(session.run, state, weights)))
+    logger.info("wrote %s", final)
+    return session.result
+
+
+def take_steps(session: Session, loader: Loader, first: int) -> None:
+    """The optimiser steps from `first` to the end, with lines, checkpoints and evaluations where due.
+
+    Raises Stopped after saving when a signal asked for it, NonFiniteError and GuardError as Guard says.
+    """
+    config, ranks, parts = session.config, session.ranks, session.parts
+    meter = Meter(config.optimizer.gradient_clip)
+    batches: Iterator[RaggedBatch] = iter(DevicePrefetcher(loader, ranks.device))
+    if ranks.world.num_ranks > 2:
+        batches = rehearse(session, batches)
+    for step in range(first, config.scheduler.total_iter):
+        rate = set_rates(parts.optimizer, parts.schedule, step)
+        taken = step + 1
+        due = is_due(taken, config.log.interval, config.scheduler.total_iter)
+        with session.phases.timed(parts.segmenter, ranks.device, now=due and step > first):  # first: warm-up
+            one_step(session, batches, meter, taken)
+        if due or taken == 1:
+            log(session, meter, taken, rate)
+        since = time.monotonic()
+        wish = ranks.any(session.stop.number)
+        if wish or checkpoint_due(config, taken):
+            save(session, taken)
+        if wish:
+            raise Stopped(wish)
+        if evaluation_due(config, taken):
+            evaluate_now(session, taken)
+        meter.since += time.monotonic() - since
+        session.progress.step(taken)
+
+
+def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[RaggedBatch]:
+    """One pass whose gradients are thrown away; returns the same batches from the first on.
+
+    DistributedDataParallel lays its messages out anew after its first backward pass. More than two numbers
+    are not summed the same in every layout, so without this the first step of a continued run would round
+    otherwise than the same step of a run that was not interrupted.
+    """
+    parts = session.parts
+    first = next(batches)
+    begin_step(session.config.compile_mode)
+    kept = [buffer.clone() for buffer in batch_statistics(parts.segmenter.decoder)]
+    session.guard.begin_step()
+    parts.objective(first).total.backward()
+    session.guard.after_backward()  # before DistributedDataParallel complains in its own words
+    parts.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(batch_statistics(parts.segmenter.decoder), kept, strict=True):
+        buffer.copy_(before)
+    return chain([first], batches)
+
+
+def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:
+    """Gradients of all micro-steps, one clip, one update."""
+    parts, guard, share = session.parts, session.guard, 1 / session.parts.micro_steps
+    guard.begin_step()
+    if uses_cuda_graphs(session.config.compile_mode):  # gradients lie in memory that the next replay writes
+        guard.settle()
+        parts.optimizer.zero_grad(set_to_none=True)
+        begin_step(session.config.compile_mode)
+    seen = []
+    waited_ms, digest = 0.0, 0
+    for micro_step in range(parts.micro_steps):
+        since = time.monotonic()
+        session.ranks.at(step, "waiting for data")
+        batch = session.phases.wait_for(lambda: next(batches))
+        session.ranks.at(step, "computing")
+        waited_ms += 1000 * (time.monotonic() - since)
+        with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
+            losses = parts.objective(batch, guard.flag if micro_step == 0 else None)
+            session.phases.mark("loss")
+            if micro_step == 0:
+                guard.settle(losses.carried)  # the step before, whose gradients still stand
+                parts.optimizer.zero_grad(set_to_none=True)
+            (losses.total * share).backward()
+        session.phases.mark("backward")
+        seen.append(Seen(losses.crops, losses.total.detach()))
+        digest = wrapped(digest + order_digest(losses.crops, losses.draws))
+        meter.add("loss", losses.total.detach() * share)
+        for name, value in losses.parts.items():
+            meter.add(f"loss_{name}", value * share)
+    guard.after_backward()
+    norm = clip_gradients(parts.segmenter.decoder, session.config.optimizer.gradient_clip)
+    guard.watch(step, norm, seen)
+    parts.optimizer.step()
+    if parts.average is not None:
+        parts.average.update(step)
+    session.phases.mark("optimiser")
+    session.order.add(digest)
+    meter.add_step(norm, session.config.bs * parts.micro_steps, waited_ms)
+
+
+def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
+    """One line of figures for the stretch that ends at step `taken`; here training waits for the device."""
+    figures = {"lr": rate, **meter.take(session.ranks), "order": session.order.settle(session.ranks)}
+    session.record("train", taken, **figures)
+    if phases := session.phases.take():  # the figures above waited for the device already
+        session.record("phases", taken, **phases)
+    session.progress.interval(taken, figures)
+
+
+def save(session: Session, taken: int) -> None:
+    """Write the checkpoint of this step on the first rank; the others wait for it, and learn if it failed."""
+    parts, config, since = session.parts, session.config, time.monotonic()
+    session.guard.settle()
+    session.order.settle(session.ranks)
+    session.ranks.at(taken, "saving")
+    session.progress.clear()
+
+    def write() -> str:
+        moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)
+        average = None if parts.average is None else parts.average.shadow
+        path = save_last(session.run, session.state(taken), weights_of(parts), moments, average)
+        prune(session.run, config.checkpoint.keep_last, config.checkpoint.archive_interval)
+        return str(path)
+
+    logger.info("wrote %s", session.ranks.from_first(write))
+    session.record("checkpoint", taken, seconds=time.monotonic() - since)
+
+
+def is_due(step: int, every: int, total: int) -> bool:
+    """Every `every` steps, and at the end."""
+    return step > 0 and (step % every == 0 or step == total)
+
+
+def evaluation_due(config: TrainConfig, taken: int) -> bool:
+    if taken == 0:
+        return config.eval.before_training
+    return is_due(taken, config.eval.eval_interval, config.scheduler.total_iter)
+
+
+def checkpoint_due(config: TrainConfig, taken: int) -> bool:
+    interval = config.checkpoint.interval or config.eval.eval_interval
+    return is_due(taken, interval, config.scheduler.total_iter) or evaluation_due(config, taken)

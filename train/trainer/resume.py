@@ -1,0 +1,307 @@
+"""Where a run starts: fresh, from other weights, or at the sample after its last finished step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from maskshards.shards.order.order import ORDER_VERSION
+from maskshards.shards.storage.atomic_write import replacing
+from maskshards.train.checkpoint.checkpoint import (
+    AVERAGE,
+    BEST,
+    LAST,
+    OPTIMIZER,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    CheckpointError,
+    TrainState,
+    check_digest,
+    checkpoints_of,
+    load_weights,
+    read_checkpoint,
+    read_part,
+    read_state,
+    step_of,
+)
+from maskshards.train.checkpoint.retention import (
+    LEFT_BEHIND,
+    is_left_behind,
+    is_of_run,
+    left_behind,
+    set_aside,
+    unused,
+)
+from maskshards.train.config.load import ConfigError, flatten, to_plain
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.optim.optimizer import load_optimizer_tensors
+from maskshards.train.tracking.metrics_log import METRICS
+from maskshards.train.trainer.build import Parts
+
+logger = logging.getLogger(__name__)
+
+ROLLED_BACK = "rolled_back.txt"  # in a run's folder: the words that rolled it back last
+FREE_TO_CHANGE = (
+    "output_dir",
+    "init_from",
+    "resume_from",
+    "load_from",
+    "num_workers",
+    "bs",
+    "n_gpus",
+    "global_batch",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins."""
+
+    step: int  # optimiser steps already taken
+    best_score: float | None  # None: no evaluation counted yet
+    order: str | None = None  # the data order's word after them; None: it counts from here on
+
+
+def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
+    """Bring weights and optimiser to where the run starts, and say where that is.
+
+    Raises CheckpointError for checkpoints that are damaged or of another model, ConfigError where continuing
+    would change what the run is.
+    """
+    chosen = choose_checkpoint(config, ranks, run)
+    if chosen is not None:
+        start = continue_from(chosen, config, parts, run)
+        ranks.wait(f"the weights of {chosen}")  # before it may take another name
+        ranks.from_first(lambda: part_with(run, start.step, chosen, config.resume_from or ""))
+        return start
+    if config.init_from is not None:
+        checkpoint = read_checkpoint(config.init_from)
+        load_weights(parts.segmenter.decoder, checkpoint)
+        if parts.average is not None:
+            parts.average.restart()
+        logger.info("weights from %s; the schedule starts anew", checkpoint.path)
+    return Start(0, None)
+
+
+def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | None:
+    """The checkpoint to continue from, decided by the first rank for all; None for a fresh start.
+
+    A folder that holds a run is continued, or rolled back to a checkpoint of its own, and never mixed with
+    another run.
+    """
+
+    def choose() -> str:
+        if config.resume_from == "auto" or was_followed(run, config.resume_from):
+            return str(newest_whole_or_none(run) or "")
+        path = None if config.resume_from is None else newest_in(Path(config.resume_from))
+        if checkpoints_of(run, LAST) and (path is None or not is_of_run(path, run)):
+            raise ConfigError(
+                f"output_dir {run} already holds a run; say resume_from=auto to continue it, "
+                "or name another folder"
+            )
+        return str(path or "")
+
+    said = ranks.from_first(choose)
+    return Path(said) if said else None
+
+
+def newest_in(path: Path) -> Path:
+    """The newest checkpoint of a run's folder; `path` itself where it is none. Links are followed."""
+    return (checkpoints_of(path, LAST) or [path])[-1].resolve()
+
+
+def part_with(run: Path, step: int, source: Path, asked: str) -> str:
+    """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so.
+
+    A roll-back that was `asked` for is noted, since a launcher that restarts the same command asks again.
+    """
+    if is_of_run(source, run) and is_left_behind(source) and (run / METRICS).is_file():
+        (run / METRICS).rename(unused(run / f"{LEFT_BEHIND}{METRICS}"))  # the lines of the other branch
+    aside = set_aside(run, step, source)
+    for path in aside:
+        logger.warning("%s does not lead to step %d: set aside, delete it when nobody needs it", path, step)
+    if any(BEST in path.name for path in aside):
+        logger.warning("the best up to step %d is not kept; the next evaluation counts as the best", step)
+    if asked != "auto" and is_of_run(source, run):
+        with replacing(run / ROLLED_BACK) as hidden:
+            hidden.write_text(asked, encoding="utf-8")
+    return ""
+
+
+def was_followed(run: Path, asked: str | None) -> bool:
+    """Whether the run was rolled back by these very words already, so that they now mean to go on."""
+    note = run / ROLLED_BACK
+    if asked is None or not note.is_file() or note.read_text(encoding="utf-8", errors="replace") != asked:
+        return False
+    logger.warning(
+        "resume_from=%s was followed before: going on from the newest checkpoint; delete %s to do it anew",
+        asked,
+        note,
+    )
+    return True
+
+
+def newest_whole_or_none(run: Path) -> Path | None:
+    """None for a folder without checkpoints; CheckpointError where there are some and none can be read, since
+    starting anew would overwrite the run.
+    """
+    newest = newest_whole(run)
+    if newest is None and (found := checkpoints_of(run, LAST)):
+        raise CheckpointError(
+            f"{found[-1].parent}: none of its {len(found)} checkpoints can be continued (the reasons stand "
+            "above); delete them to start anew, name another output_dir, or start from weights with init_from"
+        )
+    if newest is None and (found := left_behind(run)):
+        raise CheckpointError(
+            f"{found[-1].parent} holds only what was left behind; name one of it with resume_from to go on "
+            "there, or delete it to start anew"
+        )
+    return newest
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The newest checkpoint whose files are what its state says; damaged newer ones are reported and passed
+    over.
+    """
+    for folder in reversed(checkpoints_of(run, LAST)):
+        try:
+            state = read_state(folder / STATE)
+            if state.step != step_of(folder) or not {WEIGHTS, OPTIMIZER} <= state.digests.keys():
+                raise CheckpointError(
+                    f"{folder / STATE} is damaged: it is of step {state.step} and speaks of "
+                    f"{', '.join(state.digests) or 'no file'}"
+                )
+            for part, digest in state.digests.items():
+                check_digest(folder / part, digest)
+        except CheckpointError as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+            continue
+        return folder
+    return None
+
+
+def continue_from(folder: Path, config: TrainConfig, parts: Parts, run: Path) -> Start:
+    """Bring back weights, optimiser and average of the checkpoint in `folder`."""
+    checkpoint = read_checkpoint(folder)
+    state = checkpoint.state
+    if state is None or folder.is_file():
+        raise CheckpointError(
+            f"{folder} holds weights only; resume_from needs a {LAST}* folder (init_from takes weights)"
+        )
+    check_same_run(state, config, parts, folder)
+    load_weights(parts.segmenter.decoder, checkpoint)
+    load_optimizer_tensors(parts.segmenter.decoder, parts.optimizer, read_part(folder, OPTIMIZER, state))
+    if parts.average is not None and AVERAGE in state.digests:
+        parts.average.load(read_part(folder, AVERAGE, state))
+    elif parts.average is not None:
+        parts.average.restart()
+    for key, (before, now) in changed_settings(state, config).items():
+        logger.warning("%s was %s when %s was saved and is %s now", key, before, folder.name, now)
+    logger.info("continuing after step %d from %s", state.step, folder)
+    if state.order is None:
+        logger.warning(
+            "%s knows no order: `order` in metrics.jsonl counts from step %d on, and compares with runs that "
+            "were continued from here alike",
+            folder,
+            state.step,
+        )
+    best = None if is_left_behind(folder) else best_score(run, state.step, config.metric_to_save)
+    return Start(state.step, best, state.order)
+
+
+def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder: Path) -> None:
+    """Continuing must mean the same samples through the same model; ConfigError names the first thing that
+    differs.
+    """
+    backbone = parts.segmenter.backbone
+    pairs = {
+        "the training data's fingerprint": (state.fingerprint, parts.selection.fingerprint),
+        "the version of the data order": (state.order_version, ORDER_VERSION),
+        "seed": (state.seed, config.seed),
+        "the global batch": (state.global_batch, config.images_per_step),
+        "model.dino_hub": (state.backbone, config.model.dino_hub),
+        "the backbone's weights digest": (state.backbone_digest, backbone.digest),
+    }
+    for name, (saved, now) in pairs.items():
+        if saved != now:
+            raise ConfigError(
+                f"{folder} cannot be continued: {name} was {saved} and is {now} now; "
+                "give the run's own settings, or start a new run with init_from"
+            )
+    if state.step > config.scheduler.total_iter:
+        raise ConfigError(
+            f"{folder} cannot be continued: it has {state.step} steps, and scheduler.total_iter is "
+            f"{config.scheduler.total_iter}; raise it, or name an earlier checkpoint of the run"
+        )
+
+
+def changed_settings(state: TrainState, config: TrainConfig) -> dict[str, tuple[object, object]]:
+    """Settings that differ from the saved ones and shape the result: (saved, now) by dotted key."""
+    saved, now = dict(leaves(state.config)), dict(leaves(to_plain(config)))
+    keys = [key for key in now if key in saved and saved[key] != now[key] and key not in FREE_TO_CHANGE]
+    return {key: (saved[key], now[key]) for key in keys}
+
+
+def leaves(content: dict[str, object]) -> list[tuple[str, object]]:
+    def value_at(key: str) -> object:
+        place: object = content
+        for part in key.split("."):
+            place = place[part] if isinstance(place, dict) else None
+        return place
+
+    return [(key, value_at(key)) for key in flatten(content)]
+
+
+def best_score(run: Path, step: int, metric: str) -> float | None:
+    """The score of the best checkpoint written at or before `step`; None if another metric picked it."""
+    for folder in reversed(checkpoints_of(run, BEST)):
+        try:
+            state = read_state(folder / STATE)
+        except CheckpointError as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+            continue
+        if state.step <= step:
+            return state.score if state.config.get("metric_to_save", metric) == metric else None
+    return None
+
+
+def state_of(
+    config: TrainConfig, parts: Parts, step: int, score: float | None, order: str | None = None
+) -> TrainState:
+    """The facts of this run after `step` steps, as a checkpoint holds them."""
+    manifest, backbone = parts.train_split.manifest, parts.segmenter.backbone
+    return TrainState(
+        step=step,
+        position=step * config.images_per_step,
+        fingerprint=parts.selection.fingerprint,
+        global_batch=config.images_per_step,
+        seed=config.seed,
+        order_version=ORDER_VERSION,
+        backbone=config.model.dino_hub or "",
+        backbone_digest=backbone.digest,
+        class_names=list(manifest.classes),
+        config=to_plain(config),
+        score=score,
+        order=order,
+    )
+
+
+def weights_of(parts: Parts) -> dict[str, torch.Tensor]:
+    """Trainables and their buffers under the reference's key names; never the backbone."""
+    return dict(parts.segmenter.decoder.state_dict())
+
+
+def check_trained_on(checkpoint: Checkpoint, config: TrainConfig, digest: str) -> None:
+    """ConfigError if `checkpoint` says that it was trained on another backbone than the one now loaded."""
+    state = checkpoint.state
+    if state is not None and (state.backbone, state.backbone_digest) != (config.model.dino_hub, digest):
+        raise ConfigError(
+            f"{checkpoint.path} was trained on {state.backbone} with weights {state.backbone_digest[:16]}, "
+            f"but model.dino_hub={config.model.dino_hub} has weights {digest[:16]}; "
+            "name the backbone of that run"
+        )

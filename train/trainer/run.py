@@ -1,0 +1,108 @@
+"""Which job a config describes: evaluation (`load_from`), or training of the head that `decoder_head.type`
+names.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from maskshards.train.checkpoint.checkpoint import FINAL, load_weights, read_checkpoint
+from maskshards.train.config.load import write_config
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.distributed.stop_signals import StopSignals
+from maskshards.train.evaluation.metrics import EvalResult
+from maskshards.train.evaluation.results import write_results
+from maskshards.train.tracking.data_order import OrderChain
+from maskshards.train.tracking.metrics_log import MetricsFile
+from maskshards.train.tracking.progress import ProgressLine
+from maskshards.train.tracking.trackers import check_trackers, open_trackers
+from maskshards.train.trainer.build import (
+    Parts,
+    build_model,
+    build_parts,
+    nonfinite_folder,
+    open_validation_split,
+)
+from maskshards.train.trainer.diagnosis import Diagnosis
+from maskshards.train.trainer.guards import Guard
+from maskshards.train.trainer.hub_pin import with_commit, with_last_commit
+from maskshards.train.trainer.loop import train
+from maskshards.train.trainer.resume import begin, check_trained_on
+from maskshards.train.trainer.run_folder import run_folder
+from maskshards.train.trainer.session import Session
+from maskshards.train.trainer.validate import score_split
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    """Do the job and return one closing line for people."""
+    return run_evaluation(config, ranks, stop) if config.load_from else run_training(config, ranks, stop)
+
+
+def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    """Start or continue the run of `output_dir` and take it to its end."""
+    with run_folder(config, ranks) as folder:
+        config = with_last_commit(config, folder, ranks)
+        check_trackers(config, ranks)
+        parts = build_parts(config, ranks)
+        start = begin(config, ranks, parts, folder)
+        if ranks.is_first:
+            write_config(config, folder / "config.yaml")
+        metrics = MetricsFile(folder, ranks, start.step)
+        trackers = open_trackers(config, folder, ranks, start.step)
+        stream = sys.stderr if ranks.is_first else None
+        session = Session(
+            config=config,
+            ranks=ranks,
+            parts=parts,
+            run=folder,
+            metrics=metrics,
+            progress=ProgressLine(start.step, config.scheduler.total_iter, stream),
+            guard=build_guard(config, ranks, parts),
+            stop=stop,
+            best_score=start.best_score,
+            order=OrderChain(start.order, start.step, parts.selection.fingerprint),
+            trackers=trackers,
+        )
+        try:
+            stop.check(ranks)
+            result = train(session, start)
+        finally:
+            session.progress.close()
+            for tracker in session.trackers:
+                tracker.close()
+        return closing_line(config, result, folder / FINAL)
+
+
+def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
+    segmenter, folder = parts.segmenter, nonfinite_folder(config)
+    diagnosis = Diagnosis(ranks, segmenter, segmenter.decoder, parts.objective.alone, folder)
+    carried = parts.objective.carries
+    return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis, carried=carried)
+
+
+def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+    """Score the weights behind `load_from` on the validation split, and write the results."""
+    with run_folder(config, ranks) as folder:
+        checkpoint = read_checkpoint(config.load_from or "")
+        config = with_commit(config, checkpoint.state.config if checkpoint.state else None)
+        split = open_validation_split(config)
+        segmenter = build_model(config, ranks.device)
+        check_trained_on(checkpoint, config, segmenter.backbone.digest)
+        load_weights(segmenter.decoder, checkpoint)
+        result = score_split(config, ranks, stop, segmenter, split)
+        if ranks.is_first:
+            write_config(config, folder / "config.yaml")
+            write_results(result, folder)
+        return closing_line(config, result, checkpoint.path)
+
+
+def closing_line(config: TrainConfig, result: EvalResult | None, weights: Path) -> str:
+    if result is None:
+        return f"nothing was left to do; the weights are in {weights}"
+    score = result.metric(config.metric_to_save)
+    return f"{config.metric_to_save} {score:.2f} over {result.num_images} images; weights: {weights}"

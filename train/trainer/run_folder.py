@@ -1,0 +1,59 @@
+"""The folder of one run, and of one run only at a time.
+
+The first rank makes it and holds its lock for as long as the run lasts, so a second run, an evaluation or a
+forgotten job cannot mix its files with ours. A run that dies, however, lets go at once; one that torchrun is
+still ending is waited for. All ranks learn of a refusal together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from maskshards.shards.storage.file_lock import LockedError, held
+from maskshards.train.checkpoint.checkpoint import FOLDER as CHECKPOINTS
+from maskshards.train.config.schema import ConfigError, TrainConfig
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.tracking.tensorboard import FOLDER as BOARDS
+from maskshards.train.trainer.build import NONFINITE
+
+LOCK = ".lock"
+PATIENCE_S = 30.0  # torchrun gives a rank this long to die before it kills it
+SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE, "wandb")  # the last is where Weights & Biases writes
+
+
+@contextmanager
+def run_folder(config: TrainConfig, ranks: Ranks) -> Iterator[Path]:
+    """The folder `output_dir`, made by the first rank and this run's alone until the block ends.
+
+    Raises ConfigError on the first rank, and its words as FirstRankError on the others, if something else
+    stands in its place or another run is writing there.
+    """
+    folder = Path(config.output_dir or "")
+
+    def claim() -> str:
+        check_place(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(held(folder / LOCK, PATIENCE_S))
+        except LockedError as error:
+            raise ConfigError(
+                f"output_dir {folder}: another run is writing here ({error.holder or 'it left no name'}); "
+                "let it end, or stop it and say resume_from=auto, or name another folder"
+            ) from error
+        return str(folder)
+
+    with ExitStack() as stack:
+        yield Path(ranks.from_first(claim))
+
+
+def check_place(folder: Path) -> None:
+    """ConfigError if a file stands where the folder should, or a link would lead out of it."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; name a folder")
+    for name in (*SUBFOLDERS, LOCK):
+        if (folder / name).is_symlink():
+            raise ConfigError(
+                f"{folder / name} is a link; a run writes into its own folder only, remove the link"
+            )

@@ -1,0 +1,119 @@
+"""Evaluations during training: score, remember, report, keep the best weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+from torch import Tensor
+
+from maskshards.shards.format.manifest import Split
+from maskshards.train.checkpoint.checkpoint import save_best
+from maskshards.train.config.load import to_yaml
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.distributed.stop_signals import LeftEarly, StopSignals
+from maskshards.train.evaluation.evaluate import evaluate, evaluation_settings, num_expected
+from maskshards.train.evaluation.metrics import METRICS, EvalResult
+from maskshards.train.evaluation.results import write_results
+from maskshards.train.model.segmenter import Segmenter
+from maskshards.train.report.gallery import Gallery
+from maskshards.train.report.report import RunFacts, write_report
+from maskshards.train.trainer.build import autocast_dtype
+from maskshards.train.trainer.resume import weights_of
+from maskshards.train.trainer.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_now(session: Session, taken: int) -> None:
+    """Score the validation split on all ranks; keep the weights if they are the best so far."""
+    session.progress.clear()
+    session.ranks.at(taken, "evaluating")
+    with session.parts.scored_weights():
+        score_weights(session, taken)
+    session.ranks.wait(f"the evaluation of step {taken}")
+
+
+def score_weights(session: Session, taken: int) -> None:
+    """The evaluation itself, of the weights that the decoder holds. An untrained head is never the best."""
+    config, since = session.config, time.monotonic()
+    gallery = open_gallery(session)
+    session.result = result = score_split(
+        config, session.ranks, session.stop, session.parts.segmenter, session.parts.val_split, gallery
+    )
+    score = result.metric(config.metric_to_save)
+    seconds = time.monotonic() - since
+    logger.info("step %d: %s %.2f over %d images", taken, config.metric_to_save, score, result.num_images)
+    session.ranks.from_first(lambda: keep_if_best(session, taken, score))
+    # Only now: a run killed while the best was written finds no line of this evaluation and repeats it.
+    figures = {name: result.metric(name) for name in METRICS}
+    session.record("eval", taken, **figures, num_images=result.num_images, seconds=seconds)
+    session.ranks.from_first(lambda: publish(session, taken, result, gallery))
+
+
+def keep_if_best(session: Session, taken: int, score: float) -> str:
+    """On the first rank, which alone remembers the best score: write these weights if none scored higher."""
+    improved = math.isfinite(score) and (session.best_score is None or score > session.best_score)
+    if taken == 0 or not improved:
+        return ""
+    session.best_score = score
+    return str(save_best(session.run, session.state(taken), weights_of(session.parts)))
+
+
+def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery | None) -> str:
+    """Write results and report."""
+    config = session.config
+    write_results(result, session.run)
+    if gallery is not None:
+        facts = RunFacts(
+            title=f"{session.run.name}: {config.decoder_head.type} head on {config.model.dino_hub}",
+            state=session.state(taken),
+            config_yaml=to_yaml(config),
+            device=str(session.ranks.device),
+            num_ranks=session.ranks.world.num_ranks,
+        )
+        write_report(session.run, facts, session.metrics.records, result, gallery)
+    return ""
+
+
+def open_gallery(session: Session) -> Gallery | None:
+    """Pictures are kept on the first rank, of the images that fall to it."""
+    if not (session.ranks.is_first and session.config.log.report):
+        return None
+    expected = num_expected(session.parts.val_split.manifest, evaluation_settings(session.config))
+    return Gallery(session.config.decoder_head.num_classes, expected // session.ranks.world.num_ranks)
+
+
+def score_split(
+    config: TrainConfig,
+    ranks: Ranks,
+    stop: StopSignals,
+    segmenter: Segmenter,
+    split: Split,
+    gallery: Gallery | None = None,
+) -> EvalResult:
+    """The split's scores as `eval` asks for them. Raises Stopped on all ranks if a signal asked any of them:
+    that one leaves its images and meets the others where they would add up.
+    """
+
+    def reduce(values: Tensor) -> Tensor:
+        stop.check(ranks)
+        return ranks.sum(values)
+
+    try:
+        return evaluate(
+            segmenter,
+            split,
+            evaluation_settings(config),
+            world=ranks.world,
+            device=ranks.device,
+            autocast_dtype=autocast_dtype(config, ranks.device),
+            reduce=reduce,
+            observe=gallery,
+            progress=lambda _: stop.leave(),
+        )
+    except LeftEarly:
+        stop.check(ranks)
+        raise
