@@ -46,13 +46,13 @@ test-gpu: setup
 demo: export OMP_NUM_THREADS := 1
 demo: setup
 	rm -rf $(DEMO)
-	$(BIN)/python -m preprocess scenes --out $(DEMO)/scenes
-	$(BIN)/python -m preprocess build --dataset folder --root $(DEMO)/scenes --classes $(DEMO)/scenes/classes.txt --reduce-zero-label --samples-per-shard 32 --out $(DEMO)/shards
-	$(BIN)/python -m preprocess verify $(DEMO)/shards --against $(DEMO)/scenes
-	$(BIN)/python -m shards info $(DEMO)/shards
-	$(BIN)/python -m train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/train
-	$(BIN)/python -m train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/evaluation load_from=$(DEMO)/train/model_final.pth
-	$(BIN)/python -m maskshards.train.predict checkpoint=$(DEMO)/train/model_final.pth inputs=$(DEMO)/scenes/images/validation output_dir=$(DEMO)/pictures
+	$(BIN)/maskshards scenes --out $(DEMO)/scenes
+	$(BIN)/maskshards build --dataset folder --root $(DEMO)/scenes --classes $(DEMO)/scenes/classes.txt --reduce-zero-label --samples-per-shard 32 --out $(DEMO)/shards
+	$(BIN)/maskshards verify $(DEMO)/shards --against $(DEMO)/scenes
+	$(BIN)/maskshards info $(DEMO)/shards
+	$(BIN)/maskshards train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/train
+	$(BIN)/maskshards train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/evaluation load_from=$(DEMO)/train/model_final.pth
+	$(BIN)/maskshards predict checkpoint=$(DEMO)/train/model_final.pth inputs=$(DEMO)/scenes/images/validation output_dir=$(DEMO)/pictures
 	@$(BIN)/python examples/demo_summary.py $(DEMO)
 
 clean:

@@ -3,7 +3,7 @@
 python benchmarks/camvid.py SHARDS DINOV2_VITS14_FOLDER [--heads m2f linear] [--seeds 0 1 2] [--small]
 [--out runs/camvid] [key=value ...]
 
-Trains each recipe (configs/camvid-dinov2s-HEAD.yaml) once a seed with `python -m train` into OUT/HEAD-SEED,
+Trains each recipe (configs/camvid-dinov2s-HEAD.yaml) once a seed with `maskshards train` into OUT/HEAD-SEED,
 where curves and a report stay, and prints loss, mIoU on the whole validation split and wall time. A run that
 is there is continued, one that is done is read. --small is what a CPU can do in an afternoon: 224 px, batch
 2, 300 steps.

@@ -2,7 +2,7 @@
 
     python examples/demo_summary.py demo-run
 
-reads the evaluations that `python -m train` logged in RUN/train/metrics.jsonl and lists RUN/pictures.
+reads the evaluations that `maskshards train` logged in RUN/train/metrics.jsonl and lists RUN/pictures.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The words of `python -m preprocess`, and what they mean."""
+"""The words of `maskshards`, and what they mean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskshards.preprocess.sources.opening import SourceRequest
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(
-        prog="python -m preprocess", description="Build shards from a data set of images and label maps."
+        prog="maskshards", description="Build shards from a data set of images and label maps."
     )
     commands = top.add_subparsers(dest="command", required=True)
     _add_build(

@@ -73,7 +73,7 @@ def _part_summary(out: str, part: Part, outcomes: list[ShardOutcome]) -> str:
     refused = f", {rejects} inputs refused (finish lists them)" if rejects else ""
     return (
         f"{out}: part {part.index} of {part.count} is done, {len(outcomes)} shards{refused};"
-        f" when all parts are: python -m preprocess finish {out}"
+        f" when all parts are: maskshards finish {out}"
     )
 
 
@@ -84,8 +84,7 @@ def run_finish(words: argparse.Namespace) -> str:
         destinations = place.unfinished()
         if not destinations:
             raise BuildError(
-                f"{words.out}: nothing to finish there; build its parts:"
-                " python -m preprocess build ... --part I/N"
+                f"{words.out}: nothing to finish there; build its parts: maskshards build ... --part I/N"
             )
         done = publish_splits(destinations, words.allow_rejects)
     return "\n".join(_summary(entry) for entry in done)

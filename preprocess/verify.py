@@ -59,7 +59,7 @@ class SplitCheck:
 def verify_split(
     split: Split, root: str, run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 ) -> SplitCheck:
-    """Compare one split with the source at `root`. `run(do, tasks)` executes tasks; see maskshards.preprocess.executors.pool."""
+    """Compare one split with the source at `root`. `run(do, tasks)` executes tasks; see `executors.pool`."""
     manifest, out = split.manifest, split.base
     rule = LabelRule.from_json(manifest.label_rule)
     kind = manifest.settings.get("source")

@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND ...`: look at shards and check them. A command's module is loaded when used.
+"""`maskshards COMMAND ...`: look at shards and check them. A command's module is loaded when used.
 
 A command offers `add_arguments(parser)`, `run(words) -> facts` and `as_text(facts) -> str`; `--json` prints
 the facts themselves. Exit status 0; 1 where `facts["ok"]` is false (damage or a difference was found); 2
@@ -30,14 +30,14 @@ def main(arguments: list[str]) -> int:
     """Run one command; the exit status."""
     listing = "\n".join(f"  {name:9}{what}" for name, (_, what) in COMMANDS.items())
     outer = argparse.ArgumentParser(
-        prog="python -m shards",
+        prog="maskshards",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"commands:\n{listing}",
     )
     outer.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     name = outer.parse_args(arguments[:1]).command
     command = import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(prog=f"python -m shards {name}", description=COMMANDS[name][1])
+    parser = argparse.ArgumentParser(prog=f"maskshards {name}", description=COMMANDS[name][1])
     command.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     words = parser.parse_args(arguments[1:])

@@ -101,20 +101,18 @@ SPLITS = ("training/manifest.json", "validation/manifest.json")
 TRAINED = ("model_final.pth", "report.html")
 TABULATED = "results-semantic-segmentation.csv"
 RECIPE = "config=configs/config-ade20k-m2f-training.yaml"
-FIRST_BUILD = f"python -m preprocess build --dataset ade20k --root {ADE} --out {SHARDS}"
+FIRST_BUILD = f"maskshards build --dataset ade20k --root {ADE} --out {SHARDS}"
 FIRST_TRAINING = (
-    f"python -m train {RECIPE} datasets.root={SHARDS} output_dir={RUN} model.dino_hub=dinov3_vitl16"
+    f"maskshards train {RECIPE} datasets.root={SHARDS} output_dir={RUN} model.dino_hub=dinov3_vitl16"
 )
-PART = "python -m preprocess build --dataset ade20k --root {} --out {} --part {}/16 --quiet"
-FOLDER_BUILD = (
-    "python -m preprocess build --dataset folder --root DATA --classes DATA/classes.txt --out SHARDS"
-)
+PART = "maskshards build --dataset ade20k --root {} --out {} --part {}/16 --quiet"
+FOLDER_BUILD = "maskshards build --dataset folder --root DATA --classes DATA/classes.txt --out SHARDS"
 SAVED_BUILD = (
-    "python -m preprocess build --dataset hf:NAME_OR_FOLDER --classes classes.txt --image-column image"
+    "maskshards build --dataset hf:NAME_OR_FOLDER --classes classes.txt --image-column image"
     " --label-column annotation --out SHARDS"
 )
 CAMVID_BUILD = (
-    "python -m preprocess build --dataset folder --root CAMVID --classes configs/camvid-classes.txt"
+    "maskshards build --dataset folder --root CAMVID --classes configs/camvid-classes.txt"
     " --reduce-zero-label --out data/camvid-shards"
 )
 SHARED = {"/shared/runs": "runs"}
@@ -141,7 +139,7 @@ def torchrun(folder, more=TWO):
 def ade(recipe, run, launcher="torchrun --nproc-per-node 8"):
     """A recipe's own command."""
     return (
-        f"{launcher} -m train config=configs/{recipe}.yaml output_dir=runs/{run} "
+        f"{launcher} --no-python maskshards train config=configs/{recipe}.yaml output_dir=runs/{run} "
         f"model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}"
     )
 
@@ -149,8 +147,8 @@ def ade(recipe, run, launcher="torchrun --nproc-per-node 8"):
 TABLE = {
     # building
     FIRST_BUILD: Small((ADE,), more=(*PARTIAL, "--quiet"), leaves=tuple(f"{SHARDS}/{s}" for s in SPLITS)),
-    f"python -m preprocess verify {SHARDS} --against {ADE}": Small((SHARDS, ADE), more=("--workers", "1")),
-    "python -m preprocess build --dataset folder --root my-data --classes my-data/classes.txt"
+    f"maskshards verify {SHARDS} --against {ADE}": Small((SHARDS, ADE), more=("--workers", "1")),
+    "maskshards build --dataset folder --root my-data --classes my-data/classes.txt"
     " --no-reduce-zero-label --ignore-index 255 --out data/my-shards": Small(
         ("my-data",), more=QUIET, leaves=("data/my-shards/training/manifest.json",)
     ),
@@ -159,10 +157,10 @@ TABLE = {
     PART.format("/data", "s3://bucket/shards", INDEX): Small(
         (ADE,), {"/data": ADE, "s3://bucket": "memory://bucket", INDEX: "0"}, PARTIAL
     ),
-    "python -m preprocess finish $SHARDS": Small(("parts",), {"$SHARDS": "parts"}, leaves=(PARTS_END,)),
+    "maskshards finish $SHARDS": Small(("parts",), {"$SHARDS": "parts"}, leaves=(PARTS_END,)),
     FOLDER_BUILD: Small(("DATA",), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",)),
-    "python -m preprocess verify SHARDS --against DATA": Small(("SHARDS", "DATA"), more=("--workers", "1")),
-    "python -m preprocess build --dataset folder --root cityscapes --images-folder leftImg8bit"
+    "maskshards verify SHARDS --against DATA": Small(("SHARDS", "DATA"), more=("--workers", "1")),
+    "maskshards build --dataset folder --root cityscapes --images-folder leftImg8bit"
     " --labels-folder gtFine --image-ending _leftImg8bit.png --label-ending _gtFine_labelIds.png"
     " --mapping cityscapes.json --classes cityscapes.txt --out SHARDS": Small(
         ("cityscapes", "cityscapes.json", "cityscapes.txt"), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",)
@@ -174,7 +172,7 @@ TABLE = {
         ("SHARDS/train/manifest.json",),
         slow=True,
     ),
-    "python -m preprocess verify SHARDS --against hf:NAME_OR_FOLDER": Small(
+    "maskshards verify SHARDS --against hf:NAME_OR_FOLDER": Small(
         ("saved-shards", "saved"),
         {"NAME_OR_FOLDER": "saved", "SHARDS": "saved-shards"},
         ("--workers", "1"),
@@ -182,28 +180,28 @@ TABLE = {
     ),
     CAMVID_BUILD: Small(("CAMVID",), more=QUIET, leaves=(f"data/camvid-shards/{SPLITS[0]}",)),
     # looking at shards
-    f"python -m shards info {SHARDS}": Small((SHARDS,)),
-    f"python -m shards verify {SHARDS}": Small((SHARDS,)),
-    f"python -m shards preview {SHARDS} --out preview.html": Small((SHARDS,), leaves=("preview.html",)),
-    "python -m shards plan SPLIT --global-batch 16 --ranks 4 --rank 1 --seed 0 --step 100": Small(
+    f"maskshards info {SHARDS}": Small((SHARDS,)),
+    f"maskshards check {SHARDS}": Small((SHARDS,)),
+    f"maskshards preview {SHARDS} --out preview.html": Small((SHARDS,), leaves=("preview.html",)),
+    "maskshards plan SPLIT --global-batch 16 --ranks 4 --rank 1 --seed 0 --step 100": Small(
         (SHARDS,), {"SPLIT": f"{SHARDS}/training"}
     ),
-    "python -m shards info URL": Small((), {"URL": "SERVED"}),
-    "python -m shards bench URL": Small((), {"URL": "SERVED"}, ONCE),
-    "python -m shards bench URL --rounds 3 --batches 30": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
-    "python -m shards bench URL --baselines --rounds 2 --batches 30": Small(
+    "maskshards info URL": Small((), {"URL": "SERVED"}),
+    "maskshards bench loader URL": Small((), {"URL": "SERVED"}, ONCE),
+    "maskshards bench loader URL --rounds 3 --batches 30": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
+    "maskshards bench loader URL --baselines --rounds 2 --batches 30": Small(
         (SHARDS,), {"URL": SHARDS}, ONCE, slow=True
     ),
-    "python -m shards bench URL --interference": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
-    "python -m shards bench URL --device cuda *": Elsewhere("needs a CUDA device"),
+    "maskshards bench loader URL --interference": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
+    "maskshards bench loader URL --device cuda *": Elsewhere("needs a CUDA device"),
     # training
     FIRST_TRAINING: trained(RUN),
-    f"torchrun --nproc-per-node 8 -m train {RECIPE} datasets.root={SHARDS} output_dir={RUN}"
+    f"torchrun --nproc-per-node 8 --no-python maskshards train {RECIPE} datasets.root={SHARDS} output_dir={RUN}"
     " model.dino_hub=dinov3_vitl16": torchrun(RUN),
     ade("config-ade20k-m2f-training", "ade20k", "python"): trained(RUN, slow=True),
     ade("config-ade20k-m2f-training", "ade20k") + " resume_from=auto": torchrun(RUN),
     "torchrun --nnodes 2 --node-rank $NODE_RANK --nproc-per-node 8 --max-restarts 3 --master-addr $FIRST_NODE"
-    f" --master-port 29500 -m train {RECIPE} output_dir=/shared/runs/ade20k model.dino_hub=dinov3_vitl16"
+    f" --master-port 29500 --no-python maskshards train {RECIPE} output_dir=/shared/runs/ade20k model.dino_hub=dinov3_vitl16"
     " datasets.root=https://host/ade20k-shards resume_from=auto": trained(
         RUN,
         TWO,
@@ -211,11 +209,11 @@ TABLE = {
         processes=tuple({"NODE_RANK": rank, "FIRST_NODE": "127.0.0.1"} for rank in ("0", "1")),
         slow=True,
     ),
-    f"srun python -m train {RECIPE} output_dir=/shared/runs/ade20k model.dino_hub=dinov3_vitl16"
+    f"srun maskshards train {RECIPE} output_dir=/shared/runs/ade20k model.dino_hub=dinov3_vitl16"
     " datasets.root=/shared/ade20k-shards resume_from=auto": trained(
         RUN, TWO, swap=SHARED | {"/shared/ade20k-shards": SHARDS, "srun ": ""}, processes=TASKS, slow=True
     ),
-    f"python -m train {RECIPE} output_dir=runs/smoke datasets.root={SHARDS} scheduler.total_iter=10"
+    f"maskshards train {RECIPE} output_dir=runs/smoke datasets.root={SHARDS} scheduler.total_iter=10"
     " eval.eval_interval=10 eval.max_val_samples=10 bs=1 n_gpus=1 decoder_head.hidden_dim=64"
     " model.dino_hub=dinov3_tiny16 model.weights=random m2f_train.num_points=256 transforms.train.img_size=64"
     " transforms.train.crop_size=[64,64] transforms.eval.img_size=64 eval.crop_size=64"
@@ -227,25 +225,25 @@ TABLE = {
     ade("config-ade20k-m2f-256-40k", "ade20k-vitl-40k"): torchrun("runs/ade20k-vitl-40k"),
     ade("config-ade20k-m2f-256-training", "ade20k-vitl-256"): torchrun("runs/ade20k-vitl-256"),
     ade("config-ade20k-m2f-training", "ade20k-vitl"): torchrun("runs/ade20k-vitl"),
-    "python -m train config=configs/camvid-dinov2s-linear.yaml output_dir=runs/camvid-linear"
+    "maskshards train config=configs/camvid-dinov2s-linear.yaml output_dir=runs/camvid-linear"
     " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
         "runs/camvid-linear", LINEAR, ("data/camvid-shards",)
     ),
-    "python -m train config=configs/camvid-dinov2s-m2f.yaml output_dir=runs/camvid-m2f"
+    "maskshards train config=configs/camvid-dinov2s-m2f.yaml output_dir=runs/camvid-m2f"
     " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
         "runs/camvid-m2f", needs=("data/camvid-shards",), slow=True
     ),
-    "python -m train config=configs/config-ade20k-m2f-256-20k.yaml output_dir=runs/mine datasets.root=SHARDS"
+    "maskshards train config=configs/config-ade20k-m2f-256-20k.yaml output_dir=runs/mine datasets.root=SHARDS"
     " datasets.train=training datasets.val=validation decoder_head.num_classes=19"
     " eval.reduce_zero_label=null model.dino_hub=dinov3_vitl16 model.weights=WEIGHTS": trained(
         "runs/mine", ONE, ("SHARDS",), swap={"num_classes=19": "num_classes=6"}
     ),
-    "python -m train config=configs/demo.yaml datasets.root=demo-run/shards"
+    "maskshards train config=configs/demo.yaml datasets.root=demo-run/shards"
     " output_dir=demo-run/train": Elsewhere(
         "`make demo` runs it, and tests/test_end_to_end.py runs it small"
     ),
     f"exec torchrun --nnodes 2 --node-rank {INDEX} --nproc-per-node 8"
-    " --master-addr train-ade20k-0.train-ade20k --master-port 29500 -m train"
+    " --master-addr train-ade20k-0.train-ade20k --master-port 29500 --no-python maskshards train"
     f" {RECIPE} output_dir=/runs/ade20k resume_from=auto model.dino_hub=dinov3_vitl16"
     " model.weights=/runs/weights/dinov3_vitl16.pth datasets.root=https://host/ade20k-shards"
     " loader.cache_dir=/cache loader.cache_gb=80": Small(
@@ -261,7 +259,7 @@ TABLE = {
         processes=tuple({"JOB_COMPLETION_INDEX": index} for index in ("0", "1")),
         slow=True,
     ),
-    f"srun --kill-on-bad-exit=1 python -m train {RECIPE} output_dir=/shared/runs/ade20k"
+    f"srun --kill-on-bad-exit=1 maskshards train {RECIPE} output_dir=/shared/runs/ade20k"
     " model.dino_hub=dinov3_vitl16 model.weights=/shared/weights/dinov3_vitl16.pth"
     " datasets.root=/shared/ade20k-shards resume_from=auto": trained(
         RUN,
@@ -277,20 +275,20 @@ TABLE = {
         "needs a cluster; tests/test_scale.py reads it"
     ),
     # using what was trained
-    f"python -m train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}/model_final.pth"
+    f"maskshards train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}/model_final.pth"
     f" output_dir={RUN}/evaluation model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}": Small(
         (SHARDS, RUN), more=ONE, leaves=(f"{RUN}/evaluation/{TABULATED}",)
     ),
-    f"python -m train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}-vitl/model_final.pth"
+    f"maskshards train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}-vitl/model_final.pth"
     f" output_dir={RUN}-vitl/evaluation model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}": Small(
         (SHARDS, RUN), {f"{RUN}-vitl": RUN}, ONE, (f"{RUN}/evaluation/{TABULATED}",), slow=True
     ),
-    f"python -m train {RECIPE} datasets.root={SHARDS} output_dir=runs/scores model.dino_hub=dinov3_vitl16"
+    f"maskshards train {RECIPE} datasets.root={SHARDS} output_dir=runs/scores model.dino_hub=dinov3_vitl16"
     f" load_from={RUN}/model_final.pth": Small((SHARDS, RUN), more=ONE, leaves=(f"runs/scores/{TABULATED}",)),
-    f"python -m maskshards.train.predict checkpoint={RUN}/model_final.pth inputs=photos/ output_dir=pictures": Small(
+    f"maskshards predict checkpoint={RUN}/model_final.pth inputs=photos/ output_dir=pictures": Small(
         (RUN, "photos"), leaves=("pictures/labels/a.png", "pictures/overlays/a.jpg", "pictures/classes.csv")
     ),
-    f"python -m maskshards.train.export.command checkpoint={RUN} format=onnx output_dir=exported": Small(
+    f"maskshards export checkpoint={RUN} format=onnx output_dir=exported": Small(
         # by itself: torch's exporter warns of torch's own code
         (RUN,),
         more=("image_px=64",),
@@ -298,29 +296,27 @@ TABLE = {
         processes=({},),
         slow=True,
     ),
-    "python -m maskshards.train.export.command checkpoint=RUN format=torch output_dir=OUT": Small(
+    "maskshards export checkpoint=RUN format=torch output_dir=OUT": Small(
         (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, ("image_px=64",), ("OUT/model.pt2",), slow=True
     ),
-    "python -m maskshards.train.export.command checkpoint=RUN format=huggingface output_dir=OUT": Small(
+    "maskshards export checkpoint=RUN format=huggingface output_dir=OUT": Small(
         (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, leaves=("OUT/config.json", "OUT/model.safetensors")
     ),
-    "python -m maskshards.train.predict checkpoint=OUT inputs=photos/ output_dir=pictures": Small(
+    "maskshards predict checkpoint=OUT inputs=photos/ output_dir=pictures": Small(
         ("OUT", "photos"), leaves=("pictures/labels/a.png",)
     ),
     # figures
-    "OMP_NUM_THREADS=1 python -m maskshards.train.bench.command --device cpu --only step --compare reference --steps 7"
+    "OMP_NUM_THREADS=1 maskshards bench step --device cpu --only step --compare reference --steps 7"
     " --warmup 1 *": Small(swap={"--steps 7": "--steps 1"}, more=BENCH, slow=True),
-    "OMP_NUM_THREADS=1 python -m maskshards.train.bench.command --only loss --device cpu *": Elsewhere(
-        "has gaps to fill in"
-    ),
-    "python -m maskshards.train.bench.command *": Elsewhere("a figure of a GPU"),
-    "taskset -c 0,1 python -m maskshards.train.bench.command *": Elsewhere("a figure of a GPU"),
-    "python -m preprocess bench --dataset ade20k --root camvid --allow-count-mismatch --rounds 3"
+    "OMP_NUM_THREADS=1 maskshards bench step --only loss --device cpu *": Elsewhere("has gaps to fill in"),
+    "maskshards bench step *": Elsewhere("a figure of a GPU"),
+    "taskset -c 0,1 maskshards bench step *": Elsewhere("a figure of a GPU"),
+    "maskshards bench build --dataset ade20k --root camvid --allow-count-mismatch --rounds 3"
     " --chunks 2": Small((ADE,), {"camvid": ADE, "--rounds 3": "--rounds 1"}, ("--workers", "1"), slow=True),
     "python benchmarks/format_pairs.py --out PAIRS --samples 50000": Small(
         swap={"docs/": f"{ROOT}/docs/", "50000": "20"}, leaves=("PAIRS/classes.txt",), slow=True
     ),
-    "python -m preprocess build --dataset folder --root PAIRS --classes PAIRS/classes.txt --reduce-zero-label"
+    "maskshards build --dataset folder --root PAIRS --classes PAIRS/classes.txt --reduce-zero-label"
     " --out SHARDS": Small(("PAIRS",), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",), slow=True),
     "OMP_NUM_THREADS=1 python benchmarks/format_codec.py FOLDER/annotations --zero-is-void": Small(
         (ADE,), {"docs/": f"{ROOT}/docs/", "FOLDER": ADE}, slow=True
@@ -447,11 +443,11 @@ def test_a_command_is_one_that_the_program_takes(command, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        "python -m preprocess build --dataset folder --rot x",
-        "python -m shards verify x --fast",
-        "python -m train config=configs/demo.yaml datasets.root=x output_dir=y optimiser.lr=1",
-        "python -m maskshards.train.predict checkpoint=x inputs=y output_dir=z eval.tta=true",
-        "torchrun --nproc-per-gpu 8 -m train config=configs/demo.yaml datasets.root=x output_dir=y",
+        "maskshards build --dataset folder --rot x",
+        "maskshards check x --fast",
+        "maskshards train config=configs/demo.yaml datasets.root=x output_dir=y optimiser.lr=1",
+        "maskshards predict checkpoint=x inputs=y output_dir=z eval.tta=true",
+        "torchrun --nproc-per-gpu 8 --no-python maskshards train config=configs/demo.yaml datasets.root=x output_dir=y",
         "make demonstration",
         "pytest -m slow tests/test_nothing.py",
     ],
@@ -546,7 +542,7 @@ MADE = {
     "PAIRS": by("python benchmarks/format_pairs.py --out PAIRS --samples 50000"),
     SHARDS: by(FIRST_BUILD),
     RUN: by(FIRST_TRAINING),
-    "OUT": by("python -m maskshards.train.export.command checkpoint=RUN format=huggingface output_dir=OUT"),
+    "OUT": by("maskshards export checkpoint=RUN format=huggingface output_dir=OUT"),
     "SHARDS": by(FOLDER_BUILD),
     "parts": by(PART.format("$DATA", "$SHARDS", "$SLURM_ARRAY_TASK_ID"), {"built": "parts"}),
     "saved-shards": by(SAVED_BUILD, {"SHARDS": "saved-shards"}),

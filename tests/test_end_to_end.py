@@ -121,7 +121,7 @@ def test_source_images_where_shards_are_expected(shards, tmp_path, monkeypatch, 
     monkeypatch.chdir(ROOT)
     run, scenes = tmp_path / "run", shards.parent / "scenes"
     assert train([*SMALL, f"datasets.root={scenes}", f"output_dir={run}"]) == 2
-    assert "build them first: python -m preprocess build --dataset" in capsys.readouterr().err
+    assert "build them first: maskshards build --dataset" in capsys.readouterr().err
     assert not list(run.rglob("*.pth"))
 
 

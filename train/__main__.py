@@ -1,4 +1,4 @@
-"""`python -m train config=RECIPE.yaml output_dir=... datasets.root=... key=value ...`, alone or under
+"""`maskshards train config=RECIPE.yaml output_dir=... datasets.root=... key=value ...`, alone or under
 torchrun or srun.
 """
 
@@ -16,7 +16,7 @@ from maskshards.train.losses.nonfinite import NonFiniteError
 from maskshards.train.trainer.guards import GuardError
 from maskshards.train.trainer.run import run
 
-USAGE = """usage: python -m train config=RECIPE.yaml output_dir=FOLDER datasets.root=SHARDS
+USAGE = """usage: maskshards train config=RECIPE.yaml output_dir=FOLDER datasets.root=SHARDS
 model.dino_hub=NAME [key=value ...] recipes: configs/*.yaml; load_from=CHECKPOINT evaluates,
 init_from=CHECKPOINT and resume_from=auto train"""
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     try:
         config = load_config(argv)
         with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
-            logging.getLogger("train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
+            logging.getLogger("maskshards.train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
             line = run(config, ranks, stop)
             if ranks.is_first:
                 print(line)

@@ -1,4 +1,4 @@
-"""Label maps and pictures for images: `python -m maskshards.train.predict checkpoint=RUN inputs=FOLDER output_dir=OUT`.
+"""Label maps and pictures for images: `maskshards predict checkpoint=RUN inputs=FOLDER output_dir=OUT`.
 
 `checkpoint` is a run folder (its best checkpoint), a checkpoint folder or model_final.pth; the model, the
 class names and the way to evaluate come from the configuration stored with it, and any of its keys can be
@@ -38,7 +38,7 @@ from maskshards.train.trainer.build import autocast_dtype, build_model
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OWN_KEYS = ("checkpoint", "inputs", "output_dir", "config", "classes", "device")
-USAGE = "python -m maskshards.train.predict checkpoint=RUN inputs=IMAGE_OR_FOLDER output_dir=FOLDER [key=value ...]"
+USAGE = "maskshards predict checkpoint=RUN inputs=IMAGE_OR_FOLDER output_dir=FOLDER [key=value ...]"
 
 
 class PredictError(ValueError):

@@ -87,7 +87,7 @@ def _survey(destination: Destination) -> _Survey:
     facts = stored_plan(destination)
     if facts is None:
         raise BuildError(
-            f"{destination} holds no build to finish (no {PLAN_FILE}); run: python -m preprocess build ..."
+            f"{destination} holds no build to finish (no {PLAN_FILE}); run: maskshards build ..."
         )
     shards, missing = [], []
     rejects = list(facts.rejects)

@@ -1,4 +1,4 @@
-"""Other ways to feed the same training, for `python -m shards bench URL --baselines` to compare with.
+"""Other ways to feed the same training, for `maskshards bench loader URL --baselines` to compare with.
 
 All work on the same samples, which are written out as loose files first where a way needs them:
 

@@ -1,4 +1,4 @@
-"""`python -m shards bench URL`: where a loader's time goes, one stage at a time and all together.
+"""`maskshards bench loader URL`: where a loader's time goes, one stage at a time and all together.
 
 Each stage runs alone over the same batches, on as many threads as the loader has, its input prepared
 beforehand: read (range reads and checksums), decompress (zstd and runs), decode (image to pixels), pack (flat

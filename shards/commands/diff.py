@@ -1,4 +1,4 @@
-"""`python -m shards diff A B`: do two data sets hold the same, and if not, which samples differ in what?
+"""`maskshards diff A B`: do two data sets hold the same, and if not, which samples differ in what?
 
 Equal fingerprints mean equal content, and nothing more is read. Otherwise the two indexes are compared by
 key: samples that only one side has, samples whose image, masks or facts differ, and whether equal samples

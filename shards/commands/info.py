@@ -1,4 +1,4 @@
-"""`python -m shards info`: what a data set holds, from manifest and index alone; no image or mask is read.
+"""`maskshards info`: what a data set holds, from manifest and index alone; no image or mask is read.
 
 The index is walked one shard at a time, so memory does not grow with the data set.
 """

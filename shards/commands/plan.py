@@ -1,4 +1,4 @@
-"""`python -m shards plan`: which samples a rank gets in a step, without reading one of them.
+"""`maskshards plan`: which samples a rank gets in a step, without reading one of them.
 
 Two runs can be compared, and a bad batch found again, from the numbers in a log: the order is a pure
 function.

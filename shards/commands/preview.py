@@ -1,4 +1,4 @@
-"""`python -m shards preview URL --out preview.html`: see what the masks are, on one page without network.
+"""`maskshards preview URL --out preview.html`: see what the masks are, on one page without network.
 
 Samples spread evenly over each split with their masks drawn on them, the image in which each class covers
 most, the legend and the histograms of `info`. Colours are the data set's own palette where its manifest has

@@ -1,4 +1,4 @@
-"""`python -m shards verify`: read a data set as an adversary's and say everything that is wrong with it.
+"""`maskshards check`: read a data set as an adversary's and say everything that is wrong with it.
 
 Without `--sample`, every byte of every shard is read once: headers, members and padding must be exactly those
 that the index implies, digests must fit, every mask must decode to its canonical form with the class ids and

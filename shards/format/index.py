@@ -1,7 +1,7 @@
 """What the index says of shards and samples: rows, the same rows as columns, and what makes them credible.
 
 The manifest holds, for each shard, a digest over the *values* of its rows, which is checked whenever rows
-are read, and the rows must describe the bytes of the tar without gap or overlap. `maskshards.shards.format.index_parquet` keeps
+are read, and the rows must describe the bytes of the tar without gap or overlap. `index_parquet` keeps
 them in a file.
 """
 

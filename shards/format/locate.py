@@ -56,7 +56,7 @@ def what_is_there(place: str, error: StoreError) -> str:
         return f"{place}: shards without {MANIFEST_NAME}: the build was not finished; run its command again"
     found = sorted(path.name for path in folder.iterdir())
     some = f"it holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else "it is empty"
-    return f"{place}: no {MANIFEST_NAME} there ({some}); give a folder that python -m preprocess build wrote"
+    return f"{place}: no {MANIFEST_NAME} there ({some}); give a folder that maskshards build wrote"
 
 
 def _instead(above: Path) -> str:
@@ -65,7 +65,7 @@ def _instead(above: Path) -> str:
         return f"{above} is {_build_first(above)}"
     if below := splits_below(str(above)):
         return f"{above} holds the splits {', '.join(below)}; name one of them"
-    return "give a folder that python -m preprocess build wrote"
+    return "give a folder that maskshards build wrote"
 
 
 def _is_source(folder: Path) -> bool:
@@ -76,5 +76,5 @@ def _build_first(source: Path) -> str:
     kind = "ade20k" if (source / "objectInfo150.txt").exists() else "folder --classes FILE"
     return (
         "a source data set (images and label maps), not shards; build them first:"
-        f" python -m preprocess build --dataset {kind} --root {source} --out OUT"
+        f" maskshards build --dataset {kind} --root {source} --out OUT"
     )

@@ -117,7 +117,7 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def read_members(source: BinaryIO | ByteReader, entry: SampleEntry, *, shard: str = "") -> Members:
-    """The three members of a sample, each checked against its crc32c; for `maskshards.shards.format.record.from_members`.
+    """The three members of a sample, each checked against its crc32c; for `record.from_members`.
 
     `source` is an open local file, or a function from (offset, size) to bytes. SampleError names `shard`, key
     and member; an OSError of the source passes through.

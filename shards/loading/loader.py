@@ -39,7 +39,7 @@ class Loader:
 
     `split`: an open Split, its URL or folder, or a Selection. `global_batch` is batch_per_rank * num_ranks
     unless given. `position` is where to start and `end` where to stop, if anywhere; both are multiples of
-    global_batch. `epoch_end`: "carry" or "drop", see `maskshards.shards.order.order.Order`. `threads` read; at most
+    global_batch. `epoch_end`: "carry" or "drop", see `Order`. `threads` read; at most
     `prefetch_batches` batches (at least one a thread) wait in memory, in pinned memory with `pin`. `policy`:
     "raise" a damaged sample as SampleError, or "replace" it by a substitute drawn from (seed, position),
     counted in `num_replaced`. `cache`: where whole shards of a remote split are kept; without one its samples

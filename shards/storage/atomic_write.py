@@ -1,4 +1,4 @@
-"""Files and folders that show under their name whole or not at all, whatever happens while they are written."""
+"""Files and folders that show under their name whole or not at all, whatever happens meanwhile."""
 
 from __future__ import annotations
 

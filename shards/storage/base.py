@@ -39,7 +39,7 @@ class Store(ABC):
         """What was read of `name` proved wrong: whether reading it once more may help. Drops kept copies."""
         return False
 
-    def prefetch(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str]) -> None:  # noqa: B027
         """Fetch these files in the background, where the store keeps copies."""
 
     @abstractmethod

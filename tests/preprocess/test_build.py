@@ -505,7 +505,7 @@ def test_parts_on_several_machines_and_finish_give_the_same_bytes(built, tmp_pat
         assert main(["finish", str(out)]) == 2
     assert "shards are not there yet" in capsys.readouterr().err
     assert main(words(root, out, "--part", "1/3")) == 0
-    assert f"python -m preprocess finish {out}" in capsys.readouterr().out
+    assert f"maskshards finish {out}" in capsys.readouterr().out
     (out / ".lock-9-of-16").touch()
     assert main(["finish", str(out)]) == 0
     assert contents(out) == expected

@@ -112,7 +112,7 @@ def test_where_there_are_no_shards(make_root, tmp_path, capsys):
     assert verify(tmp_path / "nowhere", root) == 2
     assert "there is no such folder" in capsys.readouterr().err
     assert verify(root, root) == 2
-    assert "python -m preprocess build" in capsys.readouterr().err
+    assert "maskshards build" in capsys.readouterr().err
 
 
 def test_differences_in_words():

@@ -64,7 +64,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_run(tiny_shards: Path, tmp_path: Path) -> list[str]:
-    """Arguments of `python -m train` for eight quick steps into `tmp_path / "run"`."""
+    """Arguments of `maskshards train` for eight quick steps into `tmp_path / "run"`."""
     return [
         f"datasets.root={tiny_shards}", "datasets.train=training", "datasets.val=validation",
         f"output_dir={tmp_path / 'run'}", "model.dino_hub=dinov3_tiny16", "model.weights=random",

@@ -169,7 +169,7 @@ def test_a_bare_weights_file_needs_a_recipe_and_takes_names(checkpoint, photos, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["checkpoint=x", "inputs=y"], "output_dir= is missing; usage: python -m maskshards.train.predict"),
+        (["checkpoint=x", "inputs=y"], "output_dir= is missing; usage: maskshards predict"),
         (["--checkpoint", "x"], "argument '--checkpoint' is not of the form key=value"),
         (["checkpoint=x", "inputs=/no/such/place", "output_dir=z"], "inputs=/no/such/place does not exist"),
         (["checkpoint=/no/such/run", "inputs={photos}", "output_dir={out}"], "/no/such/run"),

@@ -39,7 +39,7 @@ print(f"lives {lives} exit {life.exitcode}")
 sys.exit(life.exitcode)
 """
 
-# `python -m train` whose last rank is told to end, by a signal from itself, in the step named first.
+# `maskshards train` whose last rank is told to end, by a signal from itself, in the step named first.
 STOPPER = """
 import os, signal, sys
 from maskshards.train.trainer import loop
@@ -53,7 +53,7 @@ loop.one_step = one_step
 sys.exit(main(sys.argv[2:]))
 """
 
-# `python -m train` where no file may have more than so many bytes: the kernel refuses what is beyond.
+# `maskshards train` where no file may have more than so many bytes: the kernel refuses what is beyond.
 FULL_DISK = """
 import resource, sys
 from maskshards.train.__main__ import main
@@ -207,7 +207,7 @@ def test_three_ranks_continue_bit_for_bit(tiny_run: list[str], tmp_path: Path) -
     assert_same(weights(tmp_path / "again"), weights(tmp_path / "run"))
 
 
-# `python -m train` of a head with a parameter that takes no part in anything.
+# `maskshards train` of a head with a parameter that takes no part in anything.
 ORPHAN = """
 import sys
 import torch

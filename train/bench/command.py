@@ -1,4 +1,4 @@
-"""`python -m maskshards.train.bench.command [config=FILE] [key=value ...] [--compare reference] [--json]`: where a step's
+"""`maskshards bench step [config=FILE] [key=value ...] [--compare reference] [--json]`: where a step's
 time goes.
 
 Real steps of the trainer's own pieces on made-up batches, or on shards where datasets.root is given:
@@ -35,7 +35,7 @@ from maskshards.train.evaluation.inference import label_maps
 from maskshards.train.tracking.phase_timer import HOST_PHASE, PhaseClock
 from maskshards.train.trainer.build import autocast_dtype, open_training_split
 
-RECIPE = Path(__file__).parents[1] / "configs" / "config-ade20k-m2f-training.yaml"
+RECIPE = Path(__file__).parents[2] / "configs" / "config-ade20k-m2f-training.yaml"
 SYNTHETIC = "synthetic"  # datasets.root where none is given
 VALIDATION_IMAGES = 2000  # ADE20K's, for a validation's share of a run
 
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     A backbone or weights that the recipe names stand. ConfigError for a recipe that cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="python -m maskshards.train.bench.command", description=__doc__)
+    parser = argparse.ArgumentParser(prog="maskshards bench step", description=__doc__)
     parser.add_argument(
         "--compare", choices=["reference"], help="also measure a step put together like the reference"
     )

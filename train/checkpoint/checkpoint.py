@@ -39,7 +39,7 @@ FINAL = "model_final.pth"
 HUB_STATE, HUB_WEIGHTS = (
     "config.json",
     "model.safetensors",
-)  # as `python -m maskshards.train.export.command` writes them
+)  # as `maskshards export` writes them
 BACKBONE_PREFIXES = ("segmentation_model.0.backbone.", "segmentation_model.0.feature_model.")
 
 

@@ -104,7 +104,7 @@ def to_config(merged: DictConfig) -> TrainConfig:
     if missing:
         raise ConfigError(
             f"{missing[0]} has no default and was not given; say {missing[0]}=... "
-            "(for datasets.root: the folder that `python -m preprocess build --out` wrote)"
+            "(for datasets.root: the folder that `maskshards build --out` wrote)"
         )
     try:
         return typing.cast(TrainConfig, OmegaConf.to_object(merged))

@@ -201,7 +201,7 @@ class EmaConfig:
 
 @dataclass
 class TrainConfig:
-    """One run, whole. `python -m train` writes it, merged, beside the results."""
+    """One run, whole. `maskshards train` writes it, merged, beside the results."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     bs: int = 2  # images a process takes in one micro-step

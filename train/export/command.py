@@ -1,4 +1,4 @@
-"""Give a trained model away: `python -m maskshards.train.export.command checkpoint=RUN format=torch|onnx|huggingface
+"""Give a trained model away: `maskshards export checkpoint=RUN format=torch|onnx|huggingface
 output_dir=OUT`.
 
 `checkpoint` is a run folder, a checkpoint folder, model_final.pth or a folder made by format=huggingface; its
@@ -41,7 +41,7 @@ from maskshards.train.predict import Predictor, load_predictor
 
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "huggingface": ""}
 OWN_KEYS = ("checkpoint", "format", "output_dir", "image_px", "config", "classes")
-USAGE = "python -m maskshards.train.export.command checkpoint=RUN format=torch|onnx|huggingface output_dir=FOLDER [key=value ...]"
+USAGE = "maskshards export checkpoint=RUN format=torch|onnx|huggingface output_dir=FOLDER [key=value ...]"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A trained head in the form in which models are shared: config.json, model.safetensors and a model card.
 
-config.json holds what `state.json` of a checkpoint holds, so that `maskshards.train.predict checkpoint=FOLDER` and
+config.json holds what `state.json` of a checkpoint holds, so that `maskshards predict checkpoint=FOLDER` and
 `init_from=FOLDER` read it, and the keys by which the Hugging Face hub shows a model. The frozen backbone is
 not in the folder: it is the published one, named in config.json and checked by its digest when the folder is
 loaded.
@@ -53,7 +53,7 @@ for k in np.unique(label_map):
     print(predictor.class_names[k], int((label_map == k).sum()))
 ```
 
-Or pictures for a whole folder: `python -m maskshards.train.predict checkpoint=FOLDER inputs=IMAGES output_dir=OUT`.
+Or pictures for a whole folder: `maskshards predict checkpoint=FOLDER inputs=IMAGES output_dir=OUT`.
 
 ## Classes
 

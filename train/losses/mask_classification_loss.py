@@ -2,7 +2,7 @@
 normalisation.
 
 Drop-in for training scripts that bring their own loop: one call a supervised layer, targets as dense
-masks. The trainer itself uses `maskshards.train.losses.matched_loss.MatchedLoss`, which gives the same numbers for all layers at
+masks. The trainer itself uses `MatchedLoss`, which gives the same numbers for all layers at
 once.
 """
 

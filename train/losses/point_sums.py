@@ -1,4 +1,4 @@
-"""The sums over points that the matched loss is made of, in plain PyTorch; `train/losses/point_sums_fused.py` has
+"""The sums over points that the matched loss is made of, in plain PyTorch; `point_sums_fused` has
 the same in fused kernels.
 
 Letters: L layer, B image, Q query, K label index of an image, R matched row, P point.

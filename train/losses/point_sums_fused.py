@@ -1,6 +1,6 @@
 """The sums of the matched loss by fused kernels: allocation, launches, and the gradient.
 
-This module needs Triton; `train/losses/matched_loss.py` imports it when a kernel is wanted, so that machines without Triton
+This module needs Triton; `matched_loss` imports it when a kernel is wanted, so that machines without Triton
 never miss it.
 """
 

@@ -1,6 +1,6 @@
 """What an evaluation looks like: pictures of single images, and which classes are taken for which.
 
-`Gallery` is an observer for `maskshards.train.evaluation.evaluate.evaluate`: it keeps a few images as small pictures (photograph,
+`Gallery` is an observer for `evaluate`: it keeps a few images as small pictures (photograph,
 labels, prediction, errors), those with the lowest mIoU and, beside them, some taken evenly over the split, so
 that a report shows both the trouble and the rule. It holds no more than it shows.
 """

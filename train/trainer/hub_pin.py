@@ -1,6 +1,6 @@
 """One commit of the hub for all lives of a run and for what follows it.
 
-Nothing comes from the hub without a commit (maskshards.train.model.backbone.weight_files). Whoever continues a run in its folder
+Nothing comes from the hub without a commit (`weight_files`). Whoever continues a run in its folder
 or evaluates its weights need not repeat it: it stands in the run's `config.yaml` and in every checkpoint.
 """
 

@@ -29,7 +29,7 @@ from maskshards.shards.format.record import Record
 from maskshards.shards.format.rle import encode_label_map
 from maskshards.shards.format.tar import TarWriter
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = {
     "manifest.json": "d2d93b40f5e10534",
     "samples.parquet": "59e31a8d1a681778",

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.checkpoint.checkpoint import (
     BEST,
     LAST,
@@ -222,15 +221,6 @@ def test_backbone_keys_of_a_full_model_are_passed_over(tmp_path: Path) -> None:
     torch.save(full | {"segmentation_model.0.backbone.norm.weight": torch.ones(4)}, tmp_path / "full.pth")
     load_weights(head, read_checkpoint(tmp_path / "full.pth"))
     assert torch.equal(head.weight, torch.ones(2, 3))
-
-
-def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
-    path.write_text("old")
-    with pytest.raises(FileNotFoundError), replacing(path) as hidden:
-        (hidden / "below a file that is not there").write_text("half")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["facts.json"]
 
 
 def test_a_full_disk_leaves_the_checkpoints_of_before(tmp_path: Path) -> None:

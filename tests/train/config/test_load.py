@@ -17,7 +17,7 @@ from maskshards.train.config.load import (
 )
 from maskshards.train.config.schema import BackboneLayers, ModelDtype, TrainConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 GIVEN = ["output_dir=out", "datasets.root=shards", "model.dino_hub=dinov3_vitl16"]
 
 

@@ -18,7 +18,7 @@ from maskshards.train.distributed.heartbeat import (
 )
 from tests.train.launch import ranks_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def sign(

@@ -14,7 +14,7 @@ from maskshards.train.distributed.stop_signals import PATIENCE_S, LeftEarly, Sto
 from maskshards.train.tracking.metrics_log import read_metrics
 from tests.train.launch import ended, ranks_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 
 
@@ -100,7 +100,7 @@ def test_ranks_end_in_the_same_step_save_once_and_the_same_command_continues(
     assert [path for path in run.rglob("*") if path.name.startswith(".")] == []
 
 
-# `python -m train` in which the second rank gets a signal in the middle of a function of a module.
+# `maskshards train` in which the second rank gets a signal in the middle of a function of a module.
 TOLD_INSIDE = """
 import importlib, os, signal, sys
 from maskshards.train.__main__ import main

@@ -277,7 +277,7 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     members = [
         subprocess.Popen(
             [sys.executable, "-c", MEMBER, str(rank), str(tmp_path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[3],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)

@@ -30,7 +30,7 @@ CASES = {
 
 def plain_tests() -> ModuleType:
     """The module that tests the plain sums: its inputs and checks serve here too."""
-    spec = importlib.util.spec_from_file_location("plain_tests", HERE.with_name("test_sampled.py"))
+    spec = importlib.util.spec_from_file_location("plain_tests", HERE.with_name("test_point_sums.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -79,7 +79,7 @@ class _Moved:
 def interpreted(*command: str) -> str:
     done = subprocess.run(
         [sys.executable, *command], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=HERE.parents[2], capture_output=True, text=True, timeout=600,
+        cwd=HERE.parents[3], capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -98,7 +98,7 @@ def test_interpreted_sums_equal_a_loop_over_dense_masks() -> None:
 
 
 def test_interpreted_loss_equals_the_reference_layer_by_layer() -> None:
-    tests = str(HERE.with_name("test_loss.py"))
+    tests = str(HERE.with_name("test_matched_loss.py"))
     told = interpreted(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", tests, "-k", "reference and usual"
     )
@@ -107,7 +107,7 @@ def test_interpreted_loss_equals_the_reference_layer_by_layer() -> None:
 
 @pytest.mark.slow
 def test_every_test_of_the_loss_holds_for_the_interpreted_kernels() -> None:
-    tests = str(HERE.with_name("test_loss.py"))
+    tests = str(HERE.with_name("test_matched_loss.py"))
     assert " passed" in interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", tests)
 
 

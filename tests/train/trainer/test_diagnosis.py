@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from tests.train.test_step import losses_of
 from torch import Tensor, nn
 
 from maskshards.shards.batch import CropBatch
@@ -18,8 +17,9 @@ from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops.sync_batch_norm import sync_batch_norms
 from maskshards.train.trainer.diagnosis import Diagnosis, Seen, finite, first_gradient, first_output
 from tests.train.launch import ended, ranks_of
+from tests.train.trainer.test_step import losses_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 
 

@@ -23,7 +23,7 @@ from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.backbone.architectures import architecture
 from maskshards.train.trainer.hub_pin import last_config, with_commit, with_last_commit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 OLD, NEW = "a" * 40, "b" * 40
 NAME = "someone/tiny"

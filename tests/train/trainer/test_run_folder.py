@@ -19,10 +19,10 @@ from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.trainer import run_folder
 from maskshards.train.trainer.run_folder import LOCK
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 
-# `python -m train` of a user who does not wait for the other run.
+# `maskshards train` of a user who does not wait for the other run.
 IMPATIENT = """
 import sys
 from maskshards.train.trainer import run_folder

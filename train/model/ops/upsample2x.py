@@ -46,7 +46,7 @@ def doubled_backward(grad: Tensor) -> Tensor:
     """
     from maskshards.train.model.ops.upsample2x_triton import gathered
 
-    return gathered(grad)
+    return gathered(grad, like_half(grad))
 
 
 @doubled_by_kernel.register_fake

@@ -13,15 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskshards.train.model.ops.upsample2x import like_half
-
 BLOCK = 1024  # entries of one program
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-def gathered(grad: Tensor) -> Tensor:
-    """(B, C, h, w) from grad (B, C, 2 h, 2 w), float32, bfloat16 or float16, in rows or channels-last."""
-    out = like_half(grad)
+def gathered(grad: Tensor, out: Tensor) -> Tensor:
+    """`out` (B, C, h, w), filled from grad (B, C, 2 h, 2 w); float32, bfloat16 or float16, both in rows or
+    both channels-last.
+    """
     layout = torch.contiguous_format if out.is_contiguous() else torch.channels_last
     grad = grad.contiguous(memory_format=layout)
     batch, channels, height, width = out.shape

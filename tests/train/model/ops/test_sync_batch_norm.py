@@ -32,7 +32,7 @@ from datetime import timedelta
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
 sys.path.insert(0, "tests/train/model")
-from test_synced_norm import COUNTS, learned, whole_batch
+from test_sync_batch_norm import COUNTS, learned, whole_batch
 from maskshards.train.model.ops.sync_batch_norm import SyncedBatchNorm
 
 store, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -96,7 +96,7 @@ def test_ranks_equal_one_process_with_the_whole_batch(
         subprocess.Popen(
             [*command, str(rank), str(ranks), *(":".join(case) for case in cases)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            cwd=Path(__file__).parents[3], stderr=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parents[4], stderr=subprocess.PIPE, text=True,
         )
         for rank in range(ranks)
     ]  # fmt: skip
