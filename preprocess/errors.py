@@ -17,6 +17,10 @@ class SourceError(BuildError):
     """The source data set as a whole is not what its kind promises: a folder is missing, a count is wrong."""
 
 
+class SourceUnavailable(SourceError):
+    """Files of the source cannot be had now; that may pass, so no sample is refused for it."""
+
+
 class RejectsError(BuildError):
     """Inputs were refused, and the build may not go on without them. `rejects` holds all of them."""
 

@@ -8,14 +8,14 @@ loss.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskshards.preprocess.errors import Reject, RejectedInput, SourceError
+from maskshards.preprocess.errors import Reject, SourceError
 from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.inputs.source_files import file_stamp, read_unchanged
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.shards.format.record import escape_key
 
@@ -102,9 +102,9 @@ class FolderSource(Source):
         return {}
 
     def stamp(self, item: SourceItem) -> str:
-        """Sizes and times of change of both files; 'gone' for one that is not there."""
+        """What tells both files from later ones; 'gone' for one that is not there."""
         return (
-            f"{_file_stamp(f'{self.root}/{item.image_path}')} {_file_stamp(f'{self.root}/{item.label_path}')}"
+            f"{file_stamp(f'{self.root}/{item.image_path}')} {file_stamp(f'{self.root}/{item.label_path}')}"
         )
 
     def settings(self) -> dict[str, Any]:
@@ -169,36 +169,6 @@ def find_labels_folder(root: Path) -> str:
         state = "both are there, so rename one" if found else f"found {_found(root)}"
         raise SourceError(f"{root}: expected the label maps in {' or '.join(LABEL_FOLDERS)}; {state}")
     return found[0]
-
-
-def read_unchanged(root: Path, path: str) -> bytes:
-    """A whole file below `root`; RejectedInput where it cannot be read or changes while it is read."""
-    try:
-        with open(f"{root}/{path}", "rb", opener=_open_at_once) as file:
-            before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise RejectedInput(f"{path} is no regular file")
-            data = file.read()
-            after = os.fstat(file.fileno())
-    except OSError as error:
-        raise RejectedInput(f"{path} cannot be read: {error.strerror}") from error
-    stamps = [(facts.st_size, facts.st_mtime_ns) for facts in (before, after)]
-    if stamps[0] != stamps[1] or len(data) != after.st_size:
-        raise RejectedInput(f"{path} changed while it was read; let it rest and build again")
-    return data
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A named pipe opens without waiting for its writer, to be refused."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _file_stamp(path: str) -> str:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return "gone"
-    return f"{facts.st_size}:{facts.st_mtime_ns}"
 
 
 def _files_below(base: Path, rejects: list[Reject], root: Path) -> Iterator[str]:

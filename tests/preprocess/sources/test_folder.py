@@ -4,7 +4,7 @@ import pytest
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.labels import LabelRule
-from maskshards.preprocess.sources.folder import FolderSource, find_labels_folder, read_unchanged
+from maskshards.preprocess.sources.folder import FolderSource, find_labels_folder
 
 CLASSES = ("sky", "road", "tree", "car", "person")
 RULE = LabelRule(5, reduce_zero_label=True)
@@ -127,24 +127,3 @@ def test_stamps_follow_the_files(tmp_path):
     assert source.stamp(item).startswith("gone ")
     with pytest.raises(RejectedInput, match=r"images/train/a\.jpg cannot be read: No such file"):
         source.read(item)
-
-
-def test_what_is_no_file_is_refused_without_waiting(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(RejectedInput, match="pipe is no regular file"):
-        read_unchanged(tmp_path, "pipe")
-
-
-def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
-    touch(tmp_path, "a")
-    real, calls = os.fstat, []
-
-    def fstat(handle):
-        calls.append(handle)
-        if len(calls) == 2:
-            os.utime(tmp_path / "a", ns=(5, 5))
-        return real(handle)
-
-    monkeypatch.setattr(os, "fstat", fstat)
-    with pytest.raises(RejectedInput, match="a changed while it was read"):
-        read_unchanged(tmp_path, "a")
