@@ -196,13 +196,13 @@ TABLE = {
     "maskshards bench loader URL --device cuda *": Elsewhere("needs a CUDA device"),
     # training
     FIRST_TRAINING: trained(RUN),
-    f"torchrun --nproc-per-node 8 --no-python maskshards train {RECIPE} datasets.root={SHARDS} output_dir={RUN}"
-    " model.dino_hub=dinov3_vitl16": torchrun(RUN),
+    f"torchrun --nproc-per-node 8 --no-python maskshards train {RECIPE} datasets.root={SHARDS}"
+    f" output_dir={RUN} model.dino_hub=dinov3_vitl16": torchrun(RUN),
     ade("config-ade20k-m2f-training", "ade20k", "python"): trained(RUN, slow=True),
     ade("config-ade20k-m2f-training", "ade20k") + " resume_from=auto": torchrun(RUN),
     "torchrun --nnodes 2 --node-rank $NODE_RANK --nproc-per-node 8 --max-restarts 3 --master-addr $FIRST_NODE"
-    f" --master-port 29500 --no-python maskshards train {RECIPE} output_dir=/shared/runs/ade20k model.dino_hub=dinov3_vitl16"
-    " datasets.root=https://host/ade20k-shards resume_from=auto": trained(
+    f" --master-port 29500 --no-python maskshards train {RECIPE} output_dir=/shared/runs/ade20k"
+    " model.dino_hub=dinov3_vitl16 datasets.root=https://host/ade20k-shards resume_from=auto": trained(
         RUN,
         TWO,
         swap=SHARED | {"-node 8": "-node 1", "https://host/ade20k-shards": "SERVED"},
@@ -447,7 +447,8 @@ def test_a_command_is_one_that_the_program_takes(command, monkeypatch):
         "maskshards check x --fast",
         "maskshards train config=configs/demo.yaml datasets.root=x output_dir=y optimiser.lr=1",
         "maskshards predict checkpoint=x inputs=y output_dir=z eval.tta=true",
-        "torchrun --nproc-per-gpu 8 --no-python maskshards train config=configs/demo.yaml datasets.root=x output_dir=y",
+        "torchrun --nproc-per-gpu 8 --no-python maskshards train config=configs/demo.yaml datasets.root=x"
+        " output_dir=y",
         "make demonstration",
         "pytest -m slow tests/test_nothing.py",
     ],

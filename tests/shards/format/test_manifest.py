@@ -202,7 +202,8 @@ def test_a_manifest_of_many_shards_opens_quickly():
 
 
 def test_importing_writer_and_manifest_loads_neither_pyarrow_nor_torch():
-    program = "import sys, maskshards.shards.format.tar, maskshards.shards.format.manifest; sys.exit(bool({'pyarrow', 'torch'} & set(sys.modules)))"
+    program = "import sys, maskshards.shards.format.tar, maskshards.shards.format.manifest\n"
+    program += "sys.exit(bool({'pyarrow', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
