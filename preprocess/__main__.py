@@ -1,4 +1,4 @@
-"""`maskshards`: build shards from a data set, and compare shards with their source.
+"""`maskshards build|finish|verify|scenes|bench build`: from a data set to shards, and back to compare.
 
 Faults of the input, the settings or the disk are told in one block on stderr, exit status 2; Ctrl-C and
 SIGTERM stop all workers, remove what is half-written and exit with 130 and 143. The same command then goes

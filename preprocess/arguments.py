@@ -1,4 +1,4 @@
-"""The words of `maskshards`, and what they mean."""
+"""The words of the commands that build, and what they mean."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from maskshards.preprocess.inputs.images import ImagePolicy
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.opening import SourceRequest
 
+EXAMPLES = {
+    "build": "maskshards build --dataset ade20k --root ADEChallengeData2016 --out data/ade20k-shards",
+    "finish": "maskshards finish data/ade20k-shards",
+    "verify": "maskshards verify data/ade20k-shards --against ADEChallengeData2016",
+    "scenes": "maskshards scenes --out scenes",
+    "bench": "maskshards bench build --dataset ade20k --root ADEChallengeData2016",
+}
+
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
@@ -19,22 +27,27 @@ def parser() -> argparse.ArgumentParser:
         prog="maskshards", description="Build shards from a data set of images and label maps."
     )
     commands = top.add_subparsers(dest="command", required=True)
-    _add_build(
-        commands.add_parser("build", help="build shards; run it again after an interruption and it goes on")
-    )
-    finish = commands.add_parser("finish", help="publish what the parts of an array job built")
+
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        prog = "maskshards bench build" if name == "bench" else f"maskshards {name}"
+        return commands.add_parser(
+            name, prog=prog, help=what, description=what, epilog=f"example: {EXAMPLES[name]}"
+        )
+
+    _add_build(command("build", "build shards; run it again after an interruption and it goes on"))
+    finish = command("finish", "publish what the parts of an array job built")
     finish.add_argument("out", help="the --out of the parts")
     _add_allow_rejects(finish)
-    verify = commands.add_parser("verify", help="compare every byte and pixel of shards with their source")
+    verify = command("verify", "compare every byte and pixel of shards with their source")
     verify.add_argument("out", help="the folder that was built, or one split of it")
     verify.add_argument("--against", required=True, metavar="ROOT", help="the source data set")
     _add_workers(verify)
-    scenes = commands.add_parser("scenes", help="make a small data set to try everything on")
+    scenes = command("scenes", "make a small data set to try everything on")
     scenes.add_argument("--out", type=Path, required=True)
     scenes.add_argument("--training", type=int, default=240, help="number of training scenes")
     scenes.add_argument("--validation", type=int, default=48, help="number of validation scenes")
     scenes.add_argument("--seed", type=int, default=0)
-    bench = commands.add_parser("bench", help="time a build against the least that it has to do")
+    bench = command("bench", "time a build against the least that it has to do")
     _add_source(bench)
     bench.add_argument("--rounds", type=int, default=5, help="figures are medians of so many")
     bench.add_argument(

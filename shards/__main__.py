@@ -1,8 +1,8 @@
-"""`maskshards COMMAND ...`: look at shards and check them. A command's module is loaded when used.
+"""`maskshards info|check|preview|diff|plan|bench loader`: look at shards and check them.
 
-A command offers `add_arguments(parser)`, `run(words) -> facts` and `as_text(facts) -> str`; `--json` prints
-the facts themselves. Exit status 0; 1 where `facts["ok"]` is false (damage or a difference was found); 2
-where the question could not be answered, with one block on stderr.
+A command's module is loaded when it is used. It offers `add_arguments(parser)`, `run(words) -> facts` and
+`as_text(facts) -> str`; `--json` prints the facts themselves. Exit status 0; 1 where `facts["ok"]` is false
+(damage or a difference was found); 2 where the question could not be answered, with one block on stderr.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ import os
 import sys
 from importlib import import_module
 
+ROOM = "maskshards.shards.commands"
+# Name -> (module, what it does, an example).
 COMMANDS = {
-    "info": (
-        "maskshards.shards.commands.info",
-        "what a data set holds: counts, bytes, class frequencies, sizes, fingerprint",
-    ),
-    "verify": ("maskshards.shards.commands.verify", "check every byte, every digest and every mask"),
-    "preview": ("maskshards.shards.commands.preview", "one HTML page with masks drawn over images"),
-    "diff": ("maskshards.shards.commands.diff", "compare two data sets sample by sample"),
-    "plan": ("maskshards.shards.commands.plan", "which samples a rank reads in a step"),
-    "bench": ("maskshards.shards.commands.bench", "measure the loader stage by stage"),
+    "info": ("info", "what a data set holds: counts, bytes, class frequencies, sizes, fingerprint", "SHARDS"),
+    "check": ("verify", "check every byte, every digest and every mask", "SHARDS"),
+    "preview": ("preview", "one HTML page with masks drawn over images", "SHARDS --out preview.html"),
+    "diff": ("diff", "compare two data sets sample by sample", "OLD NEW"),
+    "plan": ("plan", "which samples a rank reads in a step", "SHARDS/training --global-batch 16 --step 100"),
+    "bench": ("bench", "measure the loader stage by stage", "SHARDS"),
 }
+SPOKEN = {"bench": "bench loader"}  # how a command is called, where not by its name
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; the exit status."""
-    listing = "\n".join(f"  {name:9}{what}" for name, (_, what) in COMMANDS.items())
+    listing = "\n".join(f"  {name:9}{what}" for name, (_, what, _) in COMMANDS.items())
     outer = argparse.ArgumentParser(
-        prog="maskshards",
+        prog="python -m shards",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"commands:\n{listing}",
     )
-    outer.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    outer.add_argument("command", choices=[*COMMANDS, "verify"], metavar="COMMAND", help="one of these")
     name = outer.parse_args(arguments[:1]).command
-    command = import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(prog=f"maskshards {name}", description=COMMANDS[name][1])
+    name = "check" if name == "verify" else name  # its name as a module, which `python -m shards` has kept
+    module, what, example = COMMANDS[name]
+    command = import_module(f"{ROOM}.{module}")
+    prog = f"maskshards {SPOKEN.get(name, name)}"
+    parser = argparse.ArgumentParser(prog=prog, description=what, epilog=f"example: {prog} {example}")
     command.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     words = parser.parse_args(arguments[1:])

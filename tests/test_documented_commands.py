@@ -25,12 +25,11 @@ import yaml
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from maskshards.preprocess.__main__ import main as preprocess_main
+from maskshards import cli
 from maskshards.preprocess.arguments import parser as preprocess_parser
 from maskshards.shards.__main__ import COMMANDS as SHARDS_COMMANDS
-from maskshards.shards.__main__ import main as shards_main
+from maskshards.shards.__main__ import ROOM as SHARDS_ROOM
 from maskshards.train import predict
-from maskshards.train.__main__ import main as train_main
 from maskshards.train.bench import command as bench
 from maskshards.train.config.load import load_config, merge
 from maskshards.train.export import command as export
@@ -44,19 +43,13 @@ PAGES = [
 ]
 PROGRAM = re.compile(
     r"(?:[A-Z]\w*=\S+ |taskset \S+ \S+ |exec |srun (?:--\S+ )*)*(?:\S*/)?"
-    r"(?:python|torchrun|make|pytest|pip|hf|wandb|tensorboard|kubectl|sbatch|srun|ruff|mypy)(?: .*)?$"
+    r"(?:python|maskshards|torchrun|make|pytest|pip|hf|wandb|tensorboard|kubectl|sbatch|srun|ruff|mypy)"
+    r"(?: .*)?$"
 )
 MENTION = re.compile(  # a program named in a sentence, with nothing to run
-    r"(?:python -m [\w.]+(?: \w+)?|(?!make|pip)\w+(?: torchrun)?)(?: --?[\w-]+(?:=\S+)?)?$"
+    r"(?:python -m [\w.]+(?: \w+)?|maskshards(?: bench)? \w+|(?!make|pip)\w+(?: torchrun)?)"
+    r"(?: --?[\w-]+(?:=\S+)?)?$"
 )
-MAINS = {
-    "preprocess": preprocess_main,
-    "shards": shards_main,
-    "train": train_main,
-    "maskshards.train.predict": predict.main,
-    "maskshards.train.export.command": export.main,
-    "maskshards.train.bench.command": bench.main,
-}
 
 
 @dataclass(frozen=True)
@@ -136,10 +129,10 @@ def torchrun(folder, more=TWO):
     return trained(folder, more, swap={"--nproc-per-node 8": "--standalone --nproc-per-node 2"}, slow=True)
 
 
-def ade(recipe, run, launcher="torchrun --nproc-per-node 8"):
+def ade(recipe, run, launcher="torchrun --nproc-per-node 8 --no-python maskshards"):
     """A recipe's own command."""
     return (
-        f"{launcher} --no-python maskshards train config=configs/{recipe}.yaml output_dir=runs/{run} "
+        f"{launcher} train config=configs/{recipe}.yaml output_dir=runs/{run} "
         f"model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}"
     )
 
@@ -198,7 +191,7 @@ TABLE = {
     FIRST_TRAINING: trained(RUN),
     f"torchrun --nproc-per-node 8 --no-python maskshards train {RECIPE} datasets.root={SHARDS}"
     f" output_dir={RUN} model.dino_hub=dinov3_vitl16": torchrun(RUN),
-    ade("config-ade20k-m2f-training", "ade20k", "python"): trained(RUN, slow=True),
+    ade("config-ade20k-m2f-training", "ade20k", "maskshards"): trained(RUN, slow=True),
     ade("config-ade20k-m2f-training", "ade20k") + " resume_from=auto": torchrun(RUN),
     "torchrun --nnodes 2 --node-rank $NODE_RANK --nproc-per-node 8 --max-restarts 3 --master-addr $FIRST_NODE"
     f" --master-port 29500 --no-python maskshards train {RECIPE} output_dir=/shared/runs/ade20k"
@@ -220,7 +213,7 @@ TABLE = {
     " eval.stride=48": trained("runs/smoke", (), slow=True),
     ade("config-ade20k-linear-training", "ade20k-linear"): torchrun("runs/ade20k-linear", (*TINY, GPUS_2)),
     ade("config-ade20k-m2f-256-20k", "ade20k-vitl-20k"): torchrun("runs/ade20k-vitl-20k"),
-    ade("config-ade20k-m2f-256-20k", "ade20k", "python")
+    ade("config-ade20k-m2f-256-20k", "ade20k", "maskshards")
     + " optimizer.lr_multipliers.segmentation_model.0=0.5": trained(RUN, slow=True),
     ade("config-ade20k-m2f-256-40k", "ade20k-vitl-40k"): torchrun("runs/ade20k-vitl-40k"),
     ade("config-ade20k-m2f-256-training", "ade20k-vitl-256"): torchrun("runs/ade20k-vitl-256"),
@@ -314,16 +307,16 @@ TABLE = {
     "maskshards bench build --dataset ade20k --root camvid --allow-count-mismatch --rounds 3"
     " --chunks 2": Small((ADE,), {"camvid": ADE, "--rounds 3": "--rounds 1"}, ("--workers", "1"), slow=True),
     "python benchmarks/format_pairs.py --out PAIRS --samples 50000": Small(
-        swap={"docs/": f"{ROOT}/docs/", "50000": "20"}, leaves=("PAIRS/classes.txt",), slow=True
+        swap={" benchmarks/": f" {ROOT}/benchmarks/", "50000": "20"}, leaves=("PAIRS/classes.txt",), slow=True
     ),
     "maskshards build --dataset folder --root PAIRS --classes PAIRS/classes.txt --reduce-zero-label"
     " --out SHARDS": Small(("PAIRS",), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",), slow=True),
     "OMP_NUM_THREADS=1 python benchmarks/format_codec.py FOLDER/annotations --zero-is-void": Small(
-        (ADE,), {"docs/": f"{ROOT}/docs/", "FOLDER": ADE}, slow=True
+        (ADE,), {" benchmarks/": f" {ROOT}/benchmarks/", "FOLDER": ADE}, slow=True
     ),
-    "OMP_NUM_THREADS=1 python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
-    "python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
-    "taskset -c 0,1 python docs/benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
+    "OMP_NUM_THREADS=1 python benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
+    "python benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
+    "taskset -c 0,1 python benchmarks/*": Elsewhere("minutes of measuring, repeated by hand"),
     # everything else
     "python examples/demo_summary.py demo-run": Elsewhere("tests/test_end_to_end.py runs it"),
     "python -m examples.*": Elsewhere("tests/shards/test_examples.py runs all three"),
@@ -387,12 +380,15 @@ COMMANDS = list(dict.fromkeys(command for _, command in SHOWN))
 
 
 def take_apart(command, **values):
-    """(environment and launcher, program, its words); a variable's value is given or 1."""
+    """(environment and launcher, "maskshards" or a module, its words); a variable's value is given or 1."""
     command = re.sub(r"\$(\w+)", lambda found: values.get(found[1], "1"), command)
     words = shlex.split(command)
-    runs_modules = {"python", "torchrun"} & set(words[: words.index("-m")]) if "-m" in words else set()
-    at = words.index("-m") if runs_modules else -1
-    return (words[:at], words[at + 1], words[at + 2 :]) if at >= 0 else (words, "", [])
+    for mark in ("maskshards", "-m"):
+        if mark in words and (mark != "-m" or "python" in words[: words.index("-m")]):
+            at = words.index(mark)
+            step = 1 if mark == "-m" else 0
+            return words[:at], words[at + step], words[at + step + 1 :]
+    return words, "", []
 
 
 def parse(command):
@@ -400,31 +396,47 @@ def parse(command):
     launcher, program, words = take_apart(command)
     if "torchrun" in launcher:
         options = launcher[launcher.index("torchrun") + 1 :]
-        known = get_args_parser().parse_args([*options, "-m", program, *words])
+        known = get_args_parser().parse_args([*options, program, *words])
         assert (known.training_script, known.training_script_args) == (program, words)
-    if program == "preprocess":
-        preprocess_parser().parse_args(words)
-    elif program == "shards":
-        parser = argparse.ArgumentParser()
-        import_module(SHARDS_COMMANDS[words[0]][0]).add_arguments(parser)
-        parser.add_argument("--json", action="store_true")
-        parser.parse_args(words[1:])
-    elif program == "train":
-        load_config(words)
-    elif program == "maskshards.train.predict":
-        merge({}, predict.parse(words)[1])
-    elif program == "maskshards.train.export.command":
-        merge({}, export.parse(words).overrides)
-    elif program == "maskshards.train.bench.command":
-        load_config(bench.parse(words)[1])
+        assert known.no_python
+    if program == "maskshards":
+        parse_ours(words)
     elif launcher[0] == "make":
         assert f"\n{launcher[1]}:" in (ROOT / "Makefile").read_text()
     else:  # scripts, and what pytest or python -m examples are given
         named = [
-            word.partition("::")[0] for word in launcher[1:] if re.match(r"(docs|tests|examples)/", word)
+            word.partition("::")[0]
+            for word in launcher[1:]
+            if re.match(r"(docs|benchmarks|tests|examples)/", word)
         ]
         named += [f"{program.replace('.', '/')}.py"] if program.startswith("examples.") else []
         assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def parse_ours(words):
+    """The words of `maskshards`, each command by its own parser."""
+    name, rest = words[0], words[1:]
+    table = cli.COMMANDS
+    if name == "bench":
+        (name, *rest), table = rest, cli.BENCHES
+    place, before, _ = table[name]
+    words = [*before, *rest]
+    if place.startswith("maskshards.preprocess"):
+        preprocess_parser().parse_args(words)
+    elif place.startswith("maskshards.shards"):
+        parser = argparse.ArgumentParser()
+        import_module(f"{SHARDS_ROOM}.{SHARDS_COMMANDS[words[0]][0]}").add_arguments(parser)
+        parser.add_argument("--json", action="store_true")
+        parser.parse_args(words[1:])
+    elif name in ("train", "evaluate"):
+        load_config(words)
+    elif name == "predict":
+        merge({}, predict.parse(words)[1])
+    elif name == "export":
+        merge({}, export.parse(words).overrides)
+    else:
+        assert name == "step"
+        load_config(bench.parse(words)[1])
 
 
 def test_every_command_is_in_the_table_and_every_row_is_shown():
@@ -447,8 +459,7 @@ def test_a_command_is_one_that_the_program_takes(command, monkeypatch):
         "maskshards check x --fast",
         "maskshards train config=configs/demo.yaml datasets.root=x output_dir=y optimiser.lr=1",
         "maskshards predict checkpoint=x inputs=y output_dir=z eval.tta=true",
-        "torchrun --nproc-per-gpu 8 --no-python maskshards train config=configs/demo.yaml datasets.root=x"
-        " output_dir=y",
+        "torchrun --nproc-per-gpu 8 --no-python maskshards train config=demo datasets.root=x output_dir=y",
         "make demonstration",
         "pytest -m slow tests/test_nothing.py",
     ],
@@ -613,7 +624,7 @@ class Workshop:
             before = Path.cwd()
             os.chdir(place)
             try:
-                assert MAINS[program]([*words, *row.more]) == 0
+                assert cli.main([*words, *row.more]) == 0
             finally:
                 os.chdir(before)
         return [name for name in row.leaves if not (place / name).exists()]
@@ -633,16 +644,18 @@ def workshop(tmp_path_factory):
 
 def run_processes(place, command, row):
     """Run it as processes of their own, one for each fake node or task."""
-    inherited = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    inherited = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}"}
     running = []
     for variables in row.processes or ({},):
         launcher, program, words = take_apart(command, **variables)
         launcher = [
             word for word in launcher if word != "exec" and ("=" not in word or word.startswith("--"))
         ]
-        start = ["-m", "torch.distributed.run"] if launcher[0] == "torchrun" else []
-        module = ["-m", program] if program else []
-        command_line = [sys.executable, *start, *launcher[1:], *module, *words, *row.more]
+        own = [str(Path(sys.executable).with_name(program))] if program else []
+        start = [sys.executable, "-m", "torch.distributed.run"] if launcher[:1] == ["torchrun"] else []
+        command_line = [*start, *(launcher[1:] if start or not own else []), *own, *words, *row.more]
+        if not own:
+            command_line = [sys.executable, *command_line]
         running.append(
             subprocess.Popen(
                 command_line, cwd=place, env=inherited | variables, text=True,

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     saving.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, file=sys.stderr)
+        print(USAGE, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
@@ -48,6 +48,14 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def evaluate_main(argv: list[str]) -> int:
+    """`maskshards evaluate`: the same words, of which `load_from=` must be one."""
+    if argv and argv[0] not in ("-h", "--help") and not any(one.startswith("load_from=") for one in argv):
+        print("error: load_from= is missing: say which weights are to be scored", file=sys.stderr)
+        return 2
+    return main(argv)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,58 @@
-"""Train a Mask2Former head on a frozen DINO backbone from tar shards of run-length masks."""
+"""Train a Mask2Former head on a frozen DINO backbone from tar shards of run-length masks.
+
+The public names below are loaded when they are first used: importing this package costs milliseconds and
+needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskshards.shards.augment.crop import CropSettings, class_masks, crop, draw_crops
+    from maskshards.shards.batch import CropBatch, RaggedBatch
+    from maskshards.shards.format.manifest import open_split
+    from maskshards.shards.loading.loader import Loader
+    from maskshards.shards.order.order import World
+
+_HOMES = {
+    "CropBatch": "shards.batch",
+    "CropSettings": "shards.augment.crop",
+    "Loader": "shards.loading.loader",
+    "RaggedBatch": "shards.batch",
+    "World": "shards.order.order",
+    "class_masks": "shards.augment.crop",
+    "crop": "shards.augment.crop",
+    "draw_crops": "shards.augment.crop",
+    "open_split": "shards.format.manifest",
+}
+__all__ = [
+    "CropBatch",
+    "CropSettings",
+    "Loader",
+    "RaggedBatch",
+    "World",
+    "class_masks",
+    "crop",
+    "draw_crops",
+    "open_split",
+]
+
+try:
+    __version__ = version("maskshards")
+except PackageNotFoundError:  # a checkout on the path that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'maskshards' has no attribute {name!r}")
+    value = getattr(import_module(f"maskshards.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

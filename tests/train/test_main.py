@@ -53,7 +53,9 @@ def test_user_faults_are_one_block_without_traceback(
 def test_without_arguments_it_says_how_to_use_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["--help"]) == 0
-    assert "config=RECIPE.yaml" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "config=RECIPE.yaml" in told.err
+    assert "config=RECIPE.yaml" in told.out
 
 
 def test_two_ranks_train_together_and_only_the_first_writes(tiny_run: list[str], tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ class Request:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status (2 for a fault of the user's, told in one block on stderr)."""
+    if argv and argv[0] in ("-h", "--help"):
+        sys.stdout.write(f"usage: {USAGE}\n\n{__doc__}")
+        return 0
     try:
         line = export(parse(argv))
     except (ValueError, OSError) as error:

@@ -88,8 +88,9 @@ def test_bit_flips_are_named_or_harmless(index_file):
 
 def test_reading_rows_does_not_load_pandas(index_file):
     path, shards, _ = index_file
-    program = "import sys\nfrom maskshards.shards.format.index import ShardInfo\n"
-    program += "from maskshards.shards.format.index_parquet import IndexReader\n"
+    room = "maskshards.shards.format"
+    program = f"import sys\nfrom {room}.index import ShardInfo\n"
+    program += f"from {room}.index_parquet import IndexReader\n"
     program += f"rows = IndexReader({str(path)!r}, {list(shards)!r}).read(3)\n"
     program += "sys.exit('pandas' in sys.modules or len(rows) != 40)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
