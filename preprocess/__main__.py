@@ -12,7 +12,7 @@ import sys
 
 from maskshards.preprocess.arguments import parser
 from maskshards.preprocess.commands import COMMANDS
-from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.errors import BuildError, printable
 from maskshards.shards.errors import ShardError
 
 
@@ -23,7 +23,10 @@ def main(arguments: list[str]) -> int:
     try:
         print(COMMANDS[words.command](words))
     except (BuildError, ShardError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + printable(str(error), kept="\n"), file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: memory does not suffice ({error}); give fewer --workers", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -41,6 +41,9 @@ class Chunk:
     folder: str
     times: int = 1  # how often, into different shards
 
+    def __str__(self) -> str:
+        return self.folder
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:

@@ -14,6 +14,7 @@ from maskshards.preprocess.destinations.local import BUILD_FOLDER, PARTIAL, PLAN
 from maskshards.preprocess.destinations.publish import published, stored_plan
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.plan import BuildSettings, SplitFacts, SplitPlan, plan_split
+from maskshards.preprocess.rejects import check_rejects
 from maskshards.preprocess.shard_task import ShardOutcome, ShardTask, build_shard
 from maskshards.preprocess.sources.source import Source
 
@@ -82,6 +83,13 @@ def plan_jobs(
                 " delete it or build to another place"
             )
     return jobs
+
+
+def refuse_listed(jobs: list[Job], allow_rejects: int) -> None:
+    """RejectsError before any work where the listings alone refuse more inputs than are allowed."""
+    check_rejects(
+        [(job.destination, job.plan.facts.rejects) for job in jobs], allow_rejects, "nothing was built"
+    )
 
 
 def execute(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from maskshards.preprocess.arguments import build_settings, part_of, source_request
 from maskshards.preprocess.bench import bench
-from maskshards.preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs
+from maskshards.preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs, refuse_listed
 from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
 from maskshards.preprocess.errors import BuildError
@@ -36,6 +36,8 @@ def run_build(words: argparse.Namespace) -> str:
     splits = tuple(words.splits) or source.splits()
     with place.lock((part.index, part.count) if words.part else None):
         jobs = plan_jobs(source, splits, settings, place.split)
+        if not words.part:  # the limit for parts is that of `finish`
+            refuse_listed(jobs, words.allow_rejects)
         outcomes = _execute(jobs, source, settings, words, part)
         if words.part:
             return _part_summary(words.out, part, outcomes)

@@ -41,9 +41,12 @@ class Reject:
     reason: str  # what was found, what was expected, what to do; one line
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{printable(self.name)}: {printable(self.reason)}"
 
 
-def reject_table(rejects: tuple[Reject, ...]) -> str:
-    """One line per refused input, all of them: a list cut short would have to be asked for again."""
-    return "\n".join(f"  {reject}" for reject in rejects)
+def printable(text: str, kept: str = "") -> str:
+    """Text whose characters a terminal shows and none of which it obeys: escapes stand for control
+    characters, turned writing directions and bytes that are no UTF-8. Those in `kept` stay as they are.
+    """
+    shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)

@@ -14,11 +14,13 @@ from pathlib import Path
 from maskshards.preprocess.convert import read_record
 from maskshards.preprocess.destinations.journal import Journal, read_journal, write_journal
 from maskshards.preprocess.destinations.local import Destination
-from maskshards.preprocess.errors import BuildError, Reject, RejectedInput
+from maskshards.preprocess.errors import BuildError, Reject, RejectedInput, SourceUnavailable
 from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.source_files import may_pass
 from maskshards.preprocess.sources.source import Source, SourceItem
 from maskshards.shards.errors import SampleError, ShardError
 from maskshards.shards.format.index import SampleEntry, ShardInfo
+from maskshards.shards.format.record import Record
 from maskshards.shards.format.tar import TarWriter, read_members
 
 
@@ -34,6 +36,9 @@ class ShardTask:
     shard_name: str
     names: tuple[str, ...]  # the samples, in order
 
+    def __str__(self) -> str:
+        return self.shard_name
+
 
 @dataclass(frozen=True, slots=True)
 class ShardOutcome:
@@ -45,22 +50,31 @@ class ShardOutcome:
     reused: bool  # the shard was there already
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One sample of a task before it is read."""
+
+    place: str  # of its image, for messages
+    item: SourceItem | None  # None where the name itself is refused
+    stamp: str
+    fault: str = ""  # why there is no item
+
+
 def build_shard(task: ShardTask) -> ShardOutcome:
     """Make the shard, or find that it is there. OSError where the destination fails, BuildError where it
     lies.
     """
-    items = [task.source.item(task.split, name) for name in task.names]
-    stamps = [task.source.stamp(item) for item in items]
-    sources = _digest(stamps)
+    samples = [_find(task, name) for name in task.names]
+    sources = _digest([sample.stamp for sample in samples])
     journal = read_journal(task.destination, task.shard_name)
     if journal is not None and _is_current(journal, task, sources):
-        return ShardOutcome(task.shard_name, len(items), 0, True)
+        return ShardOutcome(task.shard_name, len(samples), 0, True)
     with task.destination.scratch(task.shard_name) as path:
-        entries, rejects, shard = _write(task, items, stamps, path)
+        entries, rejects, shard = _write(task, samples, path)
         _read_back(path, shard, entries)
         task.destination.publish(path, task.shard_name, shard.sha256)
     write_journal(task.destination, Journal(task.plan, sources, shard, entries, rejects))
-    return ShardOutcome(task.shard_name, len(items), len(rejects), False)
+    return ShardOutcome(task.shard_name, len(samples), len(rejects), False)
 
 
 def _is_current(journal: Journal, task: ShardTask, sources: str) -> bool:
@@ -73,18 +87,64 @@ def _digest(stamps: list[str]) -> str:
     return hashlib.sha256("\0".join(stamps).encode()).hexdigest()
 
 
+def _find(task: ShardTask, name: str) -> _Sample:
+    try:
+        item = task.source.item(task.split, name)
+    except SampleError as error:  # a name that cannot become a key
+        return _Sample(name, None, "", str(error))
+    return _Sample(item.image_path, item, task.source.stamp(item))
+
+
 def _write(
-    task: ShardTask, items: list[SourceItem], stamps: list[str], path: Path
+    task: ShardTask, samples: list[_Sample], path: Path
 ) -> tuple[tuple[SampleEntry, ...], tuple[Reject, ...], ShardInfo]:
     entries, rejects = [], []
     with TarWriter(path) as writer:
-        for item, stamp in zip(items, stamps, strict=True):
+        for sample in samples:
             try:
-                entries.append(writer.add(read_record(task.source, item, stamp, task.policy)))
+                entries.append(_add(writer, _record(task, sample)))
             except (RejectedInput, SampleError) as refused:
-                rejects.append(Reject(item.image_path, str(refused)))
+                rejects.append(Reject(sample.place, str(refused)))
     shard = ShardInfo(task.shard_name, len(entries), writer.num_bytes, writer.sha256)
     return tuple(entries), tuple(rejects), shard
+
+
+def _record(task: ShardTask, sample: _Sample) -> Record:
+    """The record of a sample. Whatever a decoder raises is RejectedInput; what says nothing of the sample
+    (its source is away, memory is short) is BuildError.
+    """
+    if sample.item is None:
+        raise RejectedInput(sample.fault)
+    try:
+        return read_record(task.source, sample.item, sample.stamp, task.policy)
+    except (RejectedInput, SampleError, BuildError):
+        raise
+    except MemoryError as error:
+        raise BuildError(
+            f"{sample.place}: memory does not suffice for it ({str(error) or 'MemoryError'}); finished shards"
+            " are kept: give fewer --workers or more memory, and the same command goes on from there"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and may_pass(error):
+            raise SourceUnavailable(
+                f"{sample.place} cannot be read now: {error}; the same command goes on from there"
+            ) from error
+        raise RejectedInput(
+            f"it cannot be read ({type(error).__name__}: {error}); get a good copy of the file"
+        ) from error
+
+
+def _add(writer: TarWriter, record: Record) -> SampleEntry:
+    """Append a record. RejectedInput where nothing was written; else the shard's place is at fault."""
+    before = writer.num_bytes
+    try:
+        return writer.add(record)
+    except (OSError, SampleError, MemoryError):
+        raise
+    except Exception as error:
+        if writer.num_bytes != before:
+            raise
+        raise RejectedInput(f"it does not fit the format ({type(error).__name__}: {error})") from error
 
 
 def _read_back(path: Path, shard: ShardInfo, entries: tuple[SampleEntry, ...]) -> None:

@@ -7,6 +7,7 @@ encoded again and compared. Differences are collected, named, and reported toget
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.opening import reopen_source
 from maskshards.preprocess.sources.source import Source
-from maskshards.shards.errors import ShardError
+from maskshards.shards.errors import SampleError, ShardError
 from maskshards.shards.format.manifest import Split, open_split
 from maskshards.shards.format.record import Record, from_members
 from maskshards.shards.format.rle import decode_label_map
@@ -35,6 +36,9 @@ class CheckTask:
     number: int  # of the shard, in the manifest's order
     source: Source
     names: dict[str, str]  # key -> name in the source, of this shard's samples
+
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.out}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def verify_split(
             " so it cannot be compared"
         )
     source = reopen_source(kind, manifest.dataset, manifest.classes, rule, root)
-    names = {source.item(manifest.split, name).key: name for name in source.listing(manifest.split).names}
+    names = _names_by_key(source, manifest.split)
     refused = {reject["name"] for reject in manifest.rejects}
     faults: list[str] = []
     seen: set[str] = set()
@@ -85,6 +89,15 @@ def verify_split(
     if samples != manifest.num_samples:
         faults.append(f"{samples} samples were compared, the manifest promises {manifest.num_samples}")
     return SplitCheck(manifest.split, samples, pixels, tuple(faults))
+
+
+def _names_by_key(source: Source, split: str) -> dict[str, str]:
+    """Without names that cannot become keys: the build refused them."""
+    names = {}
+    for name in source.listing(split).names:
+        with suppress(SampleError):
+            names[source.item(split, name).key] = name
+    return names
 
 
 def _tasks(

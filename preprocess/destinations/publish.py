@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 
 from maskshards.preprocess.destinations.journal import Journal, read_journal
 from maskshards.preprocess.destinations.local import PLAN_FILE, Destination
-from maskshards.preprocess.errors import BuildError, Reject, RejectsError, reject_table
+from maskshards.preprocess.errors import BuildError, Reject
 from maskshards.preprocess.plan import SplitFacts
+from maskshards.preprocess.rejects import check_rejects, reject_table
 from maskshards.shards.errors import ManifestError
 from maskshards.shards.format.index import SampleEntry, ShardInfo
 from maskshards.shards.format.manifest import MANIFEST_NAME, Manifest, parse_manifest
@@ -61,16 +62,8 @@ def publish_splits(destinations: Sequence[Destination], allow_rejects: int = 0) 
     complete = [done for destination in destinations if (done := _finish_published(destination)) is not None]
     finished = {done.place for done in complete}
     surveys = [_survey(destination) for destination in destinations if str(destination) not in finished]
-    rejects = tuple(reject for survey in surveys for reject in survey.rejects)
-    if len(rejects) > allow_rejects:
-        raise RejectsError(
-            f"{len(rejects)} input{'s were' if len(rejects) > 1 else ' was'} refused (--allow-rejects is "
-            f"{allow_rejects}), so"
-            f" nothing is published:\n{reject_table(rejects)}\nMend or remove them and run the same "
-            "command again: shards without"
-            " refused inputs are kept. Or publish without them: --allow-rejects " + str(len(rejects)),
-            rejects,
-        )
+    refused = [(survey.destination, survey.rejects) for survey in surveys]
+    check_rejects(refused, allow_rejects, "nothing is published")
     return [*complete, *(_publish(survey) for survey in surveys)]
 
 
@@ -106,8 +99,7 @@ def _survey(destination: Destination) -> _Survey:
         )
     if not shards:
         raise BuildError(
-            f"{destination}: every input was refused, nothing is left to "
-            f"publish:\n{reject_table(tuple(rejects))}"
+            f"{destination}: every input was refused, nothing is left to publish:\n{reject_table(rejects)}"
         )
     return _Survey(destination, facts, tuple(shards), tuple(sorted(rejects, key=lambda reject: reject.name)))
 

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from maskshards.preprocess.errors import BuildError
 
 PATIENCE_S = 5.0  # for a stopped worker to remove its scratch file
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 PR_SET_PDEATHSIG = 1  # Linux: a signal for this process when its parent dies
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
@@ -29,8 +31,8 @@ Outcome = TypeVar("Outcome")
 def run_tasks(do: Callable[[Task], Outcome], tasks: Iterable[Task], workers: int) -> Iterator[Outcome]:
     """Outcomes in the order in which tasks finish. With one worker everything happens in this process.
 
-    `do` must be a module-level function. An OSError or ValueError of a task is raised here with its text, a
-    worker that dies is a BuildError; either way the remaining tasks are dropped.
+    `do` must be a module-level function. An OSError or ValueError of a task is raised here with its text,
+    any other error and a worker that dies are a BuildError; then the remaining tasks are dropped.
     """
     if workers < 1:
         raise BuildError(f"--workers is {workers}; at least 1 is needed")
@@ -50,6 +52,7 @@ class _Pool:
         self.workers = workers
         self.context = multiprocessing.get_context("spawn")
         self.processes: dict[Connection, BaseProcess] = {}
+        self.tasks: dict[Connection, Any] = {}  # what each worker was given last
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Any]:
         """Start a worker per task until there are enough, then hand the next task to whoever finishes."""
@@ -88,17 +91,17 @@ class _Pool:
 
     def _ready(self) -> list[Connection]:
         """Connections with an outcome; BuildError if a worker ended without one."""
-        sentinels = {process.sentinel: process for process in self.processes.values()}
+        sentinels = {process.sentinel: place for place, process in self.processes.items()}
         found = wait([*self.processes, *sentinels])
         ready = [connection for connection in self.processes if connection in found]
         for place in found:
-            process = sentinels.get(place) if isinstance(place, int) else None
-            if process is not None and not ready:
-                process.join(PATIENCE_S)
-                raise _death(process)
+            connection = sentinels.get(place) if isinstance(place, int) else None
+            if connection is not None and not ready:
+                raise self._death_of(connection)
         return ready
 
     def _hand(self, connection: Connection, task: Any) -> None:
+        self.tasks[connection] = task
         try:
             connection.send(task)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -116,7 +119,7 @@ class _Pool:
     def _death_of(self, connection: Connection) -> BuildError:
         process = self.processes[connection]
         process.join(PATIENCE_S)
-        return _death(process)
+        return _death(process, str(self.tasks.get(connection, "")))
 
     def _retire(self, connection: Connection) -> None:
         process = self.processes.pop(connection)
@@ -124,14 +127,16 @@ class _Pool:
         process.join(PATIENCE_S)
 
 
-def _death(process: BaseProcess) -> BuildError:
+def _death(process: BaseProcess, task: str) -> BuildError:
     code = process.exitcode
-    how = (
-        f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit status {code}"
-    )
+    killed = code is not None and code < 0
+    how = f"was killed by signal {-(code or 0)}" if killed else f"ended with exit status {code}"
+    why = ", out of memory perhaps" if code == -signal.SIGKILL else ""
+    crash = code is not None and -code in CRASHES
+    hint = f"; a decoder crashed: find the file with --workers 1 among those of {task}" if crash else ""
     return BuildError(
-        f"worker process {process.pid} {how}, out of memory perhaps; finished shards are kept: the same "
-        "command goes on from there"
+        f"worker process {process.pid} {how} while it worked on {task}{why}{hint}; finished shards are kept:"
+        " the same command goes on from there"
     )
 
 
@@ -152,6 +157,11 @@ def _serve(connection: Connection, do: Callable[[Any], Any], parent: int) -> Non
             answer = ("OSError", (error.errno, _text(error)) if error.errno else (str(error),))
         except ValueError as error:
             answer = ("BuildError", (str(error),))
+        except MemoryError as error:
+            answer = ("BuildError", (f"{task}: memory does not suffice ({error}); give fewer --workers",))
+        except Exception as error:  # without this the worker would end, and its death name no reason
+            trace = "".join(traceback.format_exception(error))
+            answer = ("BuildError", (f"{task}: a fault of this program; please report it:\n{trace}",))
         connection.send(answer)
 
 

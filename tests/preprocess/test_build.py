@@ -204,6 +204,11 @@ def test_refused_inputs_are_all_listed_and_nothing_is_published(make_root, tmp_p
     (root / "images/validation/lonely.jpg").write_bytes(b"x")
     assert main(words(root, out)) == 2
     told = capsys.readouterr().err
+    assert "1 input was refused (--allow-rejects is 0), so nothing was built" in told
+    assert "images/validation/lonely.jpg: image without a label map" in told
+    assert not list(out.rglob("*.tar"))
+    assert main(words(root, out, "--allow-rejects", "1")) == 2
+    told = capsys.readouterr().err
     assert "3 inputs were refused" in told
     assert "images/training/training_0000.jpg: the image file is empty" in told
     assert "images/validation/validation_0000.jpg: label values out of range: 9" in told
@@ -237,7 +242,7 @@ def test_every_kind_of_bad_file_is_named_in_one_build(make_root, tmp_path, capsy
     Image.new("RGB", (30, 24)).save(labels / "training_0005.png")
     Image.new("L", (30, 23)).save(labels / "training_0006.png")
     (images / "training_0007.png").write_bytes(png)
-    assert main(words(root, tmp_path / "out")) == 2
+    assert main(words(root, tmp_path / "out", "--allow-rejects", "2")) == 2
     told = capsys.readouterr().err
     for number, words_of in {
         1: "JPEG does not decode cleanly (Premature end of JPEG file)",
@@ -277,7 +282,9 @@ def test_removing_a_refused_file_needs_no_shard_again(built, tmp_path, capsys, m
     lonely, out = root / "images/training/lonely.jpg", tmp_path / "mended"
     lonely.write_bytes(b"x")
     assert main(words(root, out)) == 2
+    assert not list(out.rglob("*.tar"))
     assert "lonely.jpg: image without a label map" in capsys.readouterr().err
+    assert main(words(root, out, "--part", "0/1")) == 0  # the limit of parts is that of finish
     lonely.unlink()
     monkeypatch.setattr(shard_task, "_write", None)
     assert main(words(root, out)) == 0

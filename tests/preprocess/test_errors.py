@@ -1,8 +1,7 @@
-from maskshards.preprocess.errors import Reject, reject_table
+from maskshards.preprocess.errors import Reject, printable
 
 
-def test_every_refused_input_is_a_line():
-    rejects = tuple(Reject(f"images/{number}.jpg", "CMYK JPEG") for number in range(500))
-    assert reject_table(rejects).splitlines() == [
-        f"  images/{number}.jpg: CMYK JPEG" for number in range(500)
-    ]
+def test_what_a_terminal_would_obey_is_escaped():
+    assert printable("\x1b[2Ja\nb\u202e\udcff\x9b日本 😀") == "\\x1b[2Ja\\nb\\u202e\\udcff\\x9b日本 😀"
+    assert printable("a\n\tb", kept="\n") == "a\n\\tb"
+    assert str(Reject("\x1b]0;x\x07.jpg", "two\nlines")) == "\\x1b]0;x\\x07.jpg: two\\nlines"

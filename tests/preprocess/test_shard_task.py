@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import struct
 
 import pytest
 
@@ -11,7 +13,7 @@ from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.shard_task import ShardTask, build_shard
 from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.shards.format.record import from_members
-from maskshards.shards.format.tar import read_members
+from maskshards.shards.format.tar import TarWriter, read_members
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def test_a_shard_that_lost_samples_is_tried_again(task):
 def test_a_disk_that_returns_other_bytes_is_noticed(task, monkeypatch):
     real = shard_task._write
 
-    def write(task, items, stamps, path):
-        done = real(task, items, stamps, path)
+    def write(task, samples, path):
+        done = real(task, samples, path)
         data = bytearray(path.read_bytes())
         data[600] ^= 1
         path.write_bytes(data)
@@ -73,3 +75,61 @@ def test_a_disk_that_returns_other_bytes_is_noticed(task, monkeypatch):
     with pytest.raises(BuildError, match="on reading back"):
         build_shard(task)
     assert task.destination.names() == ()
+
+
+def failing(real, error):
+    """`read_record` that fails on the second sample."""
+
+    def read(source, item, stamp, policy):
+        if item.key == "training_0001":
+            raise error
+        return real(source, item, stamp, policy)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("odd"), struct.error("odd"), TypeError("odd"), OSError("odd"), KeyError("odd")],
+)
+def test_whatever_a_decoder_raises_refuses_one_sample(task, monkeypatch, error):
+    monkeypatch.setattr(shard_task, "read_record", failing(shard_task.read_record, error))
+    assert build_shard(task).rejects == 1
+    (reject,) = read_journal(task.destination, task.shard_name).rejects
+    assert reject.name == "images/training/training_0001.jpg"
+    assert f"it cannot be read ({type(error).__name__}: " in reject.reason
+    assert "odd" in reject.reason
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError(), TimeoutError()])
+def test_what_says_nothing_of_the_sample_ends_the_build_and_names_it(task, monkeypatch, error):
+    monkeypatch.setattr(shard_task, "read_record", failing(shard_task.read_record, error))
+    with pytest.raises(BuildError, match=r"images/training/training_0001\.jpg.*the same command goes on"):
+        build_shard(task)
+    assert task.destination.names() == ()
+
+
+def test_a_destination_that_fails_is_no_fault_of_a_sample(task, monkeypatch):
+    def full(writer, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TarWriter, "_write", full)
+    with pytest.raises(OSError, match=r"training-00000\.tar cannot be written: No space left"):
+        build_shard(task)
+
+
+def test_facts_that_are_no_json_refuse_the_sample_before_a_byte_is_written(task):
+    class Odd(FolderSource):
+        def facts(self, item):
+            return {"score": float("nan")} if "0001" in item.key else {}
+
+    fields = {field.name: getattr(task.source, field.name) for field in dataclasses.fields(task.source)}
+    outcome = build_shard(dataclasses.replace(task, source=Odd(**fields)))
+    assert (outcome.rejects, outcome.planned) == (1, 3)
+
+
+def test_a_name_that_cannot_be_a_key_is_refused(task):
+    outcome = build_shard(dataclasses.replace(task, names=("a//b.jpg", *task.names)))
+    assert (outcome.rejects, outcome.planned) == (1, 4)
+    (reject,) = read_journal(task.destination, task.shard_name).rejects
+    assert "empty part between slashes" in reject.reason

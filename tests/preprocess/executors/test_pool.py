@@ -21,6 +21,14 @@ def object_to(number):
     raise ValueError(f"{number} is not acceptable")
 
 
+def divide(number):
+    return 1 // number
+
+
+def crash(number):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def die(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -55,8 +63,15 @@ def test_errors_keep_their_kind_and_text():
 
 
 def test_a_worker_that_is_killed_is_noticed():
-    with pytest.raises(BuildError, match=r"was killed by signal 9.*goes on from there"):
-        list(run_tasks(die, range(4), 2))
+    with pytest.raises(BuildError, match=r"signal 9 while it worked on 7, out of memory.*goes on from there"):
+        list(run_tasks(die, [7], 2))
+    with pytest.raises(BuildError, match=r"signal 11 while it worked on 7; a decoder.*among those of 7"):
+        list(run_tasks(crash, [7], 2))
+
+
+def test_a_fault_of_the_program_is_told_with_its_place():
+    with pytest.raises(BuildError, match=r"(?s)0: a fault of this program.*ZeroDivisionError"):
+        list(run_tasks(divide, [0], 2))
 
 
 def test_leaving_early_stops_the_workers():
