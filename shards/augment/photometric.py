@@ -4,8 +4,9 @@ In order: brightness, contrast (if its coin says early), saturation, hue, contra
 probability 1/2, each clipped and brought back to whole levels, as code that works on 8-bit images does. The
 presets differ in strength and in what "brightness", "contrast" and "saturation" mean:
 
-* "reference": +-32 levels, contrast about black, saturation in HSV, hue anywhere on the circle (DINOv3's
-  segmentation recipe); "mmseg": the same with hue +-18 of 180 steps (MMSegmentation, after SSD).
+* "reference": +-32 levels, contrast about black, saturation a blend with grey, hue anywhere on the circle
+  (DINOv3's segmentation recipe, whose saturation and hue are torchvision's).
+* "mmseg": the same with saturation in HSV and hue +-18 of 180 steps (MMSegmentation, after SSD).
 * "eomt": brightness a factor, contrast about the crop's mean grey, saturation a blend with grey, hue +-0.05
   turns (EoMT; there the mean is taken over the whole image, before it is cropped).
 * "none": nothing.
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from maskshards.shards.augment.windows import stretches
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+GREY = (0.2989, 0.587, 0.114)  # luma as torchvision weighs it: a grey pixel's is just below its level
 COLOUR_NUMBERS = 9  # uniforms that one sample's distortion takes
 
 
@@ -38,13 +39,14 @@ class Photometric:
     contrast: tuple[float, float]  # factor
     saturation: tuple[float, float]  # factor
     hue: float  # half width, in turns of the colour circle
-    in_hsv: bool  # additive brightness, contrast about black, saturation in HSV; else blends with grey
+    additive: bool  # brightness adds levels, contrast is about black; else a factor, and about the mean grey
+    hsv_saturation: bool  # scales S of HSV; else blends with grey
 
 
 PRESETS: dict[str, Photometric | None] = {
-    "reference": Photometric(32, (0.5, 1.5), (0.5, 1.5), 0.5, in_hsv=True),
-    "mmseg": Photometric(32, (0.5, 1.5), (0.5, 1.5), 18 / 180, in_hsv=True),
-    "eomt": Photometric(0.125, (0.5, 1.5), (0.5, 1.5), 0.05, in_hsv=False),
+    "reference": Photometric(32, (0.5, 1.5), (0.5, 1.5), 0.5, additive=True, hsv_saturation=False),
+    "mmseg": Photometric(32, (0.5, 1.5), (0.5, 1.5), 18 / 180, additive=True, hsv_saturation=True),
+    "eomt": Photometric(0.125, (0.5, 1.5), (0.5, 1.5), 0.05, additive=False, hsv_saturation=False),
     "none": None,
 }
 
@@ -78,7 +80,7 @@ def draw_colour(uniform: NDArray[np.float64], preset: Photometric) -> ColourDraw
     def between(step: int, low: float, high: float, neutral: float) -> NDArray[np.float32]:
         return np.where(coins[:, step], low + (high - low) * amounts[:, step], neutral).astype(np.float32)
 
-    centre = 0.0 if preset.in_hsv else 1.0
+    centre = 0.0 if preset.additive else 1.0
     return ColourDraws(
         brightness=between(0, centre - preset.brightness, centre + preset.brightness, centre),
         contrast=between(1, *preset.contrast, 1.0),
@@ -97,11 +99,11 @@ def distort(images: Tensor, table: Tensor, draws: ColourDraws, preset: Photometr
     """
     early = draws.contrast_early
     moved = draws.contrast != 1
-    brightness, contrast = (_add, _scale) if preset.in_hsv else (_scale, _scale_about_grey)
+    brightness, contrast = (_add, _scale) if preset.additive else (_scale, _scale_about_grey)
     steps: list[tuple[Callable[..., None], NDArray[np.bool_]]] = [
-        (brightness, draws.brightness != (0 if preset.in_hsv else 1)),
+        (brightness, draws.brightness != (0 if preset.additive else 1)),
         (contrast, moved & early),
-        (_saturate_hsv if preset.in_hsv else _saturate_grey, draws.saturation != 1),
+        (_saturate_hsv if preset.hsv_saturation else _saturate_grey, draws.saturation != 1),
         (_rotate_hue, draws.hue != 0),
         (contrast, moved & ~early),
     ]
@@ -119,9 +121,9 @@ def _scale(images: Tensor, factor: Tensor, inside: Tensor) -> None:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(B, 1, H, W) luma, not rounded."""
+    """(B, 1, H, W) luma in whole levels, cut off as code that works on 8-bit images does."""
     red, green, blue = images.split(1, dim=1)
-    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).floor_()
 
 
 def _scale_about_grey(images: Tensor, factor: Tensor, inside: Tensor) -> None:
@@ -130,12 +132,13 @@ def _scale_about_grey(images: Tensor, factor: Tensor, inside: Tensor) -> None:
     columns = torch.arange(width, device=images.device) < inside[:, 1:]
     mask = (rows[:, :, None] & columns[:, None, :])[:, None]
     mean = (_grey(images) * mask).sum((2, 3), keepdim=True) / inside.prod(1)[:, None, None, None]
-    images.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 255).round_()
+    images.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 255).floor_()
 
 
 def _saturate_grey(images: Tensor, factor: Tensor, inside: Tensor) -> None:
+    """Blend with grey by `factor`: 0 is grey, 1 the image, more than 1 goes beyond it."""
     grey = _grey(images)
-    images.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255).round_()
+    images.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255).floor_()
 
 
 def _value_and_chroma(channels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

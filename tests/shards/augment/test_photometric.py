@@ -16,8 +16,8 @@ NEUTRAL_ADD = ColourDraws(
 )
 
 
-def with_values(count=1, in_hsv=True, **values):
-    draws = replace(NEUTRAL_ADD, brightness=np.full(1, 0 if in_hsv else 1, np.float32))
+def with_values(count=1, additive=True, **values):
+    draws = replace(NEUTRAL_ADD, brightness=np.full(1, 0 if additive else 1, np.float32))
     draws = replace(
         draws,
         **{name: np.array([value]).astype(getattr(draws, name).dtype) for name, value in values.items()},
@@ -37,8 +37,24 @@ def whole(value):
     return np.clip(value, 0, 255).astype(np.uint8).astype(np.float32)  # as 8-bit code does: clip, then cut
 
 
-def twin_hsv(pixel, draws, i):
-    """mmseg-like steps on one pixel (three whole levels)."""
+def grey_levels(image):
+    """torchvision's grey of a uint8 image in integers: floor(0.2989 R + 0.587 G + 0.114 B), (..., 1)."""
+    return (image.astype(np.int64) @ np.array([2989, 5870, 1140]) // 10_000)[..., None]
+
+
+def adjust_saturation(image, factor):
+    """torchvision's operator of that name on uint8: a blend with the floored grey, clipped and floored."""
+    return np.floor(np.clip(image.astype(float) * factor + grey_levels(image) * (1 - factor), 0, 255))
+
+
+def rotated(pixel, turns):
+    """One pixel of whole levels with its hue turned, by colorsys."""
+    h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
+    return np.round(255 * np.array(colorsys.hsv_to_rgb((h + turns) % 1, s, v)))
+
+
+def twin_additive(pixel, draws, i, hsv_saturation):
+    """The steps of "reference" and "mmseg" on one pixel (three whole levels)."""
 
     def contrast(p):
         return whole(np.float32(p) * draws.contrast[i])
@@ -46,22 +62,29 @@ def twin_hsv(pixel, draws, i):
     pixel = whole(np.float32(pixel) + draws.brightness[i])
     if draws.contrast_early[i]:
         pixel = contrast(pixel)
-    h, s, v = colorsys.rgb_to_hsv(*(pixel.astype(float) / 255))
-    pixel = np.round(255 * np.array(colorsys.hsv_to_rgb(h, min(1.0, s * float(draws.saturation[i])), v)))
-    h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
-    pixel = np.round(255 * np.array(colorsys.hsv_to_rgb((h + float(draws.hue[i])) % 1, s, v)))
+    factor = float(draws.saturation[i])
+    if hsv_saturation:
+        h, s, v = colorsys.rgb_to_hsv(*(pixel.astype(float) / 255))
+        pixel = np.round(255 * np.array(colorsys.hsv_to_rgb(h, min(1.0, s * factor), v)))
+    elif factor != 1:
+        pixel = adjust_saturation(pixel, factor)
+    if draws.hue[i] != 0:
+        pixel = rotated(pixel, float(draws.hue[i]))
     return pixel if draws.contrast_early[i] else contrast(pixel)
 
 
-@pytest.mark.parametrize("name", ["reference", "mmseg"])
-def test_hsv_presets_equal_the_slow_twin(name):
+@pytest.mark.parametrize(("name", "hsv_saturation"), [("reference", False), ("mmseg", True)])
+def test_additive_presets_equal_the_slow_twin(name, hsv_saturation):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (24, 6, 7, 3)).astype(np.float32)
     images[:, 0] = images[:, 0, :, :1]  # greys
     images[:, 1, :, 1] = images[:, 1, :, 0]  # two channels tie
     draws = draw_colour(random.random((24, COLOUR_NUMBERS)), PRESETS[name])
     expected = np.array(
-        [[[twin_hsv(p, draws, i) for p in row] for row in image] for i, image in enumerate(images)]
+        [
+            [[twin_additive(p, draws, i, hsv_saturation) for p in row] for row in image]
+            for i, image in enumerate(images)
+        ]
     )
     got = run(images, draws, PRESETS[name])
     difference = np.abs(got - expected)
@@ -69,6 +92,36 @@ def test_hsv_presets_equal_the_slow_twin(name):
     # widen it.
     assert difference.max() <= 2
     assert (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["reference", "eomt"])
+@pytest.mark.parametrize(
+    ("factor", "differing"),  # share of values that may be a level off
+    [
+        *[(quarter / 4, 0.0) for quarter in range(9)],  # float32 is exact in quarters
+        *[(tenth / 10, 0.12) for tenth in range(5, 16)],  # whole in theory: float32 goes either way
+        *[(factor, 0.01) for factor in (0.51234, 0.61234, 0.97531, 1.1357, 1.3377, 1.4999)],
+    ],
+)
+def test_saturation_is_the_blend_of_the_published_transforms(name, factor, differing):
+    random = np.random.default_rng(5)
+    image = random.integers(0, 256, (1, 64, 64, 3)).astype(np.float32)
+    image[0, :4] = image[0, :4, :, :1]  # greys, whose luma is floored to the level below
+    preset = PRESETS[name]
+    got = run(image, with_values(additive=preset.additive, saturation=factor), preset)
+    difference = np.abs(got - adjust_saturation(image, factor))
+    assert difference.max() <= (1 if differing else 0)
+    assert (difference > 0).mean() <= differing
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 0.8, 1.25, 1.5])
+def test_saturation_of_mmseg_scales_s_of_hsv(factor):
+    image = np.random.default_rng(6).integers(0, 256, (1, 16, 16, 3)).astype(np.float32)
+    got = run(image, with_values(saturation=factor), PRESETS["mmseg"])
+    for y, x in np.ndindex(16, 16):
+        h, s, v = colorsys.rgb_to_hsv(*(image[0, y, x].astype(float) / 255))
+        expected = 255 * np.array(colorsys.hsv_to_rgb(h, min(1.0, s * factor), v))
+        assert np.abs(got[0, y, x] - expected).max() <= 0.501
 
 
 def test_eomt_preset_equals_the_slow_twin():
@@ -82,17 +135,14 @@ def test_eomt_preset_equals_the_slow_twin():
         steps = ["saturate", "hue"]
         steps.insert(0 if draws.contrast_early[i] else 2, "contrast")
         for step in steps:
-            grey = image @ [0.299, 0.587, 0.114]
             if step == "hue":
-                for y, x in np.ndindex(height, width):
-                    h, s, v = colorsys.rgb_to_hsv(*(image[y, x] / 255))
-                    image[y, x] = np.round(
-                        255 * np.array(colorsys.hsv_to_rgb((h + float(draws.hue[i])) % 1, s, v))
-                    )
-                continue
-            factor = float(draws.contrast[i] if step == "contrast" else draws.saturation[i])
-            other = grey.mean() if step == "contrast" else grey[..., None]
-            image = np.round(np.clip(image * factor + other * (1 - factor), 0, 255))
+                for y, x in np.ndindex(height, width) if draws.hue[i] != 0 else ():
+                    image[y, x] = rotated(image[y, x], float(draws.hue[i]))
+            elif step == "saturate":
+                image = adjust_saturation(image, float(draws.saturation[i]))
+            else:  # adjust_contrast: about the mean of the floored grey
+                factor = float(draws.contrast[i])
+                image = np.floor(np.clip(image * factor + grey_levels(image).mean() * (1 - factor), 0, 255))
         assert np.abs(got[i, :height, :width] - image).max() <= 2
         assert (got[i, :height, :width] != image).mean() < 0.05
 
@@ -103,23 +153,27 @@ def test_known_colours():
     np.testing.assert_array_equal(run(red, with_values(hue=1 / 3), preset)[0, 0, 0], (0, 255, 0))
     np.testing.assert_array_equal(run(red, with_values(hue=-1 / 3), preset)[0, 0, 0], (0, 0, 255))
     np.testing.assert_array_equal(run(red, with_values(hue=0.5), preset)[0, 0, 0], (0, 255, 255))
-    np.testing.assert_array_equal(run(red, with_values(saturation=0.5), preset)[0, 0, 0], (255, 128, 128))
+    # The grey of full red is 76: halves of both, cut off.
+    np.testing.assert_array_equal(run(red, with_values(saturation=0.5), preset)[0, 0, 0], (165, 38, 38))
+    hsv = run(red, with_values(saturation=0.5), PRESETS["mmseg"])
+    np.testing.assert_array_equal(hsv[0, 0, 0], (255, 128, 128))
     np.testing.assert_array_equal(run(red, with_values(brightness=-10.5), preset)[0, 0, 0], (244, 0, 0))
     np.testing.assert_array_equal(run(red, with_values(contrast=0.5), preset)[0, 0, 0], (127, 0, 0))
     over = np.full((1, 1, 1, 3), (200, 100, 100), np.float32)
     # S = 1/2 times 3 stops at 1: the full red of the same value, not beyond.
-    np.testing.assert_array_equal(run(over, with_values(saturation=3.0), preset)[0, 0, 0], (200, 0, 0))
+    beyond = run(over, with_values(saturation=3.0), PRESETS["mmseg"])
+    np.testing.assert_array_equal(beyond[0, 0, 0], (200, 0, 0))
 
 
-@pytest.mark.parametrize("name", ["reference", "eomt"])
+@pytest.mark.parametrize("name", ["reference", "mmseg", "eomt"])
 def test_neutral_parameters_change_nothing_even_where_the_step_runs(name):
     preset = PRESETS[name]
     levels = np.arange(256, dtype=np.float32)
     images = np.random.default_rng(2).permuted(np.tile(levels, (2, 6, 3, 1)), axis=-1).transpose(0, 1, 3, 2)
-    neutral = with_values(2, in_hsv=preset.in_hsv)
+    neutral = with_values(2, additive=preset.additive)
     table = torch.from_numpy(neutral.table())
     # Tell every step that it is wanted: as on a GPU, where one sample's coin makes the step run for all.
-    pretend = with_values(2, in_hsv=preset.in_hsv, brightness=9, contrast=9, saturation=9, hue=9)
+    pretend = with_values(2, additive=preset.additive, brightness=9, contrast=9, saturation=9, hue=9)
     for early in (True, False):
         tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         before = tensor.clone()
