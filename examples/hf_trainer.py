@@ -7,8 +7,8 @@ import webdataset as wds
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from examples.plain_pytorch import IGNORED, class_ids
 from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
+from maskshards.shards.augment.targets import class_map
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import World
 
@@ -25,7 +25,7 @@ class ShardTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = inputs["batch"].to(self.args.device)
         crops = crop(batch, draw_crops(batch, seed=0, settings=SETTINGS), SETTINGS)
-        return F.cross_entropy(model(crops.images), class_ids(crops), ignore_index=IGNORED)
+        return F.cross_entropy(model(crops.images), class_map(crops), ignore_index=255)
 
 
 def train(split, steps=20, num_classes=150, output_dir="runs/hf_trainer"):

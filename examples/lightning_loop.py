@@ -6,8 +6,8 @@ import lightning
 import torch
 from torch.nn.functional import cross_entropy
 
-from examples.plain_pytorch import IGNORED, class_ids
 from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
+from maskshards.shards.augment.targets import class_map
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import World
 
@@ -25,7 +25,7 @@ class Segmenter(lightning.LightningModule):
 
     def training_step(self, batch, _):
         crops = crop(batch.to(self.device), draw_crops(batch, seed=0, settings=SETTINGS), SETTINGS)
-        return cross_entropy(self.head(crops.images), class_ids(crops), ignore_index=IGNORED)
+        return cross_entropy(self.head(crops.images), class_map(crops), ignore_index=255)
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)

@@ -6,15 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
+from maskshards.shards.augment.targets import class_map
 from maskshards.shards.loading.loader import Loader
-
-IGNORED = -1
-
-
-def class_ids(crops):
-    """(B, H, W) int64 class ids of a CropBatch, IGNORED where no class is."""
-    table = F.pad(crops.labels, (0, 256 - crops.labels.shape[1]), value=IGNORED)
-    return table.gather(1, crops.label_map.long().flatten(1)).view(crops.label_map.shape)
 
 
 def train(split, steps=100):
@@ -26,7 +19,7 @@ def train(split, steps=100):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for batch in loader:
             crops = crop(batch.to(device), draw_crops(batch, seed=0, settings=settings), settings)
-            loss = F.cross_entropy(model(crops.images), class_ids(crops), ignore_index=IGNORED)
+            loss = F.cross_entropy(model(crops.images), class_map(crops), ignore_index=255)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

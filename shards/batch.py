@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-VOID = 255  # CropBatch.label_map where a pixel belongs to no class; so an image has at most 254 classes
+VOID = 255  # CropBatch.owner_map where a pixel belongs to no class; so an image has at most 254 classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,16 @@ class EncodedBatch:
 
 @dataclass(frozen=True, slots=True)
 class CropBatch:
-    """B crops of one size, ready for the model; all tensors on one device."""
+    """B crops of one size, ready for the model; all tensors on one device.
+
+    `owner_map` does not hold class ids: `maskshards.shards.augment.targets` makes those, masks or boxes of
+    it. It is int16, which takes part in indexing and comparisons but which torch's cross entropy refuses,
+    whatever its shape; uint8 and int64 would train on numbers that mean another class in each image.
+    """
 
     images: Tensor  # (B, 3, S_h, S_w) float32, normalised; 0 where the crop reaches beyond the image
-    label_map: Tensor  # (B, S_h, S_w) uint8: index into the image's own labels, or VOID
+    owner_map: Tensor  # (B, S_h, S_w) int16: index into the image's own labels, or VOID
     labels: Tensor  # (B, K) int64: class ids, ascending; -1 beyond an image's own count; K >= 1
     keys: tuple[str, ...]  # B
     positions: tuple[int, ...]  # B, as in RaggedBatch
+    largest_class_id: int | None = None  # in `labels`, known without asking the device; None: not known

@@ -124,8 +124,9 @@ def crop(batch: RaggedBatch, draws: CropDraws, settings: CropSettings) -> CropBa
     """One crop of every image, on the batch's device.
 
     The image is Pillow's bilinear resize of the whole image, cropped, within 2 grey levels before colour and
-    normalisation; the label map is Pillow's nearest resize of the whole map, cropped, exactly. Images smaller
-    than the crop lie at its top left; beyond them the crop is 0 after normalisation, VOID in the label map.
+    normalisation; the owner map is Pillow's nearest resize of the whole map, cropped, exactly. Images smaller
+    than the crop lie at its top left; beyond them the crop is 0 after normalisation, VOID in the owner map.
+    `maskshards.shards.augment.targets` makes class ids, masks or boxes of the owner map.
     Raises SampleError where an image has more than 254 labels.
     """
     _check_labels(batch)
@@ -134,7 +135,7 @@ def crop(batch: RaggedBatch, draws: CropDraws, settings: CropSettings) -> CropBa
     windows, labels, inner, colour = _to_device(batch, draws, plan, device)
     counts = window_counts(batch.run_ends, batch.run_owners, windows, labels.shape[1] + 1)
     rows, columns = _chosen_pixels(windows, choose(counts, settings.max_class_share), settings.crop_px)
-    label_map = _label_crops(batch, windows, rows, columns)
+    owner_map = _label_crops(batch, windows, rows, columns)
     images = _image_crops(batch, plan, windows.resized_widths, rows, columns)
     preset = PRESETS[settings.photometric]
     if preset is not None and draws.colour is not None:
@@ -145,10 +146,11 @@ def crop(batch: RaggedBatch, draws: CropDraws, settings: CropSettings) -> CropBa
         for beyond in (images[i, :, height:], images[i, :, :, width:]):
             if beyond.numel():
                 beyond.zero_()
-        for void in (label_map[i, height:], label_map[i, :, width:]):
+        for void in (owner_map[i, height:], owner_map[i, :, width:]):
             if void.numel():
                 void.fill_(VOID)
-    return CropBatch(images, label_map, labels.long(), batch.keys, batch.positions)
+    largest = max((own[-1] for own in batch.labels if own), default=-1)  # each ascends
+    return CropBatch(images, owner_map, labels.long(), batch.keys, batch.positions, largest)
 
 
 def _check_labels(batch: RaggedBatch) -> None:
@@ -229,17 +231,18 @@ def _chosen_pixels(windows: Windows, chosen: Tensor, crop_px: tuple[int, int]) -
 
 
 def _label_crops(batch: RaggedBatch, windows: Windows, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, h, w) uint8: index into the image's labels, VOID where there is no class."""
+    """(B, h, w) int16: index into the image's labels, VOID where there is no class."""
     # Owner 0 wraps round to 255, which is VOID; owner k becomes the index k - 1.
     painted = paint(batch.run_ends, batch.run_owners - 1, batch.pixels.numel() // 3)
     y = windows.rows.sources[windows.rows.starts[:, None] + rows]
     x = windows.columns.sources[windows.columns.starts[:, None] + columns]
     first = windows.pixel_starts[:, None] + y * windows.widths[:, None]
-    label_map = painted.new_empty(len(batch), rows.shape[1], columns.shape[1])
+    shape = (len(batch), rows.shape[1], columns.shape[1])
+    owner_map = torch.empty(shape, dtype=torch.int16, device=painted.device)
     for part in stretches(len(batch), painted.device):
         places = first[part, :, None] + x[part, None, :]
-        torch.index_select(painted, 0, places.view(-1), out=label_map[part].view(-1))
-    return label_map
+        owner_map[part].view(-1).copy_(painted.index_select(0, places.view(-1)))
+    return owner_map
 
 
 def _image_crops(
@@ -258,20 +261,3 @@ def _image_crops(
             else:
                 target.copy_(planes.gather(1, index))
     return crops if rows.device.type == "cpu" else crops.round_()
-
-
-def class_masks(crops: CropBatch) -> list[dict[str, Tensor]]:
-    """For each image {"masks": (N, H, W) bool, "labels": (N,) int64} of the N classes with a pixel in the
-    crop.
-
-    N may be 0. This is where the host waits for the device: N must be known to shape the result.
-    """
-    size, room = crops.label_map.shape[0], VOID + 1
-    image = torch.arange(size, device=crops.label_map.device)[:, None]
-    slot = crops.label_map.view(size, -1) + image * room
-    present = torch.bincount(slot.view(-1), minlength=size * room).view(size, room)[:, :VOID] > 0
-    result = []
-    for label_map, labels, here in zip(crops.label_map, crops.labels, present, strict=True):
-        indices = here.nonzero()[:, 0]
-        result.append({"masks": label_map == indices[:, None, None], "labels": labels[indices]})
-    return result

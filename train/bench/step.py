@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from maskshards.shards.augment.crop import CropSettings, class_masks, crop, draw_crops
+from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
+from maskshards.shards.augment.targets import class_masks
 from maskshards.shards.batch import CropBatch, RaggedBatch
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss

@@ -1,4 +1,4 @@
-"""Dense masks to label maps, for training scripts that have the former and want the matched loss for
+"""Dense masks to owner maps, for training scripts that have the former and want the matched loss for
 all layers.
 """
 
@@ -13,7 +13,7 @@ from maskshards.shards.batch import VOID, CropBatch
 
 
 class TargetError(ValueError):
-    """Masks that a label map cannot hold."""
+    """Masks that an owner map cannot hold."""
 
 
 def crops_from_masks(
@@ -41,8 +41,8 @@ def crops_from_masks(
         if bool((masks.sum(0) > 1).any()):
             raise TargetError(f"{name}: masks overlap; a pixel of a semantic label map has one class")
         index = torch.arange(len(labels), device=masks.device)[:, None, None]
-        label_map = torch.where(masks, index, 0).sum(0).masked_fill(~masks.any(0), VOID)
-        maps.append(label_map.to(torch.uint8))
+        owner_map = torch.where(masks, index, 0).sum(0).masked_fill(~masks.any(0), VOID)
+        maps.append(owner_map.to(torch.int16))
         rows.append(labels)
     device, widest = maps[0].device, max(1, *(len(row) for row in rows))
     labels = torch.full((len(rows), widest), -1, device=device)

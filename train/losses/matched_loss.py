@@ -86,8 +86,8 @@ class MatchedLoss:
         a copy of their own. Raises NonFiniteError when a matching cost is not finite, after writing
         that image and its logits into `dump_dir`, if one is given.
         """
-        with torch.autocast(crops.label_map.device.type, enabled=False):
-            device = crops.label_map.device
+        with torch.autocast(crops.owner_map.device.type, enabled=False):
+            device = crops.owner_map.device
             num_layers = len(predictions)
             keys = to_device(
                 np.stack([point_keys(seed, crops.positions, num_layers, use) for use in (MATCH, ROWS)]),
@@ -98,7 +98,7 @@ class MatchedLoss:
                 costs = matching_costs(
                     predictions, crops.labels, sampler.pair_sums(predictions), self._weights
                 )
-                copy = HostCopy(_packed(costs, labels_present(crops.label_map, crops.labels.shape[1]), carry))
+                copy = HostCopy(_packed(costs, labels_present(crops.owner_map, crops.labels.shape[1]), carry))
             host_costs, present, carried = _unpacked(copy.wait(), costs.shape)
             check_costs(host_costs, predictions, crops, dump_dir)
             rows = self._assign(host_costs, present)
@@ -107,7 +107,7 @@ class MatchedLoss:
 
     def _sampler(self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor) -> Sampler:
         num_labels = crops.labels.shape[1]
-        inputs = crops.label_map, num_labels, keys, self.settings
+        inputs = crops.owner_map, num_labels, keys, self.settings
         if self.fused and loss_kernels_fit(predictions[0].mask_logits, num_labels):
             from maskshards.train.losses.point_sums_fused import FusedSampler  # needs Triton
 
@@ -208,9 +208,9 @@ def linear_loss(
     times the number of ranks, so that the average over ranks is what one process would have.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        size = crops.label_map.shape[1:]
+        size = crops.owner_map.shape[1:]
         full = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-        index = crops.label_map.long()
+        index = crops.owner_map.long()
         ignored = index == VOID
         own = crops.labels.gather(1, index.masked_fill(ignored, 0).flatten(1)).view_as(index)
         target = own.masked_fill(ignored, -1)

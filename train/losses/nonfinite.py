@@ -46,7 +46,7 @@ def _dump(folder: Path, layer: int, image: int, prediction: Prediction, crops: C
     path = folder / f"nonfinite-position{crops.positions[image]}-layer{layer}.safetensors"
     tensors = {
         "image": crops.images[image],
-        "label_map": crops.label_map[image],
+        "owner_map": crops.owner_map[image],
         "labels": crops.labels[image],
         "class_logits": prediction.class_logits[image],
         "mask_logits": prediction.mask_logits[image],

@@ -79,12 +79,12 @@ class Sampler(Protocol):
 class PlainSampler:
     """Points, samples and products as tensors.
 
-    label_map (B, H, W) uint8, keys (2, L, B, 2) of the matching costs and of the matched rows.
+    owner_map (B, H, W) int16, keys (2, L, B, 2) of the matching costs and of the matched rows.
     """
 
-    def __init__(self, label_map: Tensor, num_labels: int, keys: Tensor, settings: LossSettings) -> None:
+    def __init__(self, owner_map: Tensor, num_labels: int, keys: Tensor, settings: LossSettings) -> None:
         self.settings, self.keys, self.num_labels = settings, keys, num_labels
-        self.bordered = padded(label_map)
+        self.bordered = padded(owner_map)
 
     def pair_sums(self, predictions: Sequence[Prediction]) -> PairSums:
         points = random_points(self.keys[0], self.settings.num_points)

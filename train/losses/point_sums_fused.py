@@ -28,16 +28,16 @@ MAGNITUDES_AT_ONCE = 2**26  # candidates whose magnitudes are held at a time: 0.
 class FusedSampler:
     """`sampled.PlainSampler` in kernels: same points bit for bit, same sums within rounding.
 
-    label_map (B, H, W) uint8, keys (2, L, B, 2) of the matching costs and of the matched rows.
+    owner_map (B, H, W) int16, keys (2, L, B, 2) of the matching costs and of the matched rows.
     """
 
-    def __init__(self, label_map: Tensor, num_labels: int, keys: Tensor, settings: LossSettings) -> None:
+    def __init__(self, owner_map: Tensor, num_labels: int, keys: Tensor, settings: LossSettings) -> None:
         self.settings, self.keys, self.num_labels = settings, keys.contiguous(), num_labels
-        self.label_map = label_map.contiguous()
+        self.owner_map = owner_map.contiguous()
 
     def pair_sums(self, predictions: Sequence[Prediction]) -> PairSums:
         """One launch a layer, whose maps need not stand together, and one addition for all of them."""
-        device, (batch, queries) = self.label_map.device, predictions[0].mask_logits.shape[:2]
+        device, (batch, queries) = self.owner_map.device, predictions[0].mask_logits.shape[:2]
         num_shares = min(MAX_SHARES, -(-self.settings.num_points // POINTS_A_SHARE))
         labels, shares = self.num_labels, (len(predictions), num_shares, batch)
         products = torch.empty((*shares, queries, 2, labels), device=device)
@@ -64,9 +64,9 @@ class FusedSampler:
         blocks = triton.cdiv(queries, kernels.COST_QUERIES) * triton.cdiv(self.num_labels, block_labels)
         grid = (batch, blocks, num_shares)
         kernels.cost_sums[grid](
-            maps, self.label_map, keys, *outputs,
+            maps, self.owner_map, keys, *outputs,
             points, triton.cdiv(points, num_shares), self.num_labels,
-            maps.stride(0), height, width, *self.label_map.shape[1:],
+            maps.stride(0), height, width, *self.owner_map.shape[1:],
             Q=queries, VOID=VOID, IGNORE_VOID=self.settings.ignore_void,
             BLOCK_Q=kernels.COST_QUERIES, BLOCK_P=kernels.COST_POINTS,
             BLOCK_K=block_labels, **kernels.OPTIONS,
@@ -79,7 +79,7 @@ class FusedSampler:
         maps = rows.maps.contiguous()
         chosen = self._uncertain(maps.detach(), *drawn)
         sums = _RowSums.apply(
-            maps, self.label_map, images.contiguous(), wanted.contiguous(), *drawn, chosen, self.settings
+            maps, self.owner_map, images.contiguous(), wanted.contiguous(), *drawn, chosen, self.settings
         )
         return RowSums(*sums.unbind(1))
 
@@ -107,12 +107,12 @@ class _RowSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, label_map: Tensor, images: Tensor, wanted: Tensor, keys: Tensor,
+        ctx: Any, maps: Tensor, owner_map: Tensor, images: Tensor, wanted: Tensor, keys: Tensor,
         offsets: Tensor, chosen: Tensor, settings: LossSettings,
     ) -> Tensor:  # fmt: skip
         blocks = triton.cdiv(settings.num_points, kernels.BLOCK_POINTS)
         sums = torch.empty((len(maps), blocks, 5), device=maps.device)
-        inputs = (maps, label_map, images, wanted, keys, offsets, chosen)
+        inputs = (maps, owner_map, images, wanted, keys, offsets, chosen)
         ctx.settings = settings
         ctx.save_for_backward(*inputs)
         _launch_rows(kernels.row_sums, inputs, settings, (sums,))
@@ -131,11 +131,11 @@ def _launch_rows(
     kernel: Any, inputs: Sequence[Tensor], settings: LossSettings, outputs: tuple[Tensor, ...]
 ) -> None:
     """`row_sums` or `row_gradients` over all blocks of all rows."""
-    maps, label_map = inputs[:2]
+    maps, owner_map = inputs[:2]
     candidates, kept, _ = settings.point_counts
     if len(maps) == 0:
         return
     kernel[(len(maps), triton.cdiv(settings.num_points, kernels.BLOCK_POINTS))](
-        *inputs, *outputs, kept, settings.num_points, candidates, *maps.shape[1:], *label_map.shape[1:],
+        *inputs, *outputs, kept, settings.num_points, candidates, *maps.shape[1:], *owner_map.shape[1:],
         VOID=VOID, IGNORE_VOID=settings.ignore_void, BLOCK_P=kernels.BLOCK_POINTS, **kernels.OPTIONS,
     )  # fmt: skip

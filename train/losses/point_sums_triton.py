@@ -8,7 +8,7 @@ points are added up by their caller, in a set order; the gradient of the maps is
 its last bits depend on the order in which programs finish.
 
 Letters: B image, Q query, K label index of an image, R matched row, P point, N number of a point in its
-set, S share of the points. Maps are contiguous; label maps are uint8.
+set, S share of the points. Maps are contiguous; owner maps are int16.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -106,14 +106,14 @@ def _softplus(logit):
 
 @triton.jit(do_not_specialize=["num_labels"])  # it changes with every batch
 def cost_sums(
-    maps, label_map, keys, products, query_sums, label_sums,
+    maps, owner_map, keys, products, query_sums, label_sums,
     num_points, points_a_share, num_labels, image_stride, height, width, label_height, label_width,
     Q: tl.constexpr, VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One layer's sums over one share of the points, program (image, block of queries and labels, share).
 
-    maps (B, Q, h, w), images `image_stride` apart, label_map (B, H, W), keys (B, 2). Written: products
+    maps (B, Q, h, w), images `image_stride` apart, owner_map (B, H, W), keys (B, 2). Written: products
     (S, B, Q, 2, K), the sums of logit * target and of sigmoid * target; query_sums (S, B, Q, 2), softplus
     and sigmoid; label_sums (S, B, K + 1), target and, last, the points that count.
     """
@@ -123,7 +123,7 @@ def cost_sums(
     query = query_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     in_query = query < Q
     column = label_block * BLOCK_K + tl.arange(0, BLOCK_K)
-    labels = label_map + image.to(tl.int64) * label_height * label_width
+    labels = owner_map + image.to(tl.int64) * label_height * label_width
     own = image.to(tl.int64) * image_stride + query.to(tl.int64) * height * width
     with_logit = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     with_sigmoid = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
@@ -189,11 +189,11 @@ def _chosen_points(chosen, keys, offsets, row, num_chosen, num_points, num_candi
 
 @triton.jit
 def _targets(
-    label_map, images, wanted, row, x, y, height, width, in_set,
+    owner_map, images, wanted, row, x, y, height, width, in_set,
     VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
 ):  # fmt: skip
     """The row's own mask at the points, and how much each point counts."""
-    labels = label_map + tl.load(images + row) * height * width
+    labels = owner_map + tl.load(images + row) * height * width
     own_label = tl.load(wanted + row).to(tl.int32)
     weight = tl.where(in_set, 1.0, 0.0)
     if IGNORE_VOID:
@@ -203,7 +203,7 @@ def _targets(
 
 @triton.jit
 def row_sums(
-    maps, label_map, images, wanted, keys, offsets, chosen, out,
+    maps, owner_map, images, wanted, keys, offsets, chosen, out,
     num_chosen, num_points, num_candidates, height, width, label_height, label_width,
     VOID: tl.constexpr, IGNORE_VOID: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -211,7 +211,7 @@ def row_sums(
     row = tl.program_id(0).to(tl.int64)
     x, y, in_set = _chosen_points(chosen, keys, offsets, row, num_chosen, num_points, num_candidates, BLOCK_P)
     target, weight = _targets(
-        label_map, images, wanted, row, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
+        owner_map, images, wanted, row, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
     )
     logit = _logits(maps + row * height * width, x, y, height, width, in_set)
     sigmoid = tl.sigmoid(logit) * weight
@@ -241,7 +241,7 @@ def _scatter(grads, grad, x, y, height, width, in_set):
 
 @triton.jit
 def row_gradients(
-    maps, label_map, images, wanted, keys, offsets, chosen, grad_sums, grad_maps,
+    maps, owner_map, images, wanted, keys, offsets, chosen, grad_sums, grad_maps,
     num_chosen, num_points, num_candidates, height, width, label_height, label_width,
     VOID: tl.constexpr, IGNORE_VOID: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -249,7 +249,7 @@ def row_gradients(
     row = tl.program_id(0).to(tl.int64)
     x, y, in_set = _chosen_points(chosen, keys, offsets, row, num_chosen, num_points, num_candidates, BLOCK_P)
     target, weight = _targets(
-        label_map, images, wanted, row, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
+        owner_map, images, wanted, row, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
     )
     sigmoid = tl.sigmoid(_logits(maps + row * height * width, x, y, height, width, in_set))
     of_entropy, of_overlap = tl.load(grad_sums + 5 * row), tl.load(grad_sums + 5 * row + 1)

@@ -19,17 +19,17 @@ from maskshards.shards.batch import VOID
 OUTSIDE = -1  # label of what lies beyond the map: no mask and no void
 
 
-def labels_present(label_map: Tensor, num_labels: int) -> Tensor:
+def labels_present(owner_map: Tensor, num_labels: int) -> Tensor:
     """(B, K) bool: whether the crop holds a pixel of each of the image's K labels. No sync."""
-    seen = torch.zeros((label_map.shape[0], VOID + 1), dtype=torch.bool, device=label_map.device)
-    return seen.scatter_(1, label_map.flatten(1).long(), True)[:, :num_labels]
+    seen = torch.zeros((owner_map.shape[0], VOID + 1), dtype=torch.bool, device=owner_map.device)
+    return seen.scatter_(1, owner_map.flatten(1).long(), True)[:, :num_labels]
 
 
-def padded(label_map: Tensor) -> Tensor:
+def padded(owner_map: Tensor) -> Tensor:
     """(B, H + 2, W + 2) int16: the map within a border of OUTSIDE, so that every point in 0..1 has four
     neighbours.
     """
-    return F.pad(label_map.to(torch.int16), (1, 1, 1, 1), value=OUTSIDE)
+    return F.pad(owner_map.to(torch.int16), (1, 1, 1, 1), value=OUTSIDE)
 
 
 def targets_of_rows(bordered: Tensor, images: Tensor, wanted: Tensor, points: Tensor) -> Tensor:

@@ -88,11 +88,11 @@ def bad_parameters(decoder: nn.Module) -> str:
 def keep(folder: Path, step: int, seen: Seen) -> str:
     """Write the crops of a micro-step into `folder`, and say which images they are and where.
 
-    The file is safetensors: `images`, `label_map`, `labels`; all keys and positions in its metadata.
+    The file is safetensors: `images`, `owner_map`, `labels`; all keys and positions in its metadata.
     """
     crops = seen.crops
     path = folder / f"step{step}-position{crops.positions[0]}.safetensors"
-    tensors = {"images": crops.images, "label_map": crops.label_map, "labels": crops.labels}
+    tensors = {"images": crops.images, "owner_map": crops.owner_map, "labels": crops.labels}
     facts = {"keys": "\n".join(crops.keys), "positions": " ".join(map(str, crops.positions))}
     whole = {name: value.cpu().contiguous() for name, value in tensors.items()}
     try:

@@ -13,9 +13,9 @@ from PIL import Image
 
 import maskshards.shards.augment.photometric
 from maskshards.shards.augment import crop as augment
-from maskshards.shards.augment.crop import LSJ_RATIO, CropSettings, choose, class_masks, crop, draw_crops
+from maskshards.shards.augment.crop import LSJ_RATIO, CropSettings, choose, crop, draw_crops
 from maskshards.shards.augment.resize import resize_planes
-from maskshards.shards.batch import VOID, CropBatch
+from maskshards.shards.batch import VOID
 from maskshards.shards.errors import SampleError
 
 PLAIN = CropSettings(
@@ -51,7 +51,7 @@ def class_ids(crops, i):
     table = np.full(256, 65535)
     own = crops.labels[i][crops.labels[i] >= 0].numpy()
     table[: len(own)] = own
-    return table[crops.label_map[i].numpy()]
+    return table[crops.owner_map[i].numpy()]
 
 
 def check_against_oracle(images, class_maps, crops, draws, settings):
@@ -119,12 +119,12 @@ def test_padding_is_zero_after_normalisation_and_void(make_batch):
     image, class_map = np.full((20, 30, 3), 200, np.uint8), np.zeros((20, 30), int)
     settings = CropSettings(crop_px=(64, 96), image_px=20, ratio=None, photometric="none", flip_prob=1.0)
     crops = crop(*_with_draws(make_batch([image], [class_map]), settings))
-    assert torch.equal(crops.label_map[0, :20, :30], torch.zeros(20, 30, dtype=torch.uint8))
+    assert torch.equal(crops.owner_map[0, :20, :30], torch.zeros(20, 30, dtype=torch.int16))
     assert (crops.images[0, :, :20, :30] != 0).all()
     crops.images[0, :, :20, :30] = 0
-    crops.label_map[0, :20, :30] = VOID
+    crops.owner_map[0, :20, :30] = VOID
     assert (crops.images == 0).all()
-    assert (crops.label_map == VOID).all()
+    assert (crops.owner_map == VOID).all()
 
 
 def _with_draws(batch, settings, seed=0):
@@ -190,7 +190,7 @@ def test_a_sample_is_cropped_the_same_in_any_company(make_batch, random_scenes):
     for i, key in enumerate("abcde"):
         alone = crop(*_with_draws(make_batch(images[i : i + 1], class_maps[i : i + 1], keys=key), settings))
         assert torch.equal(alone.images[0], together.images[i])
-        assert torch.equal(alone.label_map[0], together.label_map[i])
+        assert torch.equal(alone.owner_map[0], together.owner_map[i])
         assert together.labels[i][: alone.labels.shape[1]].tolist() == alone.labels[0].tolist()
 
 
@@ -200,7 +200,7 @@ def test_colour_runs_on_whole_levels_before_normalisation(make_batch, random_sce
     colourful = crop(*_with_draws(batch, settings))
     plain = crop(*_with_draws(batch, replace(settings, photometric="none")))
     assert torch.equal(colourful.images, colourful.images.round())
-    assert torch.equal(colourful.label_map, plain.label_map)
+    assert torch.equal(colourful.owner_map, plain.owner_map)
     assert (colourful.images - plain.images).abs().mean() > 5
 
 
@@ -209,7 +209,7 @@ def test_fit_jitter_is_relative_to_the_crop(make_batch):
     settings = replace(PLAIN, jitter="fit", ratio=(0.5, 0.5), flip_prob=0.0)
     crops = crop(*_with_draws(make_batch([image], [class_map]), settings))
     # Fitting 20x40 into 32x48 is 24x48; half of it is 12x24.
-    shown = crops.label_map[0] != VOID
+    shown = crops.owner_map[0] != VOID
     assert shown[:12, :24].all()
     assert shown.sum() == 12 * 24
 
@@ -241,29 +241,6 @@ def test_large_scale_jitter_equals_a_slow_twin(make_batch):
         np.testing.assert_array_equal(class_ids(crop(batch, draws, settings), 0), expected)
     assert min(ratios) < 0.3
     assert max(ratios) > 1.8
-
-
-def test_class_masks_hold_the_classes_that_show(make_batch):
-    class_map = np.full((8, 8), 65535)
-    class_map[:4], class_map[4:6, :2] = 12, 140
-    nothing = np.full((8, 8), 65535)
-    batch = make_batch([np.zeros((8, 8, 3), np.uint8)] * 2, [class_map, nothing])
-    settings = replace(PLAIN, crop_px=(8, 8), image_px=8, ratio=None, flip_prob=0.0)
-    seen, empty = class_masks(crop(*_with_draws(batch, settings)))
-    assert seen["labels"].tolist() == [12, 140]
-    np.testing.assert_array_equal(seen["masks"].numpy(), [class_map == 12, class_map == 140])
-    assert empty["masks"].shape == (0, 8, 8)
-    assert empty["labels"].shape == (0,)
-    assert seen["masks"].dtype == torch.bool
-    assert seen["labels"].dtype == torch.int64
-
-
-def test_class_masks_leave_out_classes_without_a_pixel():
-    label_map = torch.tensor([[[0, 2], [VOID, 2]]], dtype=torch.uint8)
-    crops = CropBatch(torch.zeros(1, 3, 2, 2), label_map, torch.tensor([[4, 5, 6]]), ("k",), (0,))
-    masks = class_masks(crops)[0]
-    assert masks["labels"].tolist() == [4, 6]
-    assert masks["masks"].tolist() == [[[True, False], [False, False]], [[False, True], [False, True]]]
 
 
 def test_254_classes_fit_and_255_are_refused(make_batch):
@@ -322,8 +299,8 @@ def test_no_number_is_asked_of_the_device(make_batch, random_scenes, photometric
     crops = crop(batch.to("meta"), draw_crops(batch, 0, settings), settings)
     assert crops.images.shape == (4, 3, 64, 96)
     assert crops.images.dtype == torch.float32
-    assert crops.label_map.shape == (4, 64, 96)
-    assert crops.label_map.dtype == torch.uint8
+    assert crops.owner_map.shape == (4, 64, 96)
+    assert crops.owner_map.dtype == torch.int16
 
 
 @pytest.mark.parametrize("photometric", ["none", "reference", "mmseg", "eomt"])
@@ -337,7 +314,7 @@ def test_working_on_whole_batches_as_a_gpu_does_gives_the_same(
     for module in (augment, maskshards.shards.augment.photometric):
         monkeypatch.setattr(module, "stretches", lambda size, device, active=None: [slice(0, size)])
     got = crop(batch, draws, settings)
-    assert torch.equal(got.label_map, expected.label_map)
+    assert torch.equal(got.owner_map, expected.owner_map)
     assert torch.equal(got.images, expected.images)
     monkeypatch.setattr(
         augment, "resize_planes", lambda image, *size: resize_planes(image.float(), *size).round()
@@ -375,7 +352,7 @@ def test_cuda_equals_cpu_and_never_waits(make_batch, random_scenes):
         got = crop(on_device, draws, settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(got.label_map.cpu(), expected.label_map)
+    assert torch.equal(got.owner_map.cpu(), expected.owner_map)
     assert torch.equal(got.labels.cpu(), expected.labels)
     plain = replace(settings, photometric="none", mean=(0.0,) * 3, std=(1.0,) * 3)
     difference = (crop(on_device, draws, plain).images.cpu() - crop(batch, draws, plain).images).abs()

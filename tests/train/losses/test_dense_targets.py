@@ -7,9 +7,9 @@ from maskshards.shards.batch import VOID
 from maskshards.train.losses.dense_targets import TargetError, crops_from_masks
 
 
-def target(label_map: torch.Tensor, labels: list[int]) -> dict[str, torch.Tensor]:
+def target(owner_map: torch.Tensor, labels: list[int]) -> dict[str, torch.Tensor]:
     masks = (
-        torch.stack([label_map == label for label in labels]) if labels else torch.zeros(0, *label_map.shape)
+        torch.stack([owner_map == label for label in labels]) if labels else torch.zeros(0, *owner_map.shape)
     )
     return {"masks": masks, "labels": torch.tensor(labels)}
 
@@ -23,17 +23,17 @@ def test_masks_come_back_by_label() -> None:
     crops = crops_from_masks(targets, [8, 9])
     assert crops.labels.tolist() == [[0, 2, 3, 5], [2, -1, -1, -1]]
     assert crops.positions == (8, 9)
-    assert crops.label_map.dtype == torch.uint8
+    assert crops.owner_map.dtype == torch.int16
     for image in range(2):
         for mask, label in zip(targets[image]["masks"], targets[image]["labels"], strict=True):
             index = crops.labels[image].tolist().index(int(label))
-            assert torch.equal(crops.label_map[image] == index, mask)
-    assert torch.equal(crops.label_map[0] == VOID, (maps[0] == 1) | (maps[0] == 4))
+            assert torch.equal(crops.owner_map[image] == index, mask)
+    assert torch.equal(crops.owner_map[0] == VOID, (maps[0] == 1) | (maps[0] == 4))
 
 
 def test_images_without_masks_are_void() -> None:
     crops = crops_from_masks([target(torch.zeros(4, 4), [])], [0])
-    assert crops.label_map.eq(VOID).all()
+    assert crops.owner_map.eq(VOID).all()
     assert crops.labels.tolist() == [[-1]]
 
 

@@ -39,11 +39,11 @@ CLASSES, QUERIES, SIZE = 7, 6, 32
 SETTINGS = LossSettings(num_points=50)
 
 
-def crops_of(label_map: torch.Tensor, labels: torch.Tensor, first: int = 40) -> CropBatch:
-    batch, height, width = label_map.shape
+def crops_of(owner_map: torch.Tensor, labels: torch.Tensor, first: int = 40) -> CropBatch:
+    batch, height, width = owner_map.shape
     keys = tuple(f"scene_{i}" for i in range(batch))
     positions = tuple(range(first, first + batch))
-    return CropBatch(torch.zeros(batch, 3, height, width), label_map, labels, keys, positions)
+    return CropBatch(torch.zeros(batch, 3, height, width), owner_map, labels, keys, positions)
 
 
 def make_crops(present: list[list[int]], void: bool = True, first: int = 40) -> CropBatch:
@@ -55,7 +55,7 @@ def make_crops(present: list[list[int]], void: bool = True, first: int = 40) -> 
         blocks = choice[torch.randint(len(choice), (8, 8), generator=generator)]
         for place, index in enumerate(indices):
             blocks[place] = index
-        maps.append(blocks.repeat_interleave(4, 0).repeat_interleave(4, 1).to(torch.uint8))
+        maps.append(blocks.repeat_interleave(4, 0).repeat_interleave(4, 1).to(torch.int16))
     labels = torch.tensor([0, 2, 3, 6, -1]).repeat(len(present), 1)
     return crops_of(torch.stack(maps), labels, first)
 
@@ -75,10 +75,10 @@ def make_predictions(
 
 def dense_targets(crops: CropBatch) -> list[dict[str, torch.Tensor]]:
     targets = []
-    for label_map, labels in zip(crops.label_map, crops.labels, strict=True):
-        present = [k for k in range(len(labels)) if bool((label_map == k).any())]
+    for owner_map, labels in zip(crops.owner_map, crops.labels, strict=True):
+        present = [k for k in range(len(labels)) if bool((owner_map == k).any())]
         masks = (
-            torch.stack([label_map == k for k in present])
+            torch.stack([owner_map == k for k in present])
             if present
             else torch.zeros(0, SIZE, SIZE, dtype=torch.bool)
         )
@@ -210,7 +210,7 @@ def one_by_one(
     predictions: list[Prediction], crops: CropBatch, rows: slice
 ) -> tuple[list[Prediction], CropBatch]:
     some = replace(
-        crops, images=crops.images[rows], label_map=crops.label_map[rows], labels=crops.labels[rows],
+        crops, images=crops.images[rows], owner_map=crops.owner_map[rows], labels=crops.labels[rows],
         keys=crops.keys[rows], positions=crops.positions[rows],
     )  # fmt: skip
     return [Prediction(p.class_logits[rows], p.mask_logits[rows]) for p in predictions], some
@@ -246,7 +246,7 @@ rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 given = torch.load(f"{folder}/inputs.pt", weights_only=True)
 mine = slice(2 * rank, 2 * rank + 2)
-maps, labels, position = given["label_map"][mine], given["labels"][mine], given["first"] + 2 * rank
+maps, labels, position = given["owner_map"][mine], given["labels"][mine], given["first"] + 2 * rank
 crops = CropBatch(torch.zeros(2, 3, 8, 8), maps, labels, ("a", "b"), (position, position + 1))
 scale = torch.tensor(given["scale"], requires_grad=True)
 predictions = [Prediction(scale * c[mine], scale * m[mine]) for c, m in given["logits"]]
@@ -270,7 +270,7 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     crops = make_crops([[0, 1, 3], [2, 3], [1], [0, 1, 2]])
     logits = [(p.class_logits, p.mask_logits) for p in make_predictions(2, 4, requires_grad=False)]
     inputs = {
-        "label_map": crops.label_map, "labels": crops.labels, "first": crops.positions[0], "scale": 0.7,
+        "owner_map": crops.owner_map, "labels": crops.labels, "first": crops.positions[0], "scale": 0.7,
         "logits": logits, "classes": CLASSES,
     }  # fmt: skip
     torch.save(inputs, tmp_path / "inputs.pt")
@@ -309,8 +309,8 @@ def test_an_image_draws_the_same_points_in_any_batch() -> None:
 def test_ignored_pixels_count_nowhere_when_asked() -> None:
     """Void strips in which a query is badly wrong change the loss, unless void is left out."""
     crops = make_crops([[0]])
-    clean = replace(crops, label_map=torch.zeros_like(crops.label_map))
-    clean.label_map[:, :, SIZE // 2 :] = VOID
+    clean = replace(crops, owner_map=torch.zeros_like(crops.owner_map))
+    clean.owner_map[:, :, SIZE // 2 :] = VOID
     right = torch.where(torch.arange(8) < 4, 9.0, -9.0).expand(1, 1, 8, 8)
     wrong = torch.full((1, 1, 8, 8), 9.0)
     settings = replace(SETTINGS, num_points=4000, importance_sample_ratio=0.0)
@@ -380,7 +380,7 @@ def test_linear_loss_is_the_mean_over_labelled_pixels() -> None:
     full = F.interpolate(logits, (SIZE, SIZE), mode="bilinear", align_corners=False).log_softmax(1)
     losses = []
     for image, y, x in itertools.product(range(2), range(SIZE), range(SIZE)):
-        index = int(crops.label_map[image, y, x])
+        index = int(crops.owner_map[image, y, x])
         if index != VOID:
             losses.append(-full[image, crops.labels[image, index], y, x])
     assert torch.allclose(linear_loss(logits, crops), torch.stack(losses).mean(), rtol=1e-5)
@@ -389,7 +389,7 @@ def test_linear_loss_is_the_mean_over_labelled_pixels() -> None:
 def test_linear_loss_of_two_ranks_averages_to_one_process() -> None:
     """One half has few labelled pixels and one has none; sums over ranks are played as above."""
     crops = make_crops([[0, 1, 3], [2, 3], [1], [0, 1, 2]])
-    crops.label_map[2, 4:], crops.label_map[3] = VOID, VOID
+    crops.owner_map[2, 4:], crops.owner_map[3] = VOID, VOID
     logits = torch.randn(4, CLASSES, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     whole = linear_loss(logits, crops)
     halves = [(logits[rows], one_by_one([], crops, rows)[1]) for rows in (slice(0, 2), slice(2, 4))]

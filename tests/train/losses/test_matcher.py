@@ -25,17 +25,17 @@ def test_costs_equal_the_reference_for_every_layer_and_image() -> None:
         )
         for _ in range(3)
     ]
-    label_map = torch.randint(0, 3, (2, 20, 28), generator=generator).to(torch.uint8)
+    owner_map = torch.randint(0, 3, (2, 20, 28), generator=generator).to(torch.int16)
     labels = torch.tensor([[0, 3, 4], [1, 2, -1]])
     keys = torch.stack([torch.from_numpy(point_keys(1, [8, 9], 3, use)) for use in (MATCH, ROWS)])
     drawn = random_points(keys[0], 60)
-    sums = PlainSampler(label_map, 3, keys, LossSettings(num_points=60)).pair_sums(predictions)
+    sums = PlainSampler(owner_map, 3, keys, LossSettings(num_points=60)).pair_sums(predictions)
     costs = matching_costs(predictions, labels, sums, CostWeights(5.0, 4.0, 2.0))
     assert costs.shape == (3, 2, 4, 3)
     for layer, image in itertools.product(range(3), range(2)):
         points = drawn[layer, image][None]
         logits = predictions[layer].mask_logits[image][:, None]
-        masks = torch.stack([label_map[image] == k for k in range(3)])[:, None].float()
+        masks = torch.stack([owner_map[image] == k for k in range(3)])[:, None].float()
         logit = sample_point(logits, points.expand(4, -1, -1), align_corners=False).squeeze(1)
         mask = sample_point(masks, points.expand(3, -1, -1), align_corners=False).squeeze(1)
         expected = 5 * pair_wise_sigmoid_cross_entropy_loss(logit, mask) + 4 * pair_wise_dice_loss(

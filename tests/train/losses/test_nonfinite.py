@@ -19,7 +19,7 @@ def inputs() -> tuple[np.ndarray, list[Prediction], CropBatch]:
     ]
     crops = CropBatch(
         torch.zeros(2, 3, 8, 8),
-        torch.zeros(2, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 8, 8, dtype=torch.int16),
         torch.tensor([[1, 2, 3, -1]] * 2),
         ("a", "b/c"),
         (7, 8),
@@ -45,7 +45,7 @@ def test_the_first_bad_pair_is_named_and_dumped(value: float, tmp_path: Path) ->
     with safe_open(path, "pt") as dump:
         assert dump.metadata() == {"key": "b/c", "position": "8", "layer": "1"}
         assert dump.get_tensor("mask_logits").eq(1.0).all()
-        assert set(dump.keys()) == {"image", "label_map", "labels", "class_logits", "mask_logits"}
+        assert set(dump.keys()) == {"image", "owner_map", "labels", "class_logits", "mask_logits"}
 
 
 def test_without_a_folder_the_error_says_so() -> None:

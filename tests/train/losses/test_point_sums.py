@@ -38,9 +38,9 @@ def make_inputs(dtype: torch.dtype = torch.float32) -> tuple[list[Prediction], t
         for _ in range(LAYERS)
     ]
     choice = torch.tensor([*range(LABELS), VOID])
-    label_map = choice[torch.randint(len(choice), (IMAGES, 10, 12), generator=generator)].to(torch.uint8)
+    owner_map = choice[torch.randint(len(choice), (IMAGES, 10, 12), generator=generator)].to(torch.int16)
     keys = [torch.from_numpy(point_keys(7, [3, 2**33], LAYERS, use)) for use in (MATCH, ROWS)]
-    return predictions, label_map, torch.stack(keys)
+    return predictions, owner_map, torch.stack(keys)
 
 
 def rows_of(predictions: list[Prediction]) -> Rows:
@@ -56,15 +56,15 @@ def rows_of(predictions: list[Prediction]) -> Rows:
 
 
 def check_pairs(
-    sums: PairSums, predictions: list[Prediction], label_map: torch.Tensor, keys: torch.Tensor,
+    sums: PairSums, predictions: list[Prediction], owner_map: torch.Tensor, keys: torch.Tensor,
     settings: LossSettings, limit: float = 1e-5,
 ) -> None:  # fmt: skip
     for layer, image in itertools.product(range(LAYERS), range(IMAGES)):
         points = random_points(keys[0, layer, image], settings.num_points)
         weight = torch.ones(settings.num_points, dtype=torch.float64)
         if settings.ignore_void:
-            weight = 1 - sample(label_map[image] == VOID, points)
-        masks = [sample(label_map[image] == k, points) for k in range(LABELS)]
+            weight = 1 - sample(owner_map[image] == VOID, points)
+        masks = [sample(owner_map[image] == k, points) for k in range(LABELS)]
         assert torch.allclose(sums.counted[layer, image].double(), weight.sum(), rtol=limit)
         for k, mask in enumerate(masks):
             assert torch.allclose(sums.target[layer, image, k].double(), mask.sum(), rtol=limit)
@@ -99,7 +99,7 @@ def expected_row(
 
 
 def check_rows(
-    sampler: PlainSampler, predictions: list[Prediction], label_map: torch.Tensor, keys: torch.Tensor,
+    sampler: PlainSampler, predictions: list[Prediction], owner_map: torch.Tensor, keys: torch.Tensor,
     settings: LossSettings, limit: float = 1e-5,
 ) -> None:  # fmt: skip
     """Sums, and the gradient of the maps through all three that have one."""
@@ -110,7 +110,7 @@ def check_rows(
     planes = rows.maps.detach().double().requires_grad_()
     expected = torch.stack(
         [
-            expected_row(plane, label_map[place[1]], keys[1, place[0], place[1]], place, settings)
+            expected_row(plane, owner_map[place[1]], keys[1, place[0], place[1]], place, settings)
             for plane, place in zip(planes, rows.place.T, strict=True)
         ]
     )
@@ -124,24 +124,24 @@ def check_rows(
 @pytest.mark.parametrize("ignore_void", [False, True])
 @pytest.mark.parametrize("num_points", [7, 40])
 def test_sums_equal_a_loop_over_dense_masks(num_points: int, ignore_void: bool) -> None:
-    predictions, label_map, keys = make_inputs()
+    predictions, owner_map, keys = make_inputs()
     settings = LossSettings(num_points=num_points, ignore_void=ignore_void)
-    sampler = PlainSampler(label_map, LABELS, keys, settings)
-    check_pairs(sampler.pair_sums(predictions), predictions, label_map, keys, settings)
-    check_rows(sampler, predictions, label_map, keys, settings)
+    sampler = PlainSampler(owner_map, LABELS, keys, settings)
+    check_pairs(sampler.pair_sums(predictions), predictions, owner_map, keys, settings)
+    check_rows(sampler, predictions, owner_map, keys, settings)
 
 
 def test_no_rows_give_no_sums() -> None:
-    _, label_map, keys = make_inputs()
+    _, owner_map, keys = make_inputs()
     place = torch.zeros((4, 0), dtype=torch.int64)
     rows = Rows(torch.zeros(0, 5, 6), place, place[0])
-    sums: RowSums = PlainSampler(label_map, LABELS, keys, LossSettings(num_points=9)).row_sums(rows)
+    sums: RowSums = PlainSampler(owner_map, LABELS, keys, LossSettings(num_points=9)).row_sums(rows)
     assert sums.entropy.shape == sums.counted.shape == (0,)
 
 
 def test_candidates_held_in_parts_give_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions, label_map, keys = make_inputs()
+    predictions, owner_map, keys = make_inputs()
     rows, settings = rows_of(predictions), LossSettings(num_points=20)
-    whole = PlainSampler(label_map, LABELS, keys, settings).row_sums(rows)
+    whole = PlainSampler(owner_map, LABELS, keys, settings).row_sums(rows)
     monkeypatch.setattr("maskshards.train.losses.point_sums.CANDIDATES_AT_ONCE", 130)  # two rows of 60
-    assert torch.equal(PlainSampler(label_map, LABELS, keys, settings).row_sums(rows).entropy, whole.entropy)
+    assert torch.equal(PlainSampler(owner_map, LABELS, keys, settings).row_sums(rows).entropy, whole.entropy)

@@ -45,21 +45,21 @@ def check(name: str, device: str, dtype: torch.dtype) -> str:
     )
 
     plain, settings = plain_tests(), CASES[name]
-    predictions, label_map, keys = plain.make_inputs(dtype)
+    predictions, owner_map, keys = plain.make_inputs(dtype)
     # as the query decoder gives them: views of one tensor in which the layers of an image stand together
     together = torch.stack([p.mask_logits for p in predictions], 1).to(device).unbind(1)
     moved = [type(p)(p.class_logits.to(device), m) for p, m in zip(predictions, together, strict=True)]
     with pytest.MonkeyPatch.context() as patch:  # several shares of the points, several parts of the rows
         patch.setattr(loss_kernels, "POINTS_A_SHARE", 16)
         patch.setattr(loss_kernels, "MAGNITUDES_AT_ONCE", 130)
-        sampler = loss_kernels.FusedSampler(label_map.to(device), plain.LABELS, keys.to(device), settings)
+        sampler = loss_kernels.FusedSampler(owner_map.to(device), plain.LABELS, keys.to(device), settings)
         sums = sampler.pair_sums(moved)
         back = type(sums)(*(getattr(sums, field).cpu() for field in sums.__dataclass_fields__))
-        plain.check_pairs(back, predictions, label_map, keys, settings, 1e-4)
+        plain.check_pairs(back, predictions, owner_map, keys, settings, 1e-4)
         limit = (
             1e-4 if dtype is torch.float32 else 1e-3
         )  # the gradient of bfloat16 maps is rounded to bfloat16
-        plain.check_rows(_Moved(sampler, device), predictions, label_map, keys, settings, limit)
+        plain.check_rows(_Moved(sampler, device), predictions, owner_map, keys, settings, limit)
     return name
 
 

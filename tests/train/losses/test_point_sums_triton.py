@@ -23,7 +23,7 @@ from triton.compiler import ASTSource, compile
 from maskshards.train.losses import point_sums_triton as fused
 
 POINTERS = {
-    "label_map": "*u8", "keys": "*i64", "images": "*i64", "wanted": "*i64", "chosen": "*i64",
+    "owner_map": "*i16", "keys": "*i64", "images": "*i64", "wanted": "*i64", "chosen": "*i64",
 }
 COUNTS = ("num_", "points_a_share", "image_stride", "height", "width", "label_height", "label_width")
 ROWS = dict(VOID=255, IGNORE_VOID=True, BLOCK_P=fused.BLOCK_POINTS)

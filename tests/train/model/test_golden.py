@@ -83,11 +83,11 @@ def gradient_norms(decoder: nn.Module) -> dict[str, float]:
 
 
 def crops_for(images: Tensor) -> CropBatch:
-    label_map = (by_formula("labels", (2, *images.shape[-2:])) * 2 + 2).to(torch.uint8)  # 0..3
-    label_map[0, :8] = VOID
-    label_map[1][label_map[1] > 1] = 1
+    owner_map = (by_formula("labels", (2, *images.shape[-2:])) * 2 + 2).to(torch.int16)  # 0..3
+    owner_map[0, :8] = VOID
+    owner_map[1][owner_map[1] > 1] = 1
     labels = torch.tensor([[0, 1, 2, 3], [1, 3, -1, -1]])
-    return CropBatch(images.float(), label_map, labels, keys=("a", "b"), positions=(0, 1))
+    return CropBatch(images.float(), owner_map, labels, keys=("a", "b"), positions=(0, 1))
 
 
 def measure(case: str) -> dict[str, object]:

@@ -42,9 +42,9 @@ def chain(*middle: nn.Module) -> nn.Sequential:
 
 def crops(keys: tuple[str, ...] = ("a", "b"), value: float = 1.0) -> CropBatch:
     size = len(keys)
-    label_map = torch.zeros(size, 4, 4, dtype=torch.uint8)
+    owner_map = torch.zeros(size, 4, 4, dtype=torch.int16)
     pixels = torch.randn(size, 3, 4, 4) * value
-    return CropBatch(pixels, label_map, torch.zeros(size, 1, dtype=torch.int64), keys, tuple(range(size)))
+    return CropBatch(pixels, owner_map, torch.zeros(size, 1, dtype=torch.int64), keys, tuple(range(size)))
 
 
 def loss_of(model: nn.Module) -> Callable[[CropBatch], Tensor]:
@@ -150,7 +150,7 @@ def test_only_the_bad_batch_of_a_step_is_blamed_and_kept_whole(tmp_path: Path) -
         assert file.metadata()["keys"] == "fog\nmud"
         assert file.get_tensor("images").shape == (2, 3, 4, 4)
         assert file.get_tensor("images").isnan().all()
-        assert set(file.keys()) == {"images", "label_map", "labels"}
+        assert set(file.keys()) == {"images", "owner_map", "labels"}
 
 
 def test_long_batches_are_cut_short_in_words_only(tmp_path: Path) -> None:

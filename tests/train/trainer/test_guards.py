@@ -28,9 +28,9 @@ class Head(nn.Module):
 def crops(keys: tuple[str, ...] = ("a", "b"), first: int = 0, value: float = 1.0) -> CropBatch:
     size = len(keys)
     images = torch.randn(size, 3, 4, 4) * value
-    label_map = torch.zeros(size, 4, 4, dtype=torch.uint8)
+    owner_map = torch.zeros(size, 4, 4, dtype=torch.int16)
     return CropBatch(
-        images, label_map, torch.zeros(size, 1, dtype=torch.int64), keys, tuple(range(first, first + size))
+        images, owner_map, torch.zeros(size, 1, dtype=torch.int64), keys, tuple(range(first, first + size))
     )
 
 
