@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskshards.shards.augment.crop import CropSettings, class_masks, crop, draw_crops
+    from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
+    from maskshards.shards.augment.targets import boxes, class_map, class_masks
     from maskshards.shards.batch import CropBatch, RaggedBatch
     from maskshards.shards.format.manifest import open_split
     from maskshards.shards.loading.loader import Loader
@@ -23,7 +24,9 @@ _HOMES = {
     "Loader": "shards.loading.loader",
     "RaggedBatch": "shards.batch",
     "World": "shards.order.order",
-    "class_masks": "shards.augment.crop",
+    "boxes": "shards.augment.targets",
+    "class_map": "shards.augment.targets",
+    "class_masks": "shards.augment.targets",
     "crop": "shards.augment.crop",
     "draw_crops": "shards.augment.crop",
     "open_split": "shards.format.manifest",
@@ -34,6 +37,8 @@ __all__ = [
     "Loader",
     "RaggedBatch",
     "World",
+    "boxes",
+    "class_map",
     "class_masks",
     "crop",
     "draw_crops",
