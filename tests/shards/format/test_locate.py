@@ -28,7 +28,7 @@ def test_opening_says_what_was_found_instead(make_split, tmp_path):
     (raw / "images/training").mkdir(parents=True)
     (raw / "objectInfo150.txt").touch()
     with pytest.raises(
-        ManifestError, match=r"preprocess build --dataset ade20k --root .*ADEChallengeData2016"
+        ManifestError, match=r"maskshards build --dataset ade20k --root .*ADEChallengeData2016"
     ):
         open_split(raw)
     with pytest.raises(ManifestError, match=r"no such folder; .*build --dataset ade20k --root .*Challenge"):

@@ -209,7 +209,7 @@ def test_importing_writer_and_manifest_loads_neither_pyarrow_nor_torch():
 
 def test_a_manifest_that_is_no_file_is_said_to_be_none(tmp_path):
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(ManifestError, match="not a regular file"):
+    with pytest.raises(ManifestError, match="expected a regular file"):
         open_split(tmp_path)
 
 

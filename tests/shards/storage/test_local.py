@@ -1,13 +1,13 @@
 """A folder as a store: exact ranges or a named error, and descriptors that are given back."""
 
 import copy
-import gc
+import errno
 import os
 
 import pytest
 
 from maskshards.shards.errors import StoreError
-from maskshards.shards.storage.local import OPEN_FILES, LocalStore
+from maskshards.shards.storage.local import LocalStore
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_missing_and_irregular_files_are_errors(folder):
     (folder / "sub").mkdir()
     with pytest.raises(StoreError, match=r"b\.tar cannot be opened: No such file"):
         LocalStore(folder).read("b.tar", 0, 1)
-    with pytest.raises(StoreError, match="not a regular file"):
+    with pytest.raises(StoreError, match="sub is a folder, expected a regular file"):
         LocalStore(folder).read("sub", 0, 1)
 
 
@@ -39,17 +39,37 @@ def test_a_file_deleted_while_open_is_still_read(folder):
         store.read("a.tar", 3, 2)
 
 
-def test_descriptors_are_bounded_and_closed(tmp_path):
-    for number in range(OPEN_FILES + 10):
-        (tmp_path / f"{number}.tar").write_bytes(b"x")
-    before = len(os.listdir("/proc/self/fd"))
-    store = LocalStore(tmp_path)
-    for number in range(OPEN_FILES + 10):
-        store.read(f"{number}.tar", 0, 1)
-    assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES
+def test_a_pipe_in_a_shards_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(StoreError, match=r"a\.tar is a pipe, expected a regular file"):
+        LocalStore(tmp_path).size("a.tar")
+
+
+def test_closing_gives_all_descriptors_back(folder):
+    before = os.listdir("/proc/self/fd")
+    store = LocalStore(folder)
+    store.read("a.tar", 0, 1)
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1
     store.close()
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_that_went_stale_is_a_named_error_and_opened_anew(folder, monkeypatch):
+    store, honest, failures = LocalStore(folder), os.pread, [errno.ESTALE]
+
+    def pread(fd, size, offset):
+        if failures:
+            raise OSError(failures.pop(), "Stale file handle")
+        return honest(fd, size, offset)
+
+    store.size("a.tar")
+    (folder / "new").write_bytes(b"anew")
+    (folder / "new").replace(folder / "a.tar")
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(StoreError, match=r"a\.tar cannot be read at byte 0: Stale file handle"):
+        store.read("a.tar", 0, 4)
+    assert store.read("a.tar", 0, 4) == b"anew"
+    store.close()
 
 
 def test_a_copy_opens_its_own_files(folder):

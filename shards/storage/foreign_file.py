@@ -1,0 +1,96 @@
+"""The one way in which a file that somebody else wrote is opened: regular, of a bounded size, without waiting.
+
+A name may lead to a pipe that nobody fills, a terminal, a device whose mere opening acts, or a file that grows
+faster than it is read. Opening with open() waits for the first and reads the last until memory is gone. Here
+the kind is asked for before and after the opening (names can be exchanged in between), and the limit holds for
+what is read, not only for what the file's entry says.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+PIECE_BYTES = 1 << 20
+FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+class ForeignFileError(OSError):
+    """A file that is no regular one, holds more bytes than may be read, or has none to give now."""
+
+
+def open_regular(path: str | Path, max_bytes: int | None = None) -> io.BufferedReader:
+    """The file, open for reading and seeking; at most `max_bytes` long, also if it grows meanwhile.
+
+    Raises FileNotFoundError, PermissionError and the like where it cannot be opened, and ForeignFileError
+    where it is of another kind or longer. Never waits for a writer.
+    """
+    descriptor, _ = open_descriptor(path, max_bytes)
+    return io.BufferedReader(_Bounded(descriptor, str(path), max_bytes))
+
+
+def open_descriptor(path: str | Path, max_bytes: int | None = None) -> tuple[int, int]:
+    """`open_regular` for who reads at offsets: (descriptor, bytes in the file). The caller closes it."""
+    _check(path, os.stat(path), max_bytes)
+    descriptor = os.open(path, FLAGS)
+    try:
+        status = os.fstat(descriptor)
+        _check(path, status, max_bytes)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor, status.st_size
+
+
+def _check(path: str | Path, status: os.stat_result, max_bytes: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "of an unknown kind")
+        raise ForeignFileError(f"{path} is {kind}, expected a regular file; name the file itself")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise _too_long(path, f"{status.st_size}", max_bytes)
+
+
+def _too_long(path: str | Path, found: str, max_bytes: int) -> ForeignFileError:
+    return ForeignFileError(f"{path} has {found} bytes, at most {max_bytes} are read; is it the right file?")
+
+
+class _Bounded(io.FileIO):
+    """A file that refuses to give more than its limit: some say that they are empty and never end."""
+
+    def __init__(self, descriptor: int, path: str, max_bytes: int | None) -> None:
+        super().__init__(descriptor, "rb")
+        self._path, self._max_bytes = path, max_bytes
+
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = super().readinto(buffer)
+        self._check(num_bytes is None)
+        return num_bytes
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            return self.readall()
+        data = super().read(size)
+        self._check(data is None)
+        return data
+
+    def readall(self) -> bytes:
+        pieces = []
+        while piece := self.read(PIECE_BYTES):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _check(self, would_wait: bool) -> None:
+        if would_wait:
+            raise ForeignFileError(f"{self._path} has no bytes to give now, expected a regular file")
+        if self._max_bytes is not None and self.tell() > self._max_bytes:
+            raise _too_long(self._path, f"{self.tell()} or more", self._max_bytes)

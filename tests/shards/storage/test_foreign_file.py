@@ -1,0 +1,100 @@
+"""Real pipes, devices, sockets and endless files: refused by their kind, at once, and never read."""
+
+import errno
+import os
+import socket
+
+import pytest
+
+from maskshards.shards.storage import foreign_file
+from maskshards.shards.storage.foreign_file import ForeignFileError, open_descriptor, open_regular
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(bytes(range(200)))
+    return path
+
+
+def test_a_regular_file_is_read_and_seeked(file):
+    with open_regular(file, 200) as opened:
+        assert opened.read() == bytes(range(200))
+        opened.seek(7)
+        assert opened.read(3) == b"\x07\x08\x09"
+        assert opened.readline() == b"\x0a"
+
+
+def test_a_link_leads_to_its_file(file, tmp_path):
+    (tmp_path / "link").symlink_to(file)
+    with open_regular(tmp_path / "link") as opened:
+        assert opened.read() == bytes(range(200))
+
+
+def test_pipes_folders_devices_and_sockets_are_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path, kind in (
+            (tmp_path / "pipe", "a pipe"),
+            (tmp_path / "folder", "a folder"),
+            (tmp_path / "socket", "a socket"),
+            ("/dev/zero", "a device"),
+        ):
+            with pytest.raises(ForeignFileError, match=f"{path} is {kind}, expected a regular file"):
+                open_regular(path, 10)
+
+
+def test_a_name_that_is_exchanged_after_the_first_look_is_seen_by_the_second(file, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    regular, before = os.stat(file), set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(foreign_file.os, "stat", lambda path: regular)
+    with pytest.raises(ForeignFileError, match="is a pipe"):
+        open_regular(tmp_path / "pipe")
+    monkeypatch.undo()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_more_bytes_than_allowed_are_refused(file):
+    with pytest.raises(ForeignFileError, match=r"a\.json has 200 bytes, at most 199 are read"):
+        open_regular(file, 199)
+
+
+def test_a_file_that_grows_while_it_is_read_is_bounded(file):
+    for read in (
+        lambda opened: opened.read(),
+        lambda opened: b"".join(iter(lambda: opened.read(50), b"")),
+        lambda opened: opened.readlines(),
+    ):
+        file.write_bytes(b"x" * 100)
+        with open_regular(file, 150) as opened:
+            with open(file, "ab") as growing:
+                growing.write(b"x" * 100)
+            with pytest.raises(ForeignFileError, match=r"200 or more bytes, at most 150"):
+                read(opened)
+
+
+def test_a_file_whose_entry_says_empty_is_bounded_as_well():
+    assert os.stat("/proc/self/maps").st_size == 0
+    with open_regular("/proc/self/maps", 100) as opened, pytest.raises(ForeignFileError, match="at most 100"):
+        opened.read()
+
+
+def test_a_missing_file_and_a_missing_right_stay_what_they_are(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "gone")
+
+    def refuse(path, flags):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "a").write_bytes(b"1")
+    monkeypatch.setattr(foreign_file.os, "open", refuse)
+    with pytest.raises(PermissionError):
+        open_regular(tmp_path / "a")
+
+
+def test_descriptors_are_given_with_their_size(file):
+    descriptor, num_bytes = open_descriptor(file, 200)
+    assert (os.pread(descriptor, 2, 5), num_bytes) == (b"\x05\x06", 200)
+    os.close(descriptor)
