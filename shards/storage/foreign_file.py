@@ -1,8 +1,8 @@
-"""The one way in which a file that somebody else wrote is opened: regular, of a bounded size, without waiting.
+"""The one way in which a file of somebody else is opened: regular, of a bounded size, without waiting.
 
-A name may lead to a pipe that nobody fills, a terminal, a device whose mere opening acts, or a file that grows
+A name may lead to a pipe that nobody fills, a terminal, a device whose mere opening acts, a file that grows
 faster than it is read. Opening with open() waits for the first and reads the last until memory is gone. Here
-the kind is asked for before and after the opening (names can be exchanged in between), and the limit holds for
+the kind is asked for before and after opening (names can be exchanged in between), and the limit holds for
 what is read, not only for what the file's entry says.
 """
 

@@ -36,7 +36,7 @@ class OpenFile:
         self.users, self.listed = 1, True
 
 
-class _Owner(weakref.ref):  # type: ignore[type-arg]
+class _Owner(weakref.ref):
     """A store, and the number by which its files are known."""
 
     __slots__ = ("number",)
@@ -116,7 +116,7 @@ class OpenFiles:
                 advice = ""
                 if error.errno in NONE_LEFT:
                     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-                    advice = f"; the process may open {limit} files, none of them by its shards: raise ulimit -n"
+                    advice = f"; the process may open {limit}, none of them are shards: raise ulimit -n"
                 raise StoreError(f"{path} cannot be opened: {error.strerror}{advice}") from error
 
     def _yield_half(self) -> bool:

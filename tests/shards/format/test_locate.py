@@ -34,7 +34,7 @@ def test_opening_says_what_was_found_instead(make_split, tmp_path):
     with pytest.raises(ManifestError, match=r"no such folder; .*build --dataset ade20k --root .*Challenge"):
         open_split(raw / "training")  # what a training run asks for whose root is the raw data
     (raw / "objectInfo150.txt").unlink()
-    with pytest.raises(ManifestError, match=r"preprocess build --dataset folder"):
+    with pytest.raises(ManifestError, match=r"maskshards build --dataset folder"):
         open_split(raw)
 
     (tmp_path / "unfinished").mkdir()

@@ -176,5 +176,6 @@ assert store.read("005.tar", 0, 1) == b"\\x05"
 
 
 def test_a_forked_child_opens_its_own(paths):
-    done = subprocess.run([sys.executable, "-c", FORKED, str(paths[0].parent)], capture_output=True, text=True)
+    command = [sys.executable, "-c", FORKED, str(paths[0].parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
