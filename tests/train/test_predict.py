@@ -133,6 +133,7 @@ def test_more_than_255_classes_get_16_bits(tmp_path, photos):
     given = _save_run(tmp_path / "run", config)
     facts = given.with_suffix(".json")
     stored = json.loads(facts.read_text())
+    del stored["checksum"]
     stored["class_names"] = [str(k) for k in range(300)]
     facts.write_text(json.dumps(stored))
     assert _run(given, photos / "a.jpg", tmp_path / "out") == 0

@@ -128,7 +128,7 @@ def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path
         with open(hidden, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     with replacing(path.with_suffix(".json")) as hidden:
-        write_through(hidden, state_json(state, {FINAL: digest}, checked=False))
+        write_through(hidden, state_json(state, {FINAL: digest}))
     return path
 
 

@@ -39,17 +39,16 @@ class TrainState:
     )
     score: float | None = None  # of the metric that picks the best; None before the first evaluation
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of the other files, filled in when written
+    dataset: str | None = None  # name in the training manifest; of older versions, as the next two, None
+    label_rule: dict[str, Any] | None = None  # of the training manifest: what values in label files mean
+    val_fingerprint: str | None = None  # of the split that `score` was taken on
     version: int = VERSION
 
 
-def state_json(state: TrainState, digests: dict[str, str], *, checked: bool = True) -> bytes:
-    """The file's content: the facts, with the digests of the files that it speaks of. Not `checked`: people
-    may write into it.
-    """
+def state_json(state: TrainState, digests: dict[str, str]) -> bytes:
+    """The file's content: the facts, the digests of the files that it speaks of, and a checksum over all."""
     facts = asdict(state) | {"digests": digests}
-    return json.dumps(
-        facts | ({CHECKSUM: checksum(facts)} if checked else {}), indent=1, allow_nan=False
-    ).encode()
+    return json.dumps(facts | {CHECKSUM: checksum(facts)}, indent=1, allow_nan=False).encode()
 
 
 def checksum(facts: dict[str, Any]) -> str:
@@ -58,21 +57,56 @@ def checksum(facts: dict[str, Any]) -> str:
 
 
 def read_state(path: Path) -> TrainState:
-    """The facts in a state file; CheckpointError if it is missing, damaged or not of this version."""
+    """The facts in a state file. CheckpointError if it is missing, damaged, or of a newer program."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(facts, dict) or facts.get("version") != VERSION:
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if type(version) is int and version > VERSION:
+        raise CheckpointError(
+            f"{path} was written by a newer maskshards: it has version {version}, this program reads "
+            f"{VERSION}; use the maskshards that wrote it, or a newer one"
+        )
+    if version != VERSION:
         raise CheckpointError(f"{path} is not the state of a checkpoint of version {VERSION}")
     recorded = facts.pop(CHECKSUM, None)
     if recorded is not None and recorded != checksum(facts):
-        raise CheckpointError(f"{path} is damaged: its facts are not those that its checksum was taken of")
+        raise CheckpointError(
+            f"{path} is damaged: its facts are not those that its checksum was taken of. Get a good copy; "
+            "settings and class names are changed on the command line, not in this file"
+        )
     known = {name: facts[name] for name in TrainState.__dataclass_fields__ if name in facts}
     try:
         state = TrainState(**known)
     except TypeError as error:
         raise CheckpointError(f"{path} is incomplete: {error}") from error
-    if not isinstance(state.step, int) or not isinstance(state.digests, dict):
-        raise CheckpointError(f"{path} is damaged: step {state.step!r}, digests {state.digests!r}")
+    check_types(state, path)
     return state
+
+
+def check_types(state: TrainState, path: Path) -> None:
+    """CheckpointError for the first fact that is none of its kind: old files have no checksum to notice."""
+    count = ("step", "position", "global_batch", "seed")
+    sound = {name: _is_count(getattr(state, name)) for name in count}
+    sound |= {name: isinstance(getattr(state, name), str) for name in ("backbone", "backbone_digest")}
+    sound["class_names"] = _all_text(state.class_names)
+    sound["config"] = isinstance(state.config, dict)
+    sound["score"] = state.score is None or type(state.score) in (int, float)
+    sound["label_rule"] = state.label_rule is None or isinstance(state.label_rule, dict)
+    digests = state.digests
+    sound["digests"] = isinstance(digests, dict) and _all_text([*digests, *digests.values()])
+    # Names of files beside this one: any other would have a stranger's state read where it pleases.
+    sound["digests"] = sound["digests"] and all(Path(name).name == name for name in digests)
+    wrong = [name for name, is_sound in sound.items() if not is_sound]
+    if wrong:
+        shown = repr(getattr(state, wrong[0]))[:80]
+        raise CheckpointError(f"{path} is damaged: its {wrong[0]} is {shown}; get a good copy")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _all_text(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

@@ -6,6 +6,7 @@ A key that does not exist is an error that names the nearest one: no typo trains
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import typing
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.config.checks import check_config
+from maskshards.train.config.plain_values import check_plain, read_plain_text
 from maskshards.train.config.schema import ConfigError, TrainConfig, nearest
 
 FREE_FORM = (
@@ -63,12 +65,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         hint = f"; {path.parent} has {', '.join(beside)}" if beside else ""
         raise ConfigError(f"config file {path} does not exist{hint}")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_plain_text(path))))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"config file {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a {type(content).__name__}, expected key: value pairs")
     keyed = typing.cast(dict[str, Any], content)
+    check_plain(keyed, f"config file {path}")
     check_keys(keyed, str(path))
     return keyed
 
@@ -129,6 +132,7 @@ def finite(value: Any) -> Any:
 
 def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
     """The inverse of `to_plain`; `where` names the source in errors."""
+    check_plain(content, where)
     check_keys(content, where)
     return to_config(merge(content, []))
 

@@ -288,6 +288,9 @@ def state_of(
         config=to_plain(config),
         score=score,
         order=order,
+        dataset=manifest.dataset,
+        label_rule=dict(manifest.label_rule),
+        val_fingerprint=parts.val_split.manifest.fingerprint,
     )
 
 

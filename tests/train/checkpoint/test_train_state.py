@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,9 @@ def test_every_changed_fact_is_noticed(tmp_path: Path) -> None:
     [
         ("{", "cannot be read"),
         ("[]", "not the state of a checkpoint of version 1"),
-        ('{"version": 2}', "not the state of a checkpoint of version 1"),
+        ('{"version": 0}', "not the state of a checkpoint of version 1"),
+        ('{"version": 2}', "written by a newer maskshards: it has version 2, this program reads 1"),
+        ('{"version": 1, "config": ' + "[" * 200_000, "cannot be read: RecursionError|cannot be read"),
         ('{"version": 1, "step": 4}', "is incomplete"),
     ],
 )
@@ -48,3 +51,27 @@ def test_files_of_older_versions_without_a_checksum_are_read(tmp_path: Path) -> 
     del facts["checksum"]
     (tmp_path / "state.json").write_text(json.dumps(facts))
     assert read_state(tmp_path / "state.json") == STATE
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": 10**400},
+        {"step": -1},
+        {"step": True},
+        {"class_names": 7},
+        {"class_names": ["sky", 7]},
+        {"config": [1]},
+        {"digests": {"../../etc/passwd": "0" * 64}},
+        {"digests": {"weights.safetensors": 5}},
+        {"score": "high"},
+        {"label_rule": []},
+    ],
+    ids=str,
+)
+def test_facts_of_a_wrong_kind_are_noticed_without_a_checksum(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    facts = json.loads(state_json(STATE, {}))
+    del facts["checksum"]
+    (tmp_path / "state.json").write_text(json.dumps(facts | wrong))
+    with pytest.raises(CheckpointError, match=f"is damaged: its {next(iter(wrong))} is "):
+        read_state(tmp_path / "state.json")

@@ -1,0 +1,56 @@
+"""Recipes and stored configurations are values and nothing else.
+
+OmegaConf resolves `${oc.env:NAME}` and the like while it merges: the configuration that comes with a
+stranger's weights could so carry an environment variable into a file name, a message or a request. None of
+this is ever resolved: text that asks for it is refused, and so are YAML aliases, ten of which make a file of
+a hundred bytes into gigabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from maskshards.train.config.schema import ConfigError
+
+MOST_BYTES = 1 << 20  # of a recipe; ours have 2 kB
+
+
+def check_plain(content: object, where: str) -> None:
+    """ConfigError, with the key, for the first text in `content` with `${`. `where` names the source."""
+    for key, value in _texts(content, ""):
+        if "${" in value:
+            name = key or "the whole"
+            raise ConfigError(
+                f"{where}: {name} is {value!r}, but recipes and stored configurations hold plain values, and "
+                f"${{...}} is never looked up; write the value itself, or give it on the command line"
+            )
+
+
+def read_plain_text(path: Path) -> str:
+    """The text of a YAML file. ConfigError if it has aliases, is no text or too long to be a recipe."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ConfigError(f"config file {path} has {path.stat().st_size} bytes; a recipe has a few thousand")
+    text = path.read_text(encoding="utf-8")
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigError(
+                f"config file {path}, line {line}: *{event.anchor} is an alias; write the value itself"
+            )
+    return text
+
+
+def _texts(content: object, key: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every string in nested mappings and lists; names of keys count as well."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield f"{key}.{name}".lstrip("."), str(name)
+            yield from _texts(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(content, list):
+        for place, value in enumerate(content):
+            yield from _texts(value, f"{key}[{place}]")
+    elif isinstance(content, str):
+        yield key, content
