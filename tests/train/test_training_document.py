@@ -22,9 +22,9 @@ FILLED_IN = [
 
 
 def commands() -> list[list[str]]:
-    """Arguments of each `-m train` command in the documents."""
+    """Arguments of each `maskshards train` command in the documents."""
     lines = "".join(BLOCKS).replace("\\\n", " ").splitlines()
-    found = [shlex.split(line) for line in lines if " -m train " in line]
+    found = [shlex.split(line) for line in lines if "maskshards train " in line]
     return [words[words.index("train") + 1 :] for words in found]
 
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.config.checks import check_config
 from maskshards.train.config.plain_values import check_plain, read_plain_text
+from maskshards.train.config.recipes import find_recipe
 from maskshards.train.config.schema import ConfigError, TrainConfig, nearest
 
 FREE_FORM = (
@@ -52,7 +53,7 @@ def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
             )
         key, value = argument.split("=", 1)
         if key == RESERVED:
-            recipe = Path(value)
+            recipe = find_recipe(value)
         else:
             arguments.append(f"output_dir={value}" if key == "--output-dir" else argument)
     return arguments, recipe

@@ -81,7 +81,9 @@ def test_every_recipe_opens_with_its_command_hardware_time_and_score(
 ) -> None:
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     text = "\n".join(line.removeprefix("#").strip() for line in lines)
-    commands = [shlex.split(one) for one in text.replace("\\\n", " ").splitlines() if " -m train " in one]
+    commands = [
+        shlex.split(one) for one in text.replace("\\\n", " ").splitlines() if "maskshards train " in one
+    ]
     (words,) = commands
     launcher, arguments = words[: words.index("train")], words[words.index("train") + 1 :]
     monkeypatch.chdir(CONFIGS.parent)
