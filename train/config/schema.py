@@ -53,6 +53,9 @@ class ModelConfig:
     dino_hub: str | None = None  # architecture by name, e.g. dinov3_vitl16, dinov2_vits14, dinov3_tiny16
     weights: str | None = None  # file, folder, hub id or "random"; None: the published hub id of dino_hub
     revision: str | None = None  # whole commit id of the hub repository, needed for what comes from there
+    # How a dinov2_* without registers resizes positions: offset (as published) | size (as transformers, and
+    # as checkpoints older than this key). None: as the checkpoint was trained, else offset.
+    position_rule: str | None = None
     pretrained_weights: str | None = None  # the reference's word for `weights`
     config_file: str | None = (
         None  # the reference's pretraining YAML; refused, dino_hub names the architecture
