@@ -330,7 +330,7 @@ def warn_of_another_rule(checkpoint: Checkpoint, backbone: FrozenBackbone) -> No
         before, now = trained_rule(state), backbone.position_rule
         if before != now:
             logger.warning(
-                "%s was trained with model.position_rule=%s, and goes on with %s: features differ by 1 to 2 %%",
+                "%s was trained with model.position_rule=%s and goes on with %s: features differ by some %%",
                 checkpoint.path,
                 before,
                 now,
