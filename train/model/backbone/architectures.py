@@ -161,7 +161,7 @@ def trained_position_rule(model: Mapping[str, Any]) -> str | None:
 
     SIZE where the section is older than the key; None for a backbone without a choice.
     """
-    name = model.get("dino_hub")
+    name = str(model.get("dino_hub"))
     if name not in ARCHITECTURES or not ARCHITECTURES[name].position_rules:
         return None
     return position_rule(name, model.get("position_rule") or SIZE)
