@@ -18,7 +18,9 @@ ORDER = {
         "errors", "batch", "storage", "format", "order", "augment", "decode", "loading", "commands",
         "__main__",
     ),
+    # First the facts that need no torch, which the configuration is checked against.
     "train": (
+        "keys", "model.backbone.architectures", "model.heads.rules", "losses.settings",
         "config", "model.ops", "model.backbone", "checkpoint", "model.heads", "model", "evaluation", "report",
         "distributed", "tracking", "losses", "optim", "trainer", "predictor", "predict", "export", "bench",
         "__main__",

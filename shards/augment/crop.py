@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskshards.shards.augment.philox import key_digest, uniforms
-from maskshards.shards.augment.photometric import COLOUR_NUMBERS, PRESETS, ColourDraws, distort, draw_colour
+from maskshards.shards.augment.photometric import COLOUR_NUMBERS, ColourDraws, distort, draw_colour
+from maskshards.shards.augment.presets import IMAGENET_MEAN, IMAGENET_STD, JITTERS, PRESETS
 from maskshards.shards.augment.rasterize import image_of, paint, window_counts
 from maskshards.shards.augment.resize import fitted_size, normalise_, resize_planes, short_side_size
 from maskshards.shards.augment.windows import (
@@ -32,12 +33,7 @@ from maskshards.shards.augment.windows import (
 from maskshards.shards.batch import VOID, CropBatch, RaggedBatch
 from maskshards.shards.errors import SampleError
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 MAX_LABELS = VOID - 1
-# The published range of large scale jitter (Ghiasi et al. 2021, arXiv 2012.07177), for jitter "fit": there a
-# ratio of 1 is fitting inside the crop, as in that paper.
-LSJ_RATIO = (0.1, 2.0)
 
 # What each stream of numbers is for; a new purpose takes a new number, so that old ones keep their meaning.
 RATIO, PLACES, FLIP, COLOUR = range(4)
@@ -71,7 +67,7 @@ class CropSettings:
             "candidates": (self.candidates, "at least 1", self.candidates >= 1),
             "max_class_share": (self.max_class_share, "above 0", self.max_class_share > 0),
             "std": (self.std, "above 0", min(self.std) > 0),
-            "jitter": (self.jitter, "one of short_side, fit", self.jitter in ("short_side", "fit")),
+            "jitter": (self.jitter, f"one of {', '.join(JITTERS)}", self.jitter in JITTERS),
         }
         for name, (found, expected, holds) in checks.items():
             if not holds:

@@ -25,30 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskshards.shards.augment.presets import PRESETS, Photometric
 from maskshards.shards.augment.windows import stretches
+
+__all__ = ["COLOUR_NUMBERS", "PRESETS", "ColourDraws", "Photometric", "distort", "draw_colour"]
 
 GREY = (0.2989, 0.587, 0.114)  # luma as torchvision weighs it: a grey pixel's is just below its level
 COLOUR_NUMBERS = 9  # uniforms that one sample's distortion takes
-
-
-@dataclass(frozen=True, slots=True)
-class Photometric:
-    """Strength and meaning of a distortion; every step has probability 1/2."""
-
-    brightness: float  # half width: in levels if additive, else about a factor of 1
-    contrast: tuple[float, float]  # factor
-    saturation: tuple[float, float]  # factor
-    hue: float  # half width, in turns of the colour circle
-    additive: bool  # brightness adds levels, contrast is about black; else a factor, and about the mean grey
-    hsv_saturation: bool  # scales S of HSV; else blends with grey
-
-
-PRESETS: dict[str, Photometric | None] = {
-    "reference": Photometric(32, (0.5, 1.5), (0.5, 1.5), 0.5, additive=True, hsv_saturation=False),
-    "mmseg": Photometric(32, (0.5, 1.5), (0.5, 1.5), 18 / 180, additive=True, hsv_saturation=True),
-    "eomt": Photometric(0.125, (0.5, 1.5), (0.5, 1.5), 0.05, additive=False, hsv_saturation=False),
-    "none": None,
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskshards.train.__main__ import main
+from maskshards.train.__main__ import evaluate_main, main
 from maskshards.train.checkpoint.checkpoint import read_checkpoint
 from maskshards.train.tracking.metrics_log import read_metrics
 
@@ -35,7 +35,7 @@ def run_ranks(arguments: list[str], ranks: int) -> list[tuple[int, str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     members = [start(arguments, ranks, rank, port) for rank in range(ranks)]
-    outputs = [member.communicate(timeout=900) for member in members]
+    outputs = [member.communicate(timeout=240) for member in members]
     return [(member.returncode, out, err) for member, (out, err) in zip(members, outputs, strict=True)]
 
 
@@ -53,19 +53,43 @@ def test_user_faults_are_one_block_without_traceback(
 def test_without_arguments_it_says_how_to_use_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["--help"]) == 0
-    told = capsys.readouterr()
-    assert "config=RECIPE.yaml" in told.err
-    assert "config=RECIPE.yaml" in told.out
+    out, err = capsys.readouterr()
+    assert err.startswith("usage: maskshards train config=RECIPE")
+    assert out.startswith(err)
+    assert "exit status" in err
+    assert "m2f_train.num_points" in out
 
 
-@pytest.mark.parametrize("head", ["m2f", "linear"])
-def test_two_ranks_train_together_and_only_the_first_writes(
-    tiny_run: list[str], tmp_path: Path, head: str
+def test_a_typo_is_answered_before_anything_heavy_is_loaded() -> None:
+    program = (
+        "import sys; from maskshards.train.__main__ import evaluate_main, main\n"
+        "status = main(['config=demo', 'optimiser.lr=1'])\n"
+        "sys.exit(99 if {'torch', 'transformers', 'numpy'} & set(sys.modules) else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the command line: unknown key 'optimiser.lr'; did you mean")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_before_the_run_begins_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        *tiny_run, f"decoder_head.type={head}", "bs=1", "n_gpus=2", "scheduler.total_iter=4",
-        "log.interval=1",
-    ]  # fmt: skip
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskshards.train.config.load.load_config", interrupted)
+    assert main(["config=demo"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_evaluate_wants_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate_main(["config=demo"]) == 2
+    assert "say load_from=CHECKPOINT" in capsys.readouterr().err
+
+
+def test_two_ranks_train_together_and_only_the_first_writes(tiny_run: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny_run, "bs=1", "n_gpus=2", "scheduler.total_iter=4", "log.interval=1"]
     results = run_ranks(arguments, 2)
     assert [status for status, _, _ in results] == [0, 0], results
     assert results[0][1].startswith("mIoU ")
@@ -74,15 +98,12 @@ def test_two_ranks_train_together_and_only_the_first_writes(
     assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
     assert [record["step"] for record in records if record["kind"] == "phases"] == [2, 3, 4]
     assert records[-1]["num_images"] == 4
-    # One process with both images a step: batch norms saw the same, so only roundings differ. The linear head
-    # is smooth in them. The other one chooses (mask bits, matches, points), and a rounding may tip a choice:
-    # its first step shows the normalisers, which would be off by a factor; float64 tests show the rest.
+    # One process with both images a step: batch norms saw the same, so only roundings differ, which grow.
     assert main([*arguments, "bs=2", "n_gpus=1", f"output_dir={tmp_path / 'alone'}"]) == 0
     alone = read_metrics(tmp_path / "alone" / "metrics.jsonl")
-    steps, tolerance = (4, 1e-3) if head == "linear" else (1, 0.05)
-    for figure in ("loss", "grad_norm"):
+    for figure, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3)):
         ours, theirs = ([r[figure] for r in both if r["kind"] == "train"] for both in (records, alone))
-        assert ours[:steps] == pytest.approx(theirs[:steps], rel=tolerance)
+        assert ours[:2] == pytest.approx(theirs[:2], rel=tolerance)
 
 
 def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(
@@ -95,7 +116,7 @@ def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(
         if "step 2/" in line:
             break
     member.send_signal(signal.SIGTERM)
-    _, err = member.communicate(timeout=900)
+    _, err = member.communicate(timeout=60)
     assert member.returncode == 128 + signal.SIGTERM
     assert "resume_from=auto continues" in err
     run = tmp_path / "run"

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.model.backbone.load import RANDOM, load_backbone
 from maskshards.train.model.segmenter import Segmenter, build_segmenter
+from maskshards.train.trainer.build import autocast_dtype
 
 GIB = 2**30
 TRAINED_BYTES = 16  # of a float32 parameter: itself, its gradient, two moments
@@ -41,7 +42,7 @@ def count_memory(config: TrainConfig) -> MemoryCount:
 
     The head's weights are really made (2.8 GB of host memory at width 2048); everything else has shapes only.
     """
-    low = config.model_dtype.autocast_dtype
+    low = autocast_dtype(config, torch.device("cuda")) or torch.float32
     backbone = load_backbone(config.model.dino_hub or "", RANDOM, dtype=low, device="meta")
     segmenter = build_segmenter(
         backbone,

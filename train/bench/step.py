@@ -93,7 +93,7 @@ def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = Fa
     if reference:
         config = replace(
             config, precision="reference", fused_kernels=False, compile="none", compile_mode="default",
-            channels_last=False, activation_checkpointing=False,
+            activation_checkpointing=False,
         )  # fmt: skip
     segmenter = build_model(config, device)
     for module in segmenter.decoder.modules():

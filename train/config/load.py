@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import math
 import typing
 from collections.abc import Iterator
@@ -21,8 +22,13 @@ from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.config.checks import check_config
 from maskshards.train.config.plain_values import check_plain, read_plain_text
 from maskshards.train.config.recipes import find_recipe
-from maskshards.train.config.schema import ConfigError, TrainConfig, nearest
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.keys import ConfigError, nearest
 
+logger = logging.getLogger(__name__)
+
+# Keys of older versions, which their checkpoints and recipes still hold -> the value that changed nothing.
+RETIRED = {"channels_last": False}
 FREE_FORM = (
     "scheduler.constructor_kwargs",
     "optimizer.lr_multipliers",
@@ -71,10 +77,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a {type(content).__name__}, expected key: value pairs")
-    keyed = typing.cast(dict[str, Any], content)
-    check_plain(keyed, f"config file {path}")
+    check_plain(content, f"config file {path}")
+    keyed = without_retired(typing.cast(dict[str, Any], content), str(path))
     check_keys(keyed, str(path))
     return keyed
+
+
+def without_retired(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """`content` without keys that older versions wrote and nothing reads now; warns where one was set."""
+    for key in content.keys() & RETIRED.keys():
+        if content[key] != RETIRED[key]:
+            logger.warning("%s: %s=%s is not used any more", where, key, content[key])
+    return {key: value for key, value in content.items() if key not in RETIRED}
 
 
 def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
@@ -134,6 +148,7 @@ def finite(value: Any) -> Any:
 def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
     """The inverse of `to_plain`; `where` names the source in errors."""
     check_plain(content, where)
+    content = without_retired(content, where)
     check_keys(content, where)
     return to_config(merge(content, []))
 

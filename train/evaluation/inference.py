@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskshards.shards.augment.presets import IMAGENET_MEAN, IMAGENET_STD
 from maskshards.shards.augment.resize import normalise, resize_image, short_side_size
 from maskshards.train.model.segmenter import Segmenter
 
@@ -41,8 +42,8 @@ class InferenceSettings:
     stride_px: int = 341  # between window starts (slide)
     ratios: tuple[float, ...] = (1.0,)  # sizes to average over, times image_px
     flip: bool = False  # average over the mirrored image too
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # on the 0..255 scale
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    mean: tuple[float, ...] = IMAGENET_MEAN  # on the 0..255 scale
+    std: tuple[float, ...] = IMAGENET_STD
     windows_at_once: int = 4
 
     def __post_init__(self) -> None:

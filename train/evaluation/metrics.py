@@ -21,18 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORED = 255  # label of a pixel that counts nowhere
+from maskshards.train.config.results import METRICS
 
-# The names that configurations and log lines use -> the field of EvalResult.
-METRICS = {
-    "mIoU": "miou",
-    "acc": "mean_accuracy",
-    "aAcc": "pixel_accuracy",
-    "dice": "mean_dice",
-    "fscore": "mean_fscore",
-    "precision": "mean_precision",
-    "recall": "mean_recall",
-}
+IGNORED = 255  # label of a pixel that counts nowhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskshards.train.keys import check_section, key
 
-@dataclass(frozen=True)
+
+@dataclass
 class LossSettings:
-    """Mask2Former's settings; the defaults are its published ones."""
+    """`m2f_train` in the configuration; the defaults are Mask2Former's published ones."""
 
-    num_points: int = 12544
-    oversample_ratio: float = 3.0
-    importance_sample_ratio: float = 0.75
-    mask_coefficient: float = 5.0
-    dice_coefficient: float = 5.0
-    class_coefficient: float = 2.0
-    no_object_coefficient: float = 0.1
-    ignore_void: bool = (
-        False  # True: points on ignored pixels and padding weigh nothing, instead of "not this mask"
+    num_points: int = key(12544, "points at which a mask is compared", at_least=1)
+    oversample_ratio: float = key(3.0, "candidates for uncertain points, per point", at_least=1)
+    importance_sample_ratio: float = key(0.75, "share of uncertain points", at_least=0, at_most=1)
+    mask_coefficient: float = key(5.0, "weight of the masks' cross entropy")
+    dice_coefficient: float = key(5.0, "weight of the masks' dice loss")
+    class_coefficient: float = key(2.0, "weight of the classes' cross entropy")
+    no_object_coefficient: float = key(0.1, "weight of queries without a mask in it")
+    ignore_void: bool = key(
+        False, 'True: unlabelled and padded points weigh nothing, instead of "not this mask"'
     )
 
     def __post_init__(self) -> None:
-        if self.num_points < 1 or self.oversample_ratio < 1 or not 0 <= self.importance_sample_ratio <= 1:
-            raise ValueError(
-                "loss settings: expected num_points >= 1, oversample_ratio >= 1 and importance_sample_ratio "
-                f"in 0..1; found {self}"
-            )
+        check_section(self, "m2f_train.")
 
     @property
     def point_counts(self) -> tuple[int, int, int]:

@@ -7,10 +7,8 @@ head).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,28 +21,15 @@ from maskshards.train.model.heads.linear import LinearHead
 from maskshards.train.model.heads.pixel_decoder import PRECISIONS, PixelDecoder
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.heads.query_decoder import QueryDecoder
+from maskshards.train.model.heads.rules import HeadSettings, head_rules
 from maskshards.train.model.ops.activation_checkpoint import set_recompute
 from maskshards.train.model.ops.stochastic_depth import draw_keep_factors
-
-COARSEST_STRIDE = 32
-
-
-class DecoderSettings(Protocol):
-    """The fields of `decoder_head` in the configuration that shape the head."""
-
-    type: str  # m2f | linear
-    backbone_out_layers: Any  # a word (or an enum of that name) that layer_indices knows
-    num_classes: int
-    dropout: float  # linear only
-    hidden_dim: int  # this and the rest: m2f only
-    ffn_dim: int
-    num_queries: int
 
 
 class MaskHead(nn.Module):
     """Pixel decoder, then query decoder."""
 
-    def __init__(self, channels: int, settings: DecoderSettings, precision: str) -> None:
+    def __init__(self, channels: int, settings: HeadSettings, precision: str) -> None:
         super().__init__()
         width, ffn_dim = settings.hidden_dim, settings.ffn_dim
         self.pixel_decoder = PixelDecoder(channels, width, precision, ffn_dim)
@@ -57,7 +42,7 @@ class MaskHead(nn.Module):
 class MaskDecoder(nn.Module):
     """Adapter and Mask2Former head: all that is trained in `m2f` mode."""
 
-    def __init__(self, channels: int, settings: DecoderSettings, precision: str) -> None:
+    def __init__(self, channels: int, settings: HeadSettings, precision: str) -> None:
         super().__init__()
         head = MaskHead(channels, settings, precision)
         self.segmentation_model = nn.ModuleList([Adapter(channels), head])
@@ -110,7 +95,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.backbone, self.decoder, self.indices, self.num_classes = backbone, decoder, indices, num_classes
         self.kind = "m2f" if isinstance(decoder, MaskDecoder) else "linear"
-        self.size_multiple = size_multiple(backbone.patch_px, self.kind)
+        self.size_multiple = head_rules(self.kind).size_multiple(backbone.patch_px)
         self.compiled = False  # whether torch.compile has been told to take parts of it
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -163,7 +148,7 @@ def semantic_scores(prediction: Prediction, size: tuple[int, int]) -> Tensor:
 
 def build_segmenter(
     backbone: FrozenBackbone,
-    decoder: DecoderSettings,
+    decoder: HeadSettings,
     *,
     precision: str = "mixed",
     seed: int = 0,
@@ -171,12 +156,11 @@ def build_segmenter(
 ) -> Segmenter:
     """A segmenter with a freshly initialised head; the same `seed` gives the same head whatever ran before.
 
-    ModelError for settings that cannot work together. `precision`: see PixelDecoder. `checkpointing` trades
-    arithmetic for memory: see Recomputing.
+    ConfigError or ModelError for settings that cannot work together. `precision`: see PixelDecoder.
+    `checkpointing` trades arithmetic for memory: see Recomputing.
     """
     indices = layer_indices(decoder.backbone_out_layers, backbone.num_blocks)
-    if decoder.type not in ("m2f", "linear"):
-        raise ModelError(f"decoder_head.type={decoder.type!r}: expected 'm2f' or 'linear'")
+    head_rules(decoder.type).check(decoder)
     if precision not in PRECISIONS:
         raise ModelError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
     channels = backbone.embed_dim
@@ -186,27 +170,9 @@ def build_segmenter(
         if decoder.type == "linear":
             head = LinearDecoder(channels * len(indices), decoder.num_classes, decoder.dropout)
         else:
-            _check_mask_head(decoder, indices)
             head = MaskDecoder(channels, decoder, precision)
     set_recompute(head, checkpointing)
     return Segmenter(backbone, head, indices, decoder.num_classes)
-
-
-def _check_mask_head(decoder: DecoderSettings, indices: tuple[int, ...]) -> None:
-    if len(indices) != 4:
-        raise ModelError(
-            "decoder_head.type=m2f reads four blocks of the backbone, but decoder_head.backbone_out_layers "
-            f"gives {len(indices)}: set it to FOUR_EVEN_INTERVALS"
-        )
-    if decoder.hidden_dim % 32 or decoder.hidden_dim < 32:
-        raise ModelError(
-            f"decoder_head.hidden_dim={decoder.hidden_dim}: expected a multiple of 32, e.g. 256 or 2048"
-        )
-
-
-def size_multiple(patch_px: int, kind: str) -> int:
-    """What both sides of a model input must divide by, px: the patch, and 32 for the adapter's pyramid."""
-    return math.lcm(patch_px, COARSEST_STRIDE) if kind == "m2f" else patch_px
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskshards.shards.augment.crop import LSJ_RATIO, CropSettings
+from maskshards.shards.augment.crop import CropSettings
+from maskshards.shards.augment.presets import LSJ_RATIO
 from maskshards.shards.decode.nvjpeg import GpuDecoder
 from maskshards.shards.format.manifest import Split, open_split
 from maskshards.shards.loading.cache import CacheSettings, cached
@@ -18,13 +19,12 @@ from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import num_micro_steps
 from maskshards.shards.order.repeat_factor import balanced
 from maskshards.shards.order.selection import Selection, whole
-from maskshards.train.config.checks import LSJ, split_url
-from maskshards.train.config.schema import ConfigError, TrainConfig
+from maskshards.train.config.data import LSJ, split_url
+from maskshards.train.config.schema import ConfigError, ModelDtype, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
-from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
+from maskshards.train.losses.matched_loss import MatchedLoss
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import compile_in_place
-from maskshards.train.model.heads.adapter import Adapter
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.model.ops.sync_batch_norm import sync_batch_norms
@@ -98,9 +98,8 @@ def check_classes(config: TrainConfig, split: Split) -> None:
 
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     """The type of autocast on this device; None for float32, and on a CPU unless `cpu_autocast` is set."""
-    dtype = config.model_dtype.autocast_dtype
     wanted = device.type == "cuda" or config.cpu_autocast
-    return dtype if wanted and dtype is not torch.float32 else None
+    return torch.bfloat16 if wanted and config.model_dtype is ModelDtype.BFLOAT16 else None
 
 
 def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
@@ -112,7 +111,6 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         model.revision,
         dtype=autocast_dtype(config, device),
         device=device,
-        rule=model.position_rule,
     )
     segmenter = build_segmenter(
         backbone,
@@ -124,8 +122,6 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
     for module in segmenter.decoder.modules():
         if isinstance(module, DeformableAttention | PixelDecoder):
             module.fused = config.fused_kernels
-        if isinstance(module, Adapter):
-            module.channels_last = config.channels_last
     return segmenter
 
 
@@ -186,22 +182,7 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
 
 def build_matched_loss(config: TrainConfig) -> MatchedLoss:
     """The loss of the m2f head, as `m2f_train` shapes it."""
-    wanted = config.m2f_train
-    settings = LossSettings(
-        num_points=wanted.num_points,
-        oversample_ratio=wanted.oversample_ratio,
-        importance_sample_ratio=wanted.importance_sample_ratio,
-        mask_coefficient=wanted.mask_coefficient,
-        dice_coefficient=wanted.dice_coefficient,
-        class_coefficient=wanted.class_coefficient,
-        no_object_coefficient=wanted.no_object_coefficient,
-        ignore_void=wanted.ignore_void,
-    )
-    return MatchedLoss(
-        settings,
-        config.decoder_head.num_classes,
-        fused=config.fused_kernels,
-    )
+    return MatchedLoss(config.m2f_train, config.decoder_head.num_classes, fused=config.fused_kernels)
 
 
 def nonfinite_folder(config: TrainConfig) -> Path:

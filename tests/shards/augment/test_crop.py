@@ -13,7 +13,8 @@ from PIL import Image
 
 import maskshards.shards.augment.photometric
 from maskshards.shards.augment import crop as augment
-from maskshards.shards.augment.crop import LSJ_RATIO, CropSettings, choose, crop, draw_crops
+from maskshards.shards.augment.crop import CropSettings, choose, crop, draw_crops
+from maskshards.shards.augment.presets import LSJ_RATIO
 from maskshards.shards.augment.resize import resize_planes
 from maskshards.shards.batch import VOID
 from maskshards.shards.errors import SampleError

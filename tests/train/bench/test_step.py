@@ -10,7 +10,6 @@ from maskshards.train.bench.step import build_loss, build_rig
 from maskshards.train.bench.synthetic import synthetic_batches
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
-from maskshards.train.model.heads.adapter import Adapter
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.tracking.phase_timer import PhaseClock
 
@@ -60,7 +59,6 @@ def test_the_reference_knows_none_of_our_switches(monkeypatch: pytest.MonkeyPatc
     ours = [
         "compile=model",
         "compile_mode=reduce-overhead",
-        "channels_last=True",
         "activation_checkpointing=True",
     ]
     rig = build_rig(tiny(*ours), CPU, reference=True)
@@ -68,7 +66,6 @@ def test_the_reference_knows_none_of_our_switches(monkeypatch: pytest.MonkeyPatc
     kinds = [m for m in rig.segmenter.decoder.modules() if isinstance(m, DeformableAttention)]
     assert kinds
     assert not any(m.fused or m.resample for m in kinds)
-    assert not any(m.channels_last for m in rig.segmenter.decoder.modules() if isinstance(m, Adapter))
     assert not rig.config.activation_checkpointing
 
 

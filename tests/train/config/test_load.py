@@ -12,6 +12,7 @@ from maskshards.train.config.load import (
     from_plain,
     known_keys,
     load_config,
+    read_recipe,
     to_plain,
     write_config,
 )
@@ -186,6 +187,19 @@ def test_recipe_that_is_no_mapping(tmp_path: Path, content: str) -> None:
 def test_missing_root_says_what_to_give() -> None:
     with pytest.raises(ConfigError, match=r"datasets\.root has no default"):
         load_config([f"config={CONFIGS}/config-ade20k-m2f-training.yaml", "output_dir=out"])
+
+
+def test_keys_of_older_versions_are_left_out_with_a_word_where_they_were_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load()
+    assert from_plain({**to_plain(config), "channels_last": False}, "state.json") == config
+    assert caplog.messages == []
+    (tmp_path / "old.yaml").write_text("channels_last: true\nbs: 3\n")
+    assert read_recipe(tmp_path / "old.yaml") == {"bs": 3}
+    assert "channels_last=True is not used any more" in caplog.text
+    with pytest.raises(ConfigError, match="unknown key 'channels_last'"):
+        load("channels_last=True")
 
 
 def test_plain_form_and_yaml_round_trip(tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ def test_a_record_goes_to_file_and_trackers_and_state_tells_the_position(tmp_pat
     ranks, notes = Ranks(World(), torch.device("cpu")), [Notes(), Notes()]
     config = TrainConfig(bs=3, n_gpus=2)
     config.datasets.root = "shards"
-    manifest = SimpleNamespace(fingerprint="f", classes=("a", "b"))
+    manifest = SimpleNamespace(fingerprint="f", classes=("a", "b"), dataset="d", label_rule={})
     parts = SimpleNamespace(
         train_split=SimpleNamespace(manifest=manifest),
+        val_split=SimpleNamespace(manifest=manifest),
         selection=SimpleNamespace(fingerprint="chosen"),
         segmenter=SimpleNamespace(backbone=SimpleNamespace(digest="d")),
     )

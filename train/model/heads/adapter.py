@@ -127,10 +127,7 @@ class Adapter(Recomputing):
     """Images and four patch maps -> four maps at strides 4, 8, 16 and 32 with D channels.
 
     Batch norms are plain BatchNorm2d; see `maskshards.train.model.ops.sync_batch_norm` for several ranks.
-    `channels_last` lays the convolutions' maps out as tokens are, channels of a pixel side by side.
     """
-
-    channels_last: bool = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -164,8 +161,6 @@ class Adapter(Recomputing):
         """images (B, 3, H, W), H and W multiples of 32; features: four (B, D, h, w); keep (B,
         NUM_EXTRACTORS).
         """
-        if self.channels_last:  # convolutions pass the layout on
-            images = images.contiguous(memory_format=torch.channels_last)
         c1, *levels = self.spm(images)
         features = tuple(lowered(feature) for feature in features)
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)

@@ -194,22 +194,6 @@ def test_tokens_and_maps_are_inverse() -> None:
     assert torch.equal(to_tokens(feature)[:, 7], feature[:, :, 1, 2])
 
 
-def test_channels_last_changes_the_layout_only() -> None:
-    answers, layouts = [], []
-    for channels_last in (False, True):
-        adapter, images, features = seeded()
-        adapter.train().channels_last = channels_last
-        adapter.spm.conv2.register_forward_hook(
-            lambda _, inputs, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
-        )
-        maps = adapter(images, features)
-        sum((m * m).sum() for m in maps).backward()
-        answers.append([*maps, *(p.grad for p in adapter.parameters())])
-    assert layouts == [False, True]
-    for plain, laid_out in zip(*answers, strict=True):
-        torch.testing.assert_close(laid_out, plain, rtol=1e-8, atol=1e-8)
-
-
 def test_under_autocast_the_residual_stream_has_its_type() -> None:
     adapter, images, features = seeded(torch.float32)
     seen = []

@@ -1,0 +1,36 @@
+"""How a run's end becomes a status and one block on stderr."""
+
+import pytest
+
+from maskshards.train.config.load import load_config
+from maskshards.train.distributed.stop_signals import Stopped
+from maskshards.train.losses.nonfinite import NonFiniteError
+from maskshards.train.trainer import launch
+from maskshards.train.trainer.guards import GuardError
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "words"),
+    [
+        (NonFiniteError("costs"), 1, "stopped: costs"),
+        (GuardError("no gradient"), 1, "stopped: no gradient"),
+        (OSError("disk"), 2, "error: disk"),
+        (ValueError("classes"), 2, "error: classes"),
+        (Stopped(15), 143, "resume_from=auto continues"),
+        (None, 0, ""),
+    ],
+)
+def test_each_end_has_its_status(
+    raised: Exception | None, status: int, words: str, tiny_run: list[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def run(*_: object) -> str:
+        if raised is not None:
+            raise raised
+        return "mIoU 1.00"
+
+    monkeypatch.setattr(launch, "run", run)
+    assert launch.launch(load_config(tiny_run)) == status
+    out, err = capsys.readouterr()
+    assert words in err
+    assert out == ("" if raised else "mIoU 1.00\n")

@@ -1,0 +1,99 @@
+"""How a key of the configuration is declared: default, meaning and rule in one place.
+
+Sections of the configuration are dataclasses whose fields are made by `key`. What the help prints, what the
+check of one value says and what a recipe may hold all come from there. Nothing heavy is imported, so that a
+typo is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+_RULE = "maskshards key"
+
+
+class ConfigError(ValueError):
+    """The recipe or the command line asks for something that cannot be."""
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """A phrase that offers the choice closest to `word`: by the whole dotted name, else by its last part."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    if not close:
+        last = {choice.rsplit(".", 1)[-1]: choice for choice in reversed(choices)}
+        close = [last[name] for name in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=1)]
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(choices[:12])}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a key means and which values it takes; bounds say nothing about null."""
+
+    meaning: str
+    above: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    one_of: tuple[str, ...] = ()
+
+    def complaint(self, value: Any) -> str | None:
+        """What was expected instead of `value`; None where it fits."""
+        if value is None:
+            return None
+        if self.one_of:
+            return None if value in self.one_of else f"one of {', '.join(self.one_of)}"
+        if isinstance(value, int | float):
+            bounds = [
+                (self.above, "above", lambda bound: value > bound),
+                (self.at_least, "at least", lambda bound: value >= bound),
+                (self.at_most, "at most", lambda bound: value <= bound),
+                (self.below, "below", lambda bound: value < bound),
+            ]
+            set_bounds = [(bound, word, holds) for bound, word, holds in bounds if bound is not None]
+            if set_bounds and (math.isnan(value) or not all(holds(bound) for bound, _, holds in set_bounds)):
+                return "a number " + " and ".join(f"{word} {bound:g}" for bound, word, _ in set_bounds)
+        return None
+
+
+def key(default: Any, meaning: str, **rule: Any) -> Any:
+    """A dataclass field with its meaning and, by the words of Rule, its rule; lists and dicts are copied."""
+    metadata = {_RULE: Rule(meaning, **rule)}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(kind: type, meaning: str) -> Any:
+    """A dataclass field that holds a section: another dataclass of keys."""
+    return dataclasses.field(default_factory=kind, metadata={_RULE: Rule(meaning)})
+
+
+def rule_of(field: dataclasses.Field[Any]) -> Rule:
+    """The rule of a field that `key` or `section` made."""
+    rule: Rule = field.metadata[_RULE]
+    return rule
+
+
+def check_section(values: Any, prefix: str = "") -> None:
+    """Raise ConfigError for the first key that breaks its rule, and whatever the section's own `check` finds.
+
+    `values` is an instance of a section, `prefix` its dotted name with a final dot.
+    """
+    for field, value in fields_of(values):
+        if dataclasses.is_dataclass(value):
+            check_section(value, f"{prefix}{field.name}.")
+        elif (expected := rule_of(field).complaint(value)) is not None:
+            found = repr(value) if isinstance(value, str) else value
+            hint = f" ({nearest(value, list(rule_of(field).one_of))})" if isinstance(value, str) else ""
+            raise ConfigError(f"{prefix}{field.name} is {found}, expected {expected}{hint}")
+    if hasattr(values, "check"):
+        values.check()
+
+
+def fields_of(values: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    return ((field, getattr(values, field.name)) for field in dataclasses.fields(values))

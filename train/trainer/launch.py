@@ -1,0 +1,39 @@
+"""A checked configuration to a run's end: join the ranks, run, and say in a status how it went."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import timedelta
+
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.ranks import joined
+from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+from maskshards.train.losses.nonfinite import NonFiniteError
+from maskshards.train.trainer.guards import GuardError
+from maskshards.train.trainer.run import run
+
+STOPPED, FAULT = 1, 2
+
+
+def launch(config: TrainConfig) -> int:
+    """Do what `config` asks for on every rank of the launch; the exit status, with what went wrong on stderr.
+
+    0 done, 1 training had to stop, 2 a fault of the user's, 128 + n stopped by signal n after saving.
+    """
+    try:
+        with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
+            logging.getLogger("maskshards.train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
+            line = run(config, ranks, stop)
+            if ranks.is_first:
+                sys.stdout.write(f"{line}\n")
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}; resume_from=auto continues\n")
+        return 128 + stopped.number
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return FAULT
+    except (NonFiniteError, GuardError) as error:
+        sys.stderr.write(f"stopped: {error}\n")
+        return STOPPED
+    return 0
