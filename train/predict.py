@@ -35,6 +35,8 @@ from maskshards.train.evaluation.inference import InferenceSettings, label_maps
 from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.report.palette import class_colours, overlay, with_legend
 from maskshards.train.trainer.build import autocast_dtype, build_model
+from maskshards.train.trainer.hub_pin import with_rule
+from maskshards.train.trainer.resume import trained_rule
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OWN_KEYS = ("checkpoint", "inputs", "output_dir", "config", "classes", "device")
@@ -132,6 +134,8 @@ def load_predictor(given: dict[str, str], overrides: list[str]) -> Predictor:
         )
     stored.setdefault("datasets", {}).setdefault("root", "")  # a recipe leaves it open; no data is read here
     config = to_config(merge(stored, overrides))
+    if config.model.dino_hub is not None:
+        config = with_rule(config, state.config if state is not None else None)
     device = choose_device(given.get("device"))
     if config.model.dino_hub is None:
         raise PredictError("model.dino_hub is not set: which backbone was the head trained on?")
@@ -141,6 +145,11 @@ def load_predictor(given: dict[str, str], overrides: list[str]) -> Predictor:
             f"{checkpoint.path} was trained on the backbone {state.backbone} with digest "
             f"{state.backbone_digest}, but model.weights={config.model.weights} has digest "
             f"{segmenter.backbone.digest}; point model.weights at the weights of the training run"
+        )
+    if state is not None and trained_rule(state) != segmenter.backbone.position_rule:
+        raise PredictError(
+            f"{checkpoint.path} was trained with model.position_rule={trained_rule(state)}, not "
+            f"{segmenter.backbone.position_rule}: leave the key out, and the checkpoint's is taken"
         )
     load_weights(segmenter.decoder, checkpoint)
     segmenter.decoder.eval()

@@ -35,7 +35,7 @@ def run_ranks(arguments: list[str], ranks: int) -> list[tuple[int, str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     members = [start(arguments, ranks, rank, port) for rank in range(ranks)]
-    outputs = [member.communicate(timeout=240) for member in members]
+    outputs = [member.communicate(timeout=900) for member in members]
     return [(member.returncode, out, err) for member, (out, err) in zip(members, outputs, strict=True)]
 
 
@@ -88,8 +88,14 @@ def test_evaluate_wants_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert "say load_from=CHECKPOINT" in capsys.readouterr().err
 
 
-def test_two_ranks_train_together_and_only_the_first_writes(tiny_run: list[str], tmp_path: Path) -> None:
-    arguments = [*tiny_run, "bs=1", "n_gpus=2", "scheduler.total_iter=4", "log.interval=1"]
+@pytest.mark.parametrize("head", ["m2f", "linear"])
+def test_two_ranks_train_together_and_only_the_first_writes(
+    tiny_run: list[str], tmp_path: Path, head: str
+) -> None:
+    arguments = [
+        *tiny_run, f"decoder_head.type={head}", "bs=1", "n_gpus=2", "scheduler.total_iter=4",
+        "log.interval=1",
+    ]  # fmt: skip
     results = run_ranks(arguments, 2)
     assert [status for status, _, _ in results] == [0, 0], results
     assert results[0][1].startswith("mIoU ")
@@ -98,12 +104,15 @@ def test_two_ranks_train_together_and_only_the_first_writes(tiny_run: list[str],
     assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
     assert [record["step"] for record in records if record["kind"] == "phases"] == [2, 3, 4]
     assert records[-1]["num_images"] == 4
-    # One process with both images a step: batch norms saw the same, so only roundings differ, which grow.
+    # One process with both images a step: batch norms saw the same, so only roundings differ. The linear head
+    # is smooth in them. The other one chooses (mask bits, matches, points), and a rounding may tip a choice:
+    # its first step shows the normalisers, which would be off by a factor; float64 tests show the rest.
     assert main([*arguments, "bs=2", "n_gpus=1", f"output_dir={tmp_path / 'alone'}"]) == 0
     alone = read_metrics(tmp_path / "alone" / "metrics.jsonl")
-    for figure, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3)):
+    steps, tolerance = (4, 1e-3) if head == "linear" else (1, 0.05)
+    for figure in ("loss", "grad_norm"):
         ours, theirs = ([r[figure] for r in both if r["kind"] == "train"] for both in (records, alone))
-        assert ours[:2] == pytest.approx(theirs[:2], rel=tolerance)
+        assert ours[:steps] == pytest.approx(theirs[:steps], rel=tolerance)
 
 
 def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(
@@ -116,7 +125,7 @@ def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(
         if "step 2/" in line:
             break
     member.send_signal(signal.SIGTERM)
-    _, err = member.communicate(timeout=60)
+    _, err = member.communicate(timeout=900)
     assert member.returncode == 128 + signal.SIGTERM
     assert "resume_from=auto continues" in err
     run = tmp_path / "run"

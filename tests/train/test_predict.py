@@ -44,7 +44,7 @@ def _save_run(folder, config, digest=None):
         fingerprint="f",
         global_batch=2,
         seed=0,
-        backbone="dinov3_tiny16",
+        backbone=config.model.dino_hub,
         backbone_digest=digest or segmenter.backbone.digest,
         class_names=NAMES,
         config=to_plain(config),
@@ -240,6 +240,17 @@ def test_another_backbone_than_in_training_is_refused(tmp_path, photos, capsys):
     run = _save_run(tmp_path / "run", _config(), digest="0123")
     assert _run(run, photos, tmp_path / "out") == 2
     assert "digest 0123, but model.weights=random has digest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("recorded", "rule"), [("offset", "offset"), ("size", "size"), (None, "size")])
+def test_the_rule_for_positions_is_the_checkpoints(recorded, rule, tmp_path):
+    config = _config()
+    config.model.dino_hub, config.model.position_rule = "dinov2_tiny14", recorded
+    run = _save_run(tmp_path / "run", config)
+    assert module.load_predictor({"checkpoint": str(run)}, []).segmenter.backbone.position_rule == rule
+    other = {"size": "offset", "offset": "size"}[rule]
+    with pytest.raises(module.PredictError, match=f"position_rule={rule}, not {other}"):
+        module.load_predictor({"checkpoint": str(run)}, [f"model.position_rule={other}"])
 
 
 def test_pictures_never_leave_the_output_folder(checkpoint, photos, tmp_path, capsys):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from maskshards.train.keys import ConfigError, key
-from maskshards.train.model.backbone.architectures import ARCHITECTURES
+from maskshards.train.model.backbone.architectures import ARCHITECTURES, POSITION_RULES
 from maskshards.train.model.heads.rules import HEAD_RULES, head_rules
 
 
@@ -36,6 +36,12 @@ class ModelConfig:
         None, 'file, folder, hub id or "random"; null: the published hub id of dino_hub'
     )
     revision: str | None = key(None, "whole commit id of the hub repository, for what comes from there")
+    position_rule: str | None = key(
+        None,
+        "how a dinov2_* without registers resizes positions: as published, or as transformers and older "
+        "checkpoints do; null: as the checkpoint was trained, else offset",
+        one_of=POSITION_RULES,
+    )
     pretrained_weights: str | None = key(None, "another word for weights (facebookresearch/dinov3's)")
     config_file: str | None = key(None, "refused: dino_hub names the architecture")
 

@@ -111,6 +111,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         model.revision,
         dtype=autocast_dtype(config, device),
         device=device,
+        rule=model.position_rule,
     )
     segmenter = build_segmenter(
         backbone,

@@ -1,7 +1,8 @@
-"""One commit of the hub for all lives of a run and for what follows it.
+"""One commit of the hub, and one rule for positions, for all lives of a run and for what follows it.
 
-Nothing comes from the hub without a commit (`weight_files`). Whoever continues a run in its folder
-or evaluates its weights need not repeat it: it stands in the run's `config.yaml` and in every checkpoint.
+Nothing comes from the hub without a commit (`weight_files`), and a head is used with the backbone that it was
+trained on. Whoever continues a run in its folder or evaluates its weights need not repeat either: they stand
+in the run's `config.yaml` and in every checkpoint.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import yaml
 
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.model.backbone.architectures import position_rule, trained_position_rule
 
 SAME = ("dino_hub", "weights", "pretrained_weights")  # keys of `model` that name the repository
 
@@ -32,13 +34,32 @@ def with_commit(config: TrainConfig, earlier: Mapping[str, Any] | None) -> Train
     return replace(config, model=replace(config.model, revision=revision))
 
 
-def with_last_commit(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
-    """The same from `config.yaml` of the run in this folder, which the first rank reads for all."""
+def with_rule(config: TrainConfig, earlier: Mapping[str, Any] | None) -> TrainConfig:
+    """`config`, and if its `model.position_rule` is not given that of `earlier`, where both name the same
+    backbone, else the backbone's default. Configurations older than the key mean `size`.
+    """
+    name, rule = config.model.dino_hub or "", config.model.position_rule
+    model = (earlier or {}).get("model")
+    if rule is None and isinstance(model, Mapping) and model.get("dino_hub") == name:
+        rule = trained_position_rule(model)
+    return replace(config, model=replace(config.model, position_rule=position_rule(name, rule)))
 
-    def look() -> str:
+
+def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
+    """Both from `config.yaml` of the run in this folder, which the first rank reads for all."""
+
+    def revision() -> str:
         return with_commit(config, last_config(run)).model.revision or ""
 
-    return replace(config, model=replace(config.model, revision=ranks.from_first(look) or None))
+    def rule() -> str:
+        return with_rule(config, last_config(run)).model.position_rule or ""
+
+    model = replace(
+        config.model,
+        revision=ranks.from_first(revision) or None,
+        position_rule=ranks.from_first(rule) or None,
+    )
+    return replace(config, model=model)
 
 
 def last_config(run: Path) -> dict[str, Any] | None:

@@ -39,6 +39,8 @@ from maskshards.train.checkpoint.retention import (
 from maskshards.train.config.load import ConfigError, flatten, to_plain
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.model.backbone.architectures import trained_position_rule
+from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.optim.optimizer import load_optimizer_tensors
 from maskshards.train.tracking.metrics_log import METRICS
 from maskshards.train.trainer.build import Parts
@@ -82,6 +84,7 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
         load_weights(parts.segmenter.decoder, checkpoint)
+        warn_of_another_rule(checkpoint, parts.segmenter.backbone)
         if parts.average is not None:
             parts.average.restart()
         logger.info("weights from %s; the schedule starts anew", checkpoint.path)
@@ -226,6 +229,7 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
         "the global batch": (state.global_batch, config.images_per_step),
         "model.dino_hub": (state.backbone, config.model.dino_hub),
         "the backbone's weights digest": (state.backbone_digest, backbone.digest),
+        "model.position_rule": (trained_rule(state), backbone.position_rule),
     }
     for name, (saved, now) in pairs.items():
         if saved != now:
@@ -275,6 +279,8 @@ def state_of(
 ) -> TrainState:
     """The facts of this run after `step` steps, as a checkpoint holds them."""
     manifest, backbone = parts.train_split.manifest, parts.segmenter.backbone
+    plain = to_plain(config)
+    plain["model"]["position_rule"] = backbone.position_rule
     return TrainState(
         step=step,
         position=step * config.images_per_step,
@@ -285,7 +291,7 @@ def state_of(
         backbone=config.model.dino_hub or "",
         backbone_digest=backbone.digest,
         class_names=list(manifest.classes),
-        config=to_plain(config),
+        config=plain,
         score=score,
         order=order,
         dataset=manifest.dataset,
@@ -299,12 +305,38 @@ def weights_of(parts: Parts) -> dict[str, torch.Tensor]:
     return dict(parts.segmenter.decoder.state_dict())
 
 
-def check_trained_on(checkpoint: Checkpoint, config: TrainConfig, digest: str) -> None:
+def check_trained_on(checkpoint: Checkpoint, config: TrainConfig, backbone: FrozenBackbone) -> None:
     """ConfigError if `checkpoint` says that it was trained on another backbone than the one now loaded."""
     state = checkpoint.state
-    if state is not None and (state.backbone, state.backbone_digest) != (config.model.dino_hub, digest):
+    if state is None:
+        return
+    if (state.backbone, state.backbone_digest) != (config.model.dino_hub, backbone.digest):
         raise ConfigError(
             f"{checkpoint.path} was trained on {state.backbone} with weights {state.backbone_digest[:16]}, "
-            f"but model.dino_hub={config.model.dino_hub} has weights {digest[:16]}; "
+            f"but model.dino_hub={config.model.dino_hub} has weights {backbone.digest[:16]}; "
             "name the backbone of that run"
         )
+    if trained_rule(state) != backbone.position_rule:
+        raise ConfigError(
+            f"{checkpoint.path} was trained with model.position_rule={trained_rule(state)}, not "
+            f"{backbone.position_rule}: leave the key out, and the checkpoint's is taken"
+        )
+
+
+def warn_of_another_rule(checkpoint: Checkpoint, backbone: FrozenBackbone) -> None:
+    """Training may start from weights that saw features of another rule, but not unsaid."""
+    state = checkpoint.state
+    if state is not None and state.backbone == backbone.arch.name:
+        before, now = trained_rule(state), backbone.position_rule
+        if before != now:
+            logger.warning(
+                "%s was trained with model.position_rule=%s and goes on with %s: features differ by some %%",
+                checkpoint.path,
+                before,
+                now,
+            )
+
+
+def trained_rule(state: TrainState) -> str | None:
+    """The rule for positions that the weights beside `state` were trained under."""
+    return trained_position_rule({**state.config.get("model", {}), "dino_hub": state.backbone})

@@ -28,7 +28,7 @@ from maskshards.train.trainer.build import (
 )
 from maskshards.train.trainer.diagnosis import Diagnosis
 from maskshards.train.trainer.guards import Guard
-from maskshards.train.trainer.hub_pin import with_commit, with_last_commit
+from maskshards.train.trainer.hub_pin import like_last_run, with_commit, with_rule
 from maskshards.train.trainer.loop import train
 from maskshards.train.trainer.resume import begin, check_trained_on
 from maskshards.train.trainer.run_folder import run_folder
@@ -46,7 +46,7 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     """Start or continue the run of `output_dir` and take it to its end."""
     with run_folder(config, ranks) as folder:
-        config = with_last_commit(config, folder, ranks)
+        config = like_last_run(config, folder, ranks)
         check_trackers(config, ranks)
         parts = build_parts(config, ranks)
         start = begin(config, ranks, parts, folder)
@@ -89,10 +89,11 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     """Score the weights behind `load_from` on the validation split, and write the results."""
     with run_folder(config, ranks) as folder:
         checkpoint = read_checkpoint(config.load_from or "")
-        config = with_commit(config, checkpoint.state.config if checkpoint.state else None)
+        trained = checkpoint.state.config if checkpoint.state else None
+        config = with_rule(with_commit(config, trained), trained)
         split = open_validation_split(config)
         segmenter = build_model(config, ranks.device)
-        check_trained_on(checkpoint, config, segmenter.backbone.digest)
+        check_trained_on(checkpoint, config, segmenter.backbone)
         load_weights(segmenter.decoder, checkpoint)
         result = score_split(config, ranks, stop, segmenter, split)
         if ranks.is_first:

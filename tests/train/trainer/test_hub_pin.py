@@ -20,8 +20,8 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 from maskshards.shards.order.order import World
 from maskshards.train.config.load import load_config, write_config
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.model.backbone.architectures import architecture
-from maskshards.train.trainer.hub_pin import last_config, with_commit, with_last_commit
+from maskshards.train.model.backbone.architectures import ModelError, architecture
+from maskshards.train.trainer.hub_pin import last_config, like_last_run, with_commit, with_rule
 
 ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
@@ -151,9 +151,52 @@ def test_only_the_commit_of_the_same_weights_is_taken(tiny_run: list[str]) -> No
 
 def test_the_last_config_of_a_folder(tiny_run: list[str], tmp_path: Path) -> None:
     config = load_config([*tiny_run, f"model.weights={NAME}"])
-    assert with_last_commit(config, tmp_path / "nowhere", ALONE) == config
+    assert like_last_run(config, tmp_path / "nowhere", ALONE) == config
     for text in ("{", "- a list", ""):
         (tmp_path / "config.yaml").write_text(text)
         assert last_config(tmp_path) is None
     write_config(replace(config, model=replace(config.model, revision=OLD)), tmp_path / "config.yaml")
-    assert with_last_commit(config, tmp_path, ALONE).model.revision == OLD
+    assert like_last_run(config, tmp_path, ALONE).model.revision == OLD
+
+
+DINOV2 = ["model.dino_hub=dinov2_tiny14", "transforms.train.crop_size=[224,224]"]
+LINEAR = ["decoder_head.type=linear", "decoder_head.backbone_out_layers=LAST", "eval.mode=whole"]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "rule"),
+    [
+        (None, "offset"),  # a new run: as published
+        ({"model": {"dino_hub": "dinov2_tiny14"}}, "size"),  # older than the key
+        ({"model": {"dino_hub": "dinov2_tiny14", "position_rule": None}}, "size"),
+        ({"model": {"dino_hub": "dinov2_tiny14", "position_rule": "offset"}}, "offset"),
+        ({"model": {"dino_hub": "dinov2_vits14", "position_rule": "size"}}, "offset"),  # of another backbone
+    ],
+)
+def test_the_rule_for_positions_is_the_checkpoints_else_the_published(
+    earlier: dict[str, object] | None, rule: str, tiny_run: list[str]
+) -> None:
+    config = load_config([*tiny_run, *DINOV2, *LINEAR])
+    assert with_rule(config, earlier).model.position_rule == rule
+    for own in ("size", "offset"):
+        given = load_config([*tiny_run, *DINOV2, *LINEAR, f"model.position_rule={own}"])
+        assert with_rule(given, earlier).model.position_rule == own
+
+
+def test_a_backbone_without_a_choice_has_no_rule(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config(tiny_run)
+    assert like_last_run(config, tmp_path, ALONE).model.position_rule is None
+    wrong = load_config([*tiny_run, "model.position_rule=size"])
+    with pytest.raises(ModelError, match=r"model\.position_rule='size': dinov3_tiny16 has one rule only"):
+        like_last_run(wrong, tmp_path, ALONE)
+
+
+def test_a_run_goes_on_under_the_rule_in_its_folder(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config([*tiny_run, *DINOV2, *LINEAR])
+    first = like_last_run(config, tmp_path, ALONE)
+    assert first.model.position_rule == "offset"
+    write_config(first, tmp_path / "config.yaml")
+    assert like_last_run(config, tmp_path, ALONE).model.position_rule == "offset"
+    text = (tmp_path / "config.yaml").read_text().replace("  position_rule: offset\n", "")
+    (tmp_path / "config.yaml").write_text(text)  # as versions before the key wrote it
+    assert like_last_run(config, tmp_path, ALONE).model.position_rule == "size"

@@ -32,6 +32,7 @@ from maskshards.train.trainer.resume import (
 )
 
 ALONE = Ranks(World(), torch.device("cpu"))
+WHOLE = "eval.mode=whole"
 
 
 @pytest.fixture
@@ -188,9 +189,10 @@ def test_scores_come_from_the_backbone_that_was_trained_on(
 ) -> None:
     config = load_config(arguments)
     checkpoint = read_checkpoint(save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts)))
-    check_trained_on(checkpoint, config, parts.segmenter.backbone.digest)
+    check_trained_on(checkpoint, config, parts.segmenter.backbone)
+    parts.segmenter.backbone.digest = "another"
     with pytest.raises(ConfigError, match="was trained on dinov3_tiny16"):
-        check_trained_on(checkpoint, config, "another")
+        check_trained_on(checkpoint, config, parts.segmenter.backbone)
 
 
 def test_a_run_without_one_whole_checkpoint_is_not_started_anew(
@@ -335,3 +337,61 @@ def test_a_launcher_that_repeats_a_roll_back_goes_on(
     (tmp_path / "rolled_back.txt").unlink()
     save_at(tmp_path, config, parts, 4)
     assert begin(back, ALONE, parts, tmp_path).step == 4
+
+
+@pytest.fixture
+def dinov2(arguments: list[str]) -> list[str]:
+    return [
+        *arguments,
+        "model.dino_hub=dinov2_tiny14",
+        "transforms.train.crop_size=[56,56]",
+        "eval.mode=whole",
+    ]
+
+
+def without_rule(folder: Path) -> None:
+    """Make a checkpoint as versions before `model.position_rule` wrote it."""
+    facts = json.loads((folder / "state.json").read_text())
+    del facts["config"]["model"]["position_rule"], facts["checksum"]
+    (folder / "state.json").write_text(json.dumps(facts))
+
+
+def test_a_checkpoint_says_the_rule_that_it_was_trained_under(dinov2: list[str], tmp_path: Path) -> None:
+    config = load_config(dinov2)
+    for rule in ("offset", "size"):
+        parts = build_parts(replace(config, model=replace(config.model, position_rule=rule)), ALONE)
+        assert state_of(config, parts, 4, None).config["model"]["position_rule"] == rule
+
+
+def test_another_rule_for_positions_than_the_checkpoints_is_refused(
+    dinov2: list[str], tmp_path: Path
+) -> None:
+    config = load_config([*dinov2, "resume_from=auto"])
+    published = build_parts(config, ALONE)
+    by_size = build_parts(load_config([*dinov2, "model.position_rule=size"]), ALONE)
+    folder = save_at(tmp_path, config, published, 4)
+    assert begin(config, ALONE, published, tmp_path).step == 4
+    with pytest.raises(ConfigError, match=r"model\.position_rule was offset and is size now"):
+        begin(config, ALONE, by_size, tmp_path)
+    with pytest.raises(ConfigError, match=r"trained with model\.position_rule=offset, not size"):
+        check_trained_on(read_checkpoint(folder), config, by_size.segmenter.backbone)
+    without_rule(folder)
+    assert begin(config, ALONE, by_size, tmp_path).step == 4
+    with pytest.raises(ConfigError, match=r"model\.position_rule was size and is offset now"):
+        begin(config, ALONE, published, tmp_path)
+    with pytest.raises(ConfigError, match=r"trained with model\.position_rule=size, not offset"):
+        check_trained_on(read_checkpoint(folder), config, published.segmenter.backbone)
+
+
+def test_starting_from_weights_of_another_rule_is_said(
+    dinov2: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(dinov2)
+    parts = build_parts(config, ALONE)
+    folder = save_at(tmp_path / "old", config, parts, 4)
+    again = load_config([*dinov2, f"init_from={folder}"])
+    begin(again, ALONE, parts, tmp_path / "new")
+    assert "position_rule" not in caplog.text
+    without_rule(folder)
+    begin(again, ALONE, parts, tmp_path / "new")
+    assert "trained with model.position_rule=size and goes on with offset" in caplog.text

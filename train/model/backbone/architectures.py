@@ -8,6 +8,7 @@ published weights for them, so they exist only with random ones.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,10 @@ DINOV3, DINOV2, DINOV2_REGISTERS = (
     "dinov2_with_registers",
 )  # transformers' model types
 NUM_REGISTERS = 4
+# How the learned positions of DINOv2 without registers are resized to another grid. OFFSET is the published
+# code's rule, SIZE is transformers' and the one that checkpoints were trained under that name no rule.
+OFFSET, SIZE = "offset", "size"
+POSITION_RULES = (OFFSET, SIZE)
 
 
 class ModelError(ValueError):
@@ -44,6 +49,11 @@ class Architecture:
     @property
     def patch_px(self) -> int:
         return int(self.settings["patch_size"])
+
+    @property
+    def position_rules(self) -> tuple[str, ...]:
+        """Rules by which its positions can be resized, the default first; () where there is no choice."""
+        return POSITION_RULES if self.family == DINOV2 else ()
 
     @property
     def gated(self) -> bool:
@@ -132,6 +142,29 @@ def architecture(name: str) -> Architecture:
     close = difflib.get_close_matches(name, list(ARCHITECTURES), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ModelError(f"model.dino_hub={name!r}: no such backbone; {hint}known are {', '.join(ARCHITECTURES)}")
+
+
+def position_rule(name: str, rule: str | None = None) -> str | None:
+    """The rule that backbone `name` resizes positions by: `rule`, or its default; None where it has none.
+
+    ModelError for a rule that it does not know.
+    """
+    known = architecture(name).position_rules
+    if rule is not None and rule not in known:
+        has = f"expected {' or '.join(known)}" if known else f"{name} has one rule only, leave the key out"
+        raise ModelError(f"model.position_rule={rule!r}: {has}")
+    return rule or next(iter(known), None)
+
+
+def trained_position_rule(model: Mapping[str, Any]) -> str | None:
+    """The rule that a checkpoint was trained under, from the `model` section of its configuration.
+
+    SIZE where the section is older than the key; None for a backbone without a choice.
+    """
+    name = str(model.get("dino_hub"))
+    if name not in ARCHITECTURES or not ARCHITECTURES[name].position_rules:
+        return None
+    return position_rule(name, model.get("position_rule") or SIZE)
 
 
 LAYER_WORDS = ("LAST", "FOUR_LAST", "FOUR_EVEN_INTERVALS")

@@ -13,26 +13,42 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskshards.train.model.backbone.architectures import DINOV3, Architecture, ModelError
+from maskshards.train.model.backbone.architectures import (
+    DINOV3,
+    OFFSET,
+    Architecture,
+    ModelError,
+    position_rule,
+)
+
+OFFSET_PATCHES = 0.1  # what DINOv2 adds to a grid's sides before it divides them by the table's
 
 
 class FrozenBackbone(nn.Module):
     """A vision transformer of transformers as a pure function of images.
 
     `vit` is a DINOv3ViTModel, Dinov2Model or Dinov2WithRegistersModel; `digest` identifies its weights.
+    `rule` is how it resizes learned positions (`architectures.position_rule`; None: the default).
     `matrix_dtype` other than float32 stores the blocks' matrices in it and computes under autocast of that
     type: the same numbers as autocast over float32 weights, at half the memory and without casting them at
     every step.
     """
 
     def __init__(
-        self, vit: nn.Module, arch: Architecture, digest: str, matrix_dtype: torch.dtype = torch.float32
+        self,
+        vit: nn.Module,
+        arch: Architecture,
+        digest: str,
+        matrix_dtype: torch.dtype = torch.float32,
+        rule: str | None = None,
     ) -> None:
         super().__init__()
         self.vit = vit
         self.arch, self.digest, self.matrix_dtype = arch, digest, matrix_dtype
+        self.position_rule = position_rule(arch.name, rule)
         self.embed_dim, self.patch_px, self.num_blocks = arch.embed_dim, arch.patch_px, arch.num_blocks
         self.requires_grad_(False)
         super().train(False)
@@ -68,7 +84,7 @@ class FrozenBackbone(nn.Module):
     def _maps(self, images: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
         vit: Any = self.vit
         grid_h, grid_w = images.shape[-2] // self.patch_px, images.shape[-1] // self.patch_px
-        tokens = vit.embeddings(images)
+        tokens = self._embed(images, (grid_h, grid_w))
         rotary = {}
         if self.arch.family == DINOV3:
             rotary["position_embeddings"] = vit.rope_embeddings(images)
@@ -82,6 +98,30 @@ class FrozenBackbone(nn.Module):
                 ]  # class and register tokens stand first
                 maps.append(patches.transpose(1, 2).unflatten(2, (grid_h, grid_w)))
         return tuple(maps)
+
+    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, 1 + registers + patches, D): class token, registers if any, patches, with their positions."""
+        embeddings: Any = self.vit.embeddings
+        if self.position_rule != OFFSET:
+            return embeddings(images)
+        patches = embeddings.patch_embeddings(images)
+        tokens = torch.cat((embeddings.cls_token.expand(len(images), -1, -1), patches), dim=1)
+        return tokens + offset_positions(embeddings.position_embeddings, grid)
+
+
+def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(1, 1 + h * w, D): positions of the class token and of a grid of h x w patches, from a square `table`.
+
+    DINOv2's own rule (`interpolate_offset`): bicubic, with (side + 0.1) / table side as the scale, so the
+    grid reaches a little less far than the table. A grid of the table's own size takes it as it is.
+    """
+    side = round((table.shape[1] - 1) ** 0.5)
+    if grid == (side, side):
+        return table
+    square = table[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+    scale = [(length + OFFSET_PATCHES) / side for length in grid]
+    resized = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+    return torch.cat((table[:, :1], resized.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
 
 
 def blocks_of(vit: Any) -> nn.ModuleList:

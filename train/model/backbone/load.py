@@ -65,13 +65,14 @@ def load_backbone(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    rule: str | None = None,
 ) -> FrozenBackbone:
     """The backbone `name` (see ARCHITECTURES) with frozen weights.
 
     `weights`: a .pth of Meta's, a safetensors file, a Hugging Face folder or hub id, `random`, or None for
-    the published hub id at `revision`. `dtype` bfloat16 keeps the blocks' matrices in it (see
-    FrozenBackbone). On device "meta" with `random`, only shapes are made. WeightsError or ModelError for what
-    cannot be.
+    the published hub id at `revision`. `dtype` bfloat16 keeps the blocks' matrices in it, `rule` is that of
+    positions (see FrozenBackbone). On device "meta" with `random`, only shapes are made. WeightsError or
+    ModelError for what cannot be.
     """
     arch, place = architecture(name), torch.device(device)
     dtype = dtype or torch.float32
@@ -94,7 +95,7 @@ def load_backbone(
     else:
         digest = fill(vit, _translated(path, arch), str(path), matrix_dtype=dtype, device=place)
     _remake_buffers(vit, place)
-    return FrozenBackbone(vit, arch, digest, dtype)
+    return FrozenBackbone(vit, arch, digest, dtype, rule)
 
 
 def fill(

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from maskshards.train.model.backbone import architectures
 from maskshards.train.model.backbone import load as module
-from maskshards.train.model.backbone.architectures import ModelError, architecture
+from maskshards.train.model.backbone.architectures import SIZE, ModelError, architecture
 from maskshards.train.model.backbone.load import FAMILIES, load_backbone
 from maskshards.train.model.backbone.weight_files import WeightsError
 
@@ -87,6 +87,11 @@ def meta_state(vit: torch.nn.Module, name: str) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in out.items()}
 
 
+def theirs(name: str) -> str | None:
+    """Transformers' rule for positions, where there is a choice."""
+    return SIZE if architecture(name).position_rules else None
+
+
 def features_of(vit: torch.nn.Module, images: Tensor, patch: int) -> Tensor:
     with torch.no_grad():
         tokens = vit(images).last_hidden_state
@@ -110,7 +115,7 @@ def test_every_kind_of_file_gives_the_features_of_transformers(
     expected = features_of(vit, images, patch)
     digests = set()
     for file in ("folder", "plain.pth", "teacher.pth", "meta.safetensors", "memory.safetensors"):
-        backbone = load_backbone(name, str(tmp_path / file))
+        backbone = load_backbone(name, str(tmp_path / file), rule=theirs(name))
         torch.testing.assert_close(backbone(images, (3,))[0], expected)
         digests.add(backbone.digest)
     assert len(digests) == 1
@@ -146,7 +151,7 @@ def test_files_of_every_kind_of_backbone_give_the_features_of_transformers(
     expected = features_of(vit, images, arch.patch_px)
     digests = set()
     for file in ("folder", "meta.pth"):
-        backbone = load_backbone(name, str(tmp_path / file))
+        backbone = load_backbone(name, str(tmp_path / file), rule=theirs(name))
         torch.testing.assert_close(backbone(images, (3,))[0], expected)
         digests.add(backbone.digest)
     assert len(digests) == 1
@@ -275,7 +280,7 @@ def test_a_pretrained_dinov2_folder_loads_and_equals_transformers() -> None:
     if not root:
         pytest.skip("MASKSHARDS_TEST_MODELS names no folder with pretrained models")
     folder = Path(root) / "dinov2_vits14"
-    backbone = load_backbone("dinov2_vits14", str(folder))
+    backbone = load_backbone("dinov2_vits14", str(folder), rule=SIZE)
     assert torch.equal(
         backbone.vit.layernorm.weight, load_file(folder / "model.safetensors")["layernorm.weight"].float()
     )
