@@ -27,3 +27,7 @@ class RunsError(ShardError):
 
 class StoreError(OSError):
     """A shard or manifest could not be fetched, or is not what the manifest promised."""
+
+
+class UnreachableError(StoreError):
+    """The place does not answer at all, or never well: asking it for another file would go the same way."""

@@ -10,15 +10,9 @@ from pathlib import Path
 from maskshards.shards.errors import StoreError
 from maskshards.shards.storage.base import SCHEME
 from maskshards.shards.storage.open_store import open_store
-from maskshards.shards.storage.retry import Transient
 
 MANIFEST_NAME = "manifest.json"
 USUAL_SPLITS = ("training", "validation")
-
-
-def unreachable(error: BaseException | None) -> bool:
-    """Whether a place did not answer at all, so that asking it again would only take the same time again."""
-    return isinstance(error, StoreError) and isinstance(error.__cause__, Transient)
 
 
 def splits_below(place: str) -> list[str]:

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskshards.shards.errors import ManifestError, StoreError
+from maskshards.shards.errors import ManifestError, StoreError, UnreachableError
 from maskshards.shards.format.index import INDEX_NAME, SampleEntry, ShardIndex, ShardInfo
 from maskshards.shards.format.index_parquet import IndexFile, IndexReader, write_index
-from maskshards.shards.format.locate import MANIFEST_NAME, splits_below, unreachable, what_is_there
+from maskshards.shards.format.locate import MANIFEST_NAME, splits_below, what_is_there
 from maskshards.shards.format.record import FORMAT_VERSION
 from maskshards.shards.storage.base import FILE_NAME, Store
 from maskshards.shards.storage.open_store import open_store
@@ -309,7 +309,7 @@ def open_splits(place: str | Path) -> tuple[Split, ...]:
     try:
         return (open_split(place),)
     except ManifestError as error:
-        below = [] if unreachable(error.__cause__) else splits_below(str(place))
+        below = [] if isinstance(error.__cause__, UnreachableError) else splits_below(str(place))
         if not below:
             raise
     return tuple(open_split(f"{str(place).rstrip('/')}/{name}") for name in below)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from maskshards.shards.errors import StoreError
+from maskshards.shards.errors import StoreError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +48,19 @@ def delays(settings: RetrySettings, scatter: Callable[[], float]) -> list[float]
 def with_retries(
     attempt: Callable[[], Result], what: str, settings: RetrySettings, stopped: threading.Event
 ) -> Result:
-    """The result of `attempt`, tried again while it raises Transient; StoreError naming `what` in the end.
+    """The result of `attempt`, tried again while it raises Transient; UnreachableError naming `what` at last.
 
-    Setting `stopped` ends the waiting at once.
+    Setting `stopped` ends the waiting at once, with a StoreError.
     """
     pauses = [*delays(settings, random.random), None]
     for number, pause in enumerate(pauses, 1):
         try:
             return attempt()
         except Transient as failure:
+            if stopped.is_set():
+                raise StoreError(f"{what}: {failure}; the store was closed meanwhile") from failure
             if pause is None:
-                raise StoreError(
+                raise UnreachableError(
                     f"{what}: {failure}, {number} attempts in all; is the server well?"
                 ) from failure
             log.info("%s: %s; attempt %d follows in %.1f s", what, failure, number + 1, pause)

@@ -1,6 +1,7 @@
 """Hand-made batches, for tests that need no shards, and small splits on disk, for those that do."""
 
 import io
+import os
 import re
 import socket
 import sys
@@ -9,6 +10,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import hypothesis
 import numpy as np
@@ -23,10 +25,20 @@ from maskshards.shards.format.record import Record
 from maskshards.shards.format.rle import encode_label_map
 from maskshards.shards.format.tar import TarWriter
 from maskshards.shards.loading.loader import Loader
+from maskshards.shards.storage.http_access import BUNDLES
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+# Proxies and authorities of this machine must not stand between the tests and their own servers.
+for _name in list(os.environ):
+    if (
+        _name.lower().endswith("_proxy")
+        or _name.startswith("MASKSHARDS_HTTP_")
+        or _name in (*BUNDLES, "NETRC")
+    ):
+        del os.environ[_name]
 
 
 def _runs_of(class_map, labels):
@@ -176,11 +188,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, folder):
+    def __init__(self, folder, tls=None):
         super().__init__(("127.0.0.1", 0), _Handler)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
+        self.headers, self.waiting = [], threading.Event()  # of each request; one is held back
         self.folder, self.faults, self.bytes_sent = folder, {}, Counter()
         self.num_connections, self.ended, self.queries, self.open = 0, threading.Event(), [], []
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.server_port}"
 
     def process_request(self, request, client_address):
         self.num_connections += 1
@@ -204,11 +219,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
-        path = self.server.folder / self.path.strip("/")
-        self._head(200 if path.is_file() else 404, path.stat().st_size if path.is_file() else 0)
+        self._head(405, 0)  # as signed URLs and gateways do
 
     def do_GET(self):
         name, _, query = self.path.strip("/").partition("?")
+        name = unquote(name)
+        self.server.headers.append(dict(self.headers))
         self.server.queries += [query] if query else []
         path, planned = self.server.folder / name, self.server.faults.get(name)
         fault = planned.pop(0) if planned else ""
@@ -216,14 +232,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._head(int(fault or 404), 0)
         if fault.startswith("redirect"):
             return self._head(302, 0, Location=fault.removeprefix("redirect").strip())
-        if fault == "drop":
+        if fault in ("drop", "silent"):
             self.close_connection = True
-            return None
+            self.server.waiting.set()
+            return self.server.ended.wait(60) if fault == "silent" else None
         data = path.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         first, last = (int(asked[1]), min(int(asked[2]), len(data) - 1)) if asked else (0, len(data) - 1)
         if first > last:
-            return self._head(416, 0)
+            return self._head(416, 0, **{"Content-Range": f"bytes */{len(data)}"})
         if fault == "other range":
             first, last = 0, last - first
         body, content_range = data[first : last + 1], f"bytes {first}-{last}/{len(data)}"
@@ -238,7 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(200, len(data))
             return self.wfile.write(data)
         lie = {"short length": -7, "long length": 7}.get(fault, 0)
-        self._head(206, len(body) + lie, **{"Content-Range": content_range})
+        encoding = {"Content-Encoding": "gzip"} if fault == "gzip" else {}
+        self._head(206, len(body) + lie, **{"Content-Range": content_range, **encoding})
         return self._send(name, body, fault)
 
     def _send(self, name, body, fault):
@@ -250,7 +268,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in ("cut", "stall"):
             self.wfile.write(body[: len(body) // 2])
             if fault == "stall":
-                self.server.ended.wait(30)
+                self.server.waiting.set()
+                self.server.ended.wait(60)
         else:
             self.wfile.write(body)
             self.server.bytes_sent[name] += len(body)
@@ -265,11 +284,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    """serve(folder) -> a running server with .url, .faults, .bytes_sent, .num_connections."""
+    """serve(folder) -> a running server with .url, .faults, .bytes_sent, .num_connections; over TLS if a
+    context is given.
+    """
     servers = []
 
-    def start(folder):
-        server = _Server(folder)
+    def start(folder, tls=None):
+        server = _Server(folder, tls)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         servers.append((server, thread))

@@ -1,10 +1,11 @@
 """A real server on the loopback that fails in every way it can: exact bytes or a named error, always."""
 
 import copy
+import socket
 
 import pytest
 
-from maskshards.shards.errors import StoreError
+from maskshards.shards.errors import StoreError, UnreachableError
 from maskshards.shards.storage.http import HttpStore, _redirected
 from maskshards.shards.storage.retry import RetrySettings
 
@@ -30,7 +31,14 @@ def test_ranges_and_sizes_are_exact(store, server):
     assert store.read("a.tar", 0, len(CONTENT)) == CONTENT
     assert store.read("a.tar", 5, 0) == b""
     assert store.size("a.tar") == len(CONTENT)
-    assert server.bytes_sent["a.tar"] == 1000 + len(CONTENT)
+    assert server.bytes_sent["a.tar"] == 1000 + len(CONTENT) + 1  # a size costs a byte, and no HEAD
+
+
+def test_an_empty_file_has_a_size(store, tmp_path):
+    (tmp_path / "empty.tar").touch()
+    assert store.size("empty.tar") == 0
+    with pytest.raises(StoreError, match="ends before byte 1"):
+        store.read("empty.tar", 0, 1)
 
 
 def test_connections_are_kept(store, server):
@@ -58,8 +66,10 @@ def test_what_does_not_pass_is_an_error_in_the_end(store, server, fault):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("404", "answered 404"),
-        ("403", "answered 403"),
+        ("404", "answered 404 Not Found; is the address right"),
+        ("403", "answered 403 Forbidden; it refuses: a token or right is missing"),
+        ("401", "answered 401 Unauthorized; it asks for a login: set MASKSHARDS_HTTP_TOKEN=HOST=TOKEN"),
+        ("gzip", "came in Content-Encoding gzip"),
         ("html", r"status 200 \(text/html\), expected 206"),
         ("no ranges", "does the server support ranges"),
         ("other range", r"asked for bytes=100-2099, got 'bytes 0-1999/"),
@@ -106,17 +116,117 @@ def test_a_connection_that_the_server_closed_meanwhile_costs_no_attempt(server):
     assert server.num_connections == 2
 
 
-def test_nobody_listens():
-    store = HttpStore("http://127.0.0.1:9", QUICK)
-    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9/a\.tar: no answer"):
-        store.read("a.tar", 0, 1)
+def test_a_port_where_nobody_listens_is_named_at_once_until_somebody_did(server):
+    patient = RetrySettings(attempts=2, first_delay_s=1e9, longest_delay_s=1e9)
+    with pytest.raises(UnreachableError, match=r"/a\.tar: no answer \(ConnectionRefused.*host and port"):
+        HttpStore("http://127.0.0.1:9", patient).read("a.tar", 0, 1)
+    store = HttpStore(server.url, QUICK)
+    store.size("a.tar")
+    server.shutdown()
+    server.server_close()
+    server.close_connections()
+    for known in (store, copy.copy(store)):  # it may come back
+        with pytest.raises(UnreachableError, match=r"no answer \(ConnectionRefusedError.*3 attempts in all"):
+            known.read("a.tar", 0, 1)
+        known.close()
+
+
+def test_a_host_that_is_not_there_is_named_at_once(monkeypatch):
+    def unknown(*words, **settings):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(UnreachableError, match="there is no host of that name"):
+        HttpStore("http://shards.example", RetrySettings(first_delay_s=1e9)).size("a.tar")
+
+
+def test_a_certificate_is_trusted_where_its_authority_is_named(
+    serve, tmp_path, authority, monkeypatch, server
+):
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    safe = serve(tmp_path, authority.tls("127.0.0.1"))
+    other = serve(tmp_path, authority.tls("example.org"))
+    with pytest.raises(UnreachableError, match=r"certificate is not trusted .*name its file in SSL_CERT"):
+        HttpStore(safe.url).size("a.tar")
+    for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(variable, str(authority.bundle))
+        store = HttpStore(safe.url, QUICK)
+        assert store.read("a.tar", 5, 20) == CONTENT[5:25]
+        store.close()
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
+    with pytest.raises(UnreachableError, match=r"not trusted \(IP address mismatch"):
+        HttpStore(other.url).size("a.tar")
+    with pytest.raises(UnreachableError, match="speaks no TLS"):
+        HttpStore(server.url.replace("http:", "https:")).size("a.tar")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
+    with pytest.raises(StoreError, match=r"SSL_CERT_FILE names .*gone\.pem, which holds no cert"):
+        HttpStore(safe.url).size("a.tar")
+
+
+def test_a_redirect_from_https_to_http_is_not_followed(serve, tmp_path, authority, monkeypatch, server):
+    safe = serve(tmp_path, authority.tls("127.0.0.1"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
+    safe.faults["a.tar"] = [f"redirect {server.url}/a.tar?sig=secret"]
+    with pytest.raises(StoreError, match="which is not followed") as caught:
+        HttpStore(safe.url).size("a.tar")
+    assert "secret" not in str(caught.value)
+    assert server.num_connections == 0
+
+
+def test_spaces_and_umlauts_in_a_path(serve, tmp_path):
+    folder = tmp_path / "Straße 7" / "100%"
+    folder.mkdir(parents=True)
+    (folder / "a.tar").write_bytes(CONTENT)
+    server = serve(tmp_path)
+    for path in ("Straße 7/100%", "Stra%C3%9Fe%207/100%25"):
+        store = HttpStore(f"{server.url}/{path}/", QUICK)
+        assert store.read("a.tar", 1, 2) == CONTENT[1:3]
+        store.close()
+    (tmp_path / "b.tar").touch()
+    server.faults["b.tar"] = [f"redirect {server.url}/Straße 7/100%25/a.tar".encode().decode("latin-1")]
+    store = HttpStore(server.url, QUICK)
+    assert store.read("b.tar", 1, 2) == CONTENT[1:3]
+    store.close()
+
+
+def test_a_template_says_where_the_name_belongs_and_its_query_is_not_shown(server):
+    store = HttpStore(f"{server.url}/{{name}}?sig=secret", QUICK)
+    assert store.read("a.tar", 1, 2) == CONTENT[1:3]
+    assert copy.copy(store).size("a.tar") == len(CONTENT)
+    assert server.queries == ["sig=secret"] * 2
+    with pytest.raises(StoreError, match=r"b\.tar\?\.\.\. answered 404") as caught:
+        store.size("b.tar")
+    assert "secret" not in str(caught.value) + store.base
+    store.close()
+
+
+def test_secrets_go_to_their_host_only(server, serve, tmp_path, monkeypatch):
+    other = serve(tmp_path)
+    place, there = (each.url.removeprefix("http://") for each in (server, other))
+    monkeypatch.setenv("MASKSHARDS_HTTP_TOKEN", f"{place}=t0ken {there}=another")
+    monkeypatch.setenv("MASKSHARDS_HTTP_QUERY", f"{place}=sig=1%2F2")
+    server.faults["a.tar"] = [f"redirect {other.url}/a.tar"]
+    store = HttpStore(server.url, QUICK)
+    assert store.read("a.tar", 0, 3) == store.read("a.tar", 0, 3)
+    assert [headers["Authorization"] for headers in server.headers] == ["Bearer t0ken"] * 2
+    assert [headers["Authorization"] for headers in other.headers] == ["Bearer another"]
+    assert (server.queries, other.queries) == (["sig=1%2F2"] * 2, [])
+    store.close()
+    monkeypatch.setenv("MASKSHARDS_HTTP_TOKEN", "example.org=t0ken")
+    HttpStore(server.url, QUICK).size("a.tar")
+    assert "Authorization" not in server.headers[-1]
 
 
 def test_names_and_urls_are_plain(store, server):
     with pytest.raises(StoreError, match="not a plain file name"):
         store.read("../a.tar", 0, 1)
-    for url in (f"{server.url}?token=1", "https:///x", f"{server.url}#x"):
-        with pytest.raises(StoreError, match="no query"):
+    for url in (f"{server.url}?token=hunter2", f"{server.url}#hunter2", f"{server.url}/?"):
+        with pytest.raises(StoreError, match="no query") as caught:
+            HttpStore(url)
+        assert "hunter2" not in str(caught.value)
+    for url in ("https:///x", "http://h:99999/x", "http://h:0/x", "http://h:8o/x", "http://a\nb/x"):
+        with pytest.raises(StoreError, match="no URL"):
             HttpStore(url)
     with pytest.raises(StoreError, match="secrets do not belong into a URL") as caught:
         HttpStore("https://me:hunter2@example.org/x")
