@@ -4,6 +4,8 @@ syncs.
 
 from __future__ import annotations
 
+import gc
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -41,6 +43,34 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, side: int, repeats: 
     return 2 * side**3 * repeats / best_s / 1e12
 
 
+def copy_gb_per_s(device: torch.device, num_bytes: int, repeats: int = 10) -> float:
+    """10^9 bytes a second of copying within device memory; reads and writes both count."""
+    source = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / median_ms(lambda: target.copy_(source), device, repeats) / 1e6
+
+
+def median_ms(call: Callable[[], object], device: torch.device, repeats: int, warmup: int = 3) -> float:
+    """Median milliseconds of `call` after `warmup` calls: by CUDA events, by the clock elsewhere."""
+    for _ in range(warmup):
+        call()
+    if device.type != "cuda":
+        return statistics.median(1000 * _clocked_s(call) for _ in range(repeats))
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for begin, end in marks:
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize(device)
+    return float(statistics.median(begin.elapsed_time(end) for begin, end in marks))
+
+
+def _clocked_s(call: Callable[[], object]) -> float:
+    since = time.perf_counter()
+    call()
+    return time.perf_counter() - since
+
+
 def count_syncs(call: Callable[[], object], device: torch.device) -> int | None:
     """How often the host waits for the device in `call`, as PyTorch's sync debug mode sees it; None off CUDA.
 
@@ -61,6 +91,7 @@ def count_syncs(call: Callable[[], object], device: torch.device) -> int | None:
 
 def reset_peak(device: torch.device) -> None:
     """Forget the peak so far and give cached memory back, so that the next peak is its own."""
+    gc.collect()  # a model in a cycle would count as held by the next one
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskshards.train.model.backbone.frozen import blocks_of
 from maskshards.train.model.segmenter import Segmenter
 
 DEFAULT_MODE = "default"  # of torch.compile; its other modes use CUDA graphs
@@ -36,6 +37,15 @@ def compile_in_place(segmenter: Segmenter, what: str, **options: Any) -> None:
             # nn.Module.compile would take the piece's hooks into the graph, and a clock must not be traced.
             piece.__dict__["forward"] = torch.compile(piece.forward, **options)
     segmenter.compiled = True
+
+
+def run_eagerly(segmenter: Segmenter) -> None:
+    """Take back what `compile_in_place` did: forwards are the modules' own again."""
+    for block in blocks_of(segmenter.backbone.vit):
+        block._compiled_call_impl = None
+    for piece in trained_pieces(segmenter):
+        piece.__dict__.pop("forward", None)
+    segmenter.compiled = False
 
 
 def trained_pieces(segmenter: Segmenter) -> list[nn.Module]:

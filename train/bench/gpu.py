@@ -1,0 +1,127 @@
+"""`maskshards bench gpu --out FOLDER [--budget-s 540] [--device cpu] [key=value ...]`: all that a GPU has to
+tell about a training step, in one process and one budget of seconds.
+
+The models are built once a width and switched between variants. Every part's figures are appended to
+FOLDER/gpu.jsonl before the next part begins; FOLDER/gpu.md is a table for docs/benchmarks/train.md. With
+`--device cpu` all parts run on a tiny model: that measures nothing, and shows that the command works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from maskshards.train.bench.budgeted import FAILED, Budget, Journal, Part, end_after, run_parts
+from maskshards.train.bench.command import chosen_device
+from maskshards.train.bench.gpu_table import markdown, printed
+from maskshards.train.bench.parts import machine, operators, steps
+from maskshards.train.bench.parts.gpu_tests import ROOT, gpu_tests
+from maskshards.train.bench.parts.parity import parity
+from maskshards.train.bench.parts.setting import Setting
+
+LAST_WORDS_S = 10.0  # kept of the budget for writing and printing
+TESTS_LIMIT_S = 150.0
+RECORDED_CURVE = ROOT / "docs" / "benchmarks" / "precision.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 2 for a fault of the user's, told on stderr; 1 where a part failed."""
+    options, given = parser().parse_known_args(argv)
+    try:
+        setting = build_setting(options, tuple(given))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    journal = Journal(setting.out / "gpu.jsonl")
+    journal.path.write_text("", encoding="utf-8")
+    chosen = [part for part in parts_of(setting, options) if not options.only or part.name in options.only]
+
+    def finish() -> None:
+        (setting.out / "gpu.md").write_text(markdown(journal.results), encoding="utf-8")
+        sys.stdout.write(printed(journal.results, str(journal.path)))
+
+    overtime = end_after(setting.budget.left_s(), finish)
+    try:
+        run_parts(chosen, setting.budget, journal)
+    finally:
+        overtime.cancel()
+    finish()
+    return int(any(result.status == FAILED for result in journal.results))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; what else is given are settings of the configuration."""
+    made = argparse.ArgumentParser(
+        prog="maskshards bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the figures go")
+    made.add_argument("--budget-s", type=float, default=540, metavar="S", help="seconds in all (default 540)")
+    made.add_argument("--device", default="cuda", help="cuda (default), cuda:N, or cpu for a dry run")
+    made.add_argument(
+        "--only", action="append", default=[], metavar="PART", help="this part only, by name; may be repeated"
+    )
+    made.add_argument("--shards", type=Path, metavar="FOLDER", help="shards to read and learn from")
+    made.add_argument(
+        "--tests", action="append", metavar="PATH", help="tests to run (default: all of tests/); may be repeated"
+    )
+    return made
+
+
+def build_setting(options: argparse.Namespace, given: tuple[str, ...]) -> Setting:
+    """ValueError for a budget, a device or a setting that makes no sense."""
+    if not options.budget_s > LAST_WORDS_S:
+        raise ValueError(f"--budget-s {options.budget_s:g}: expected more than {LAST_WORDS_S:g} seconds")
+    unknown = [word for word in given if "=" not in word]
+    if unknown:
+        raise ValueError(f"unknown argument {unknown[0]!r}: expected an option or key=value")
+    device = chosen_device(options.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    budget = Budget(options.budget_s - LAST_WORDS_S)
+    setting = Setting(device, options.out, budget, device.type == "cpu", given, options.shards)
+    setting.config(setting.widths[0])  # a wrong key is told now, not in every part
+    known = [part.name for part in parts_of(setting, options)]
+    wrong = [name for name in options.only if name not in known]
+    if wrong:
+        raise ValueError(f"--only {wrong[0]!r}: no such part; known are {', '.join(known)}")
+    return setting
+
+
+def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
+    """All parts in their order; what a part may need, in seconds, is for a GPU (a dry run needs less)."""
+    small, large = setting.widths
+    tests = partial(gpu_tests, setting, TESTS_LIMIT_S, tuple(options.tests or ["tests"]))
+    work = [
+        ("machine", 5, partial(machine.ceilings, setting)),
+        ("attention backends", 10, partial(machine.attention_backends, setting)),
+        ("tests", TESTS_LIMIT_S, tests),
+        ("CUDA against CPU", 40, partial(parity, setting)),
+        ("deformable attention", 15, partial(operators.attention, setting)),
+        ("loss", 15, partial(operators.loss, setting)),
+        ("layers", 10, partial(operators.layers, setting)),
+        ("crop", 5, partial(operators.crops, setting)),
+        ("nvJPEG", 10, partial(operators.jpeg_decoding, setting)),
+        (f"width {small}", 25, partial(steps.eager, setting, small)),
+        (f"width {large}", 45, partial(steps.eager, setting, large)),
+        (f"width {small}, compile=backbone", 40, partial(steps.compiled, setting, small, "backbone")),
+        (f"width {large}, compile=backbone", 40, partial(steps.compiled, setting, large, "backbone")),
+        (f"width {small}, compile=model", 80, partial(steps.compiled, setting, small, "model")),
+        (f"width {large}, compile=model", 80, partial(steps.compiled, setting, large, "model")),
+        (f"width {small}, like the reference", 30, partial(steps.reference, setting, small)),
+        (f"width {large}, like the reference", 60, partial(steps.reference, setting, large)),
+        ("shards on two cores", 25, partial(steps.from_shards, setting)),
+        (f"width {small}, switches", 20, partial(steps.variants, setting, small)),
+        (
+            f"width {small}, CUDA graphs", 90,
+            partial(steps.compiled, setting, small, "model", "reduce-overhead"),
+        ),
+        ("7B backbone", 60, partial(steps.large_backbone, setting)),
+        ("learning", 120, partial(steps.learning, setting, RECORDED_CURVE)),
+    ]  # fmt: skip
+    return [Part(name, 0.0 if setting.tiny else needs_s, call) for name, needs_s, call in work]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

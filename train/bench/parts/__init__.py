@@ -1,0 +1,1 @@
+"""What `maskshards bench gpu` measures, one module a kind of part."""

@@ -1,0 +1,148 @@
+"""Single operations of a step at the step's own shapes: what each takes, and the least it could.
+
+`floor_ms` is the time in which this device copies as many bytes as the operation must read and write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskshards.shards.augment.crop import crop, draw_crops
+from maskshards.train.bench.budgeted import Figures, NotHere
+from maskshards.train.bench.hardware import median_ms
+from maskshards.train.bench.paired import attention_ms, loss_ms
+from maskshards.train.bench.parts.made_images import encoded_batch
+from maskshards.train.bench.parts.setting import Setting
+from maskshards.train.bench.synthetic import synthetic_batch
+from maskshards.train.model.backbone.architectures import architecture
+from maskshards.train.model.ops.upsample2x import doubled
+from maskshards.train.trainer.build import crop_settings
+
+NUM_GROUPS = 32  # of the pixel decoder's group norms
+TOKEN_STRIDES = (8, 16, 32)
+MATCHED_ROWS = 10 * 16 * 9  # layers, images, labels an image: what `topk` sees at batch 16
+
+
+def attention(setting: Setting) -> Figures:
+    """Deformable attention of the pixel decoder at both widths, fused and plain, forward and backward."""
+    found: Figures = {}
+    for width in setting.widths:
+        size = 16 if width < 2048 else 8
+        config = replace(setting.config(width), bs=setting.config(width).bs if setting.tiny else size)
+        for name, value in attention_ms(config, setting.device, 1, max(1, setting.repeats // 4)).items():
+            found[f"{width}, {name}"] = value
+    return found
+
+
+def loss(setting: Setting) -> Figures:
+    """The matched loss of ten layers: by kernels, by plain tensors, and called layer by layer."""
+    found: Figures = {}
+    for fused in (True, False):
+        config = replace(setting.config(setting.widths[0]), fused_kernels=fused)
+        figures = loss_ms(config, setting.device, 1, max(1, setting.repeats // 6))
+        found |= {f"{'fused' if fused else 'plain'}, {name}": value for name, value in figures.items()}
+    return found
+
+
+def layers(setting: Setting) -> Figures:
+    """Depthwise convolution, topk, the doubled map and group norm in both layouts, forward and backward."""
+    config, device = setting.config(setting.widths[0]), setting.device
+    batch, side = config.bs, (config.transforms.train.crop_size or (512, 512))[0]
+    embed = architecture(config.model.dino_hub or "").embed_dim
+    found: Figures = {}
+    for stride in TOKEN_STRIDES:
+        maps = noise(setting, batch, embed // 4, side // stride, side // stride)
+        weight = noise(setting, embed // 4, 1, 3, 3)
+        for layout in ("NCHW", "NHWC"):
+            found[f"depthwise, stride {stride}, {layout}"] = both_ways(
+                setting, partial(depthwise, weight), maps, layout
+            )
+    rows = 4 if setting.tiny else MATCHED_ROWS
+    candidates = torch.rand(rows, 3 * config.m2f_train.num_points, device=device)
+    kept = int(0.75 * config.m2f_train.num_points)
+    found["topk of the candidates"] = {
+        "ms": median_ms(
+            lambda: candidates.topk(kept, dim=1, largest=False, sorted=False), device, setting.repeats
+        ),
+        "floor_ms": setting.floor_ms(candidates.nbytes),
+    }
+    for width in setting.widths:
+        found |= at_stride_4(setting, batch if width < 2048 else batch // 2, width, side)
+    return found
+
+
+def at_stride_4(setting: Setting, batch: int, width: int, side: int) -> Figures:
+    """The doubled map and the group norm of one width."""
+    found: Figures = {}
+    half = noise(setting, batch, width, side // 8, side // 8)
+    whole = noise(setting, batch, width, side // 4, side // 4)
+    ones = torch.ones(width, device=setting.device, dtype=torch.bfloat16)
+    for layout in ("NCHW", "NHWC"):
+        for fused in (True, False):
+            name = f"doubled map, {width}, {layout}, {'kernel' if fused else 'torch'}"
+            found[name] = both_ways(setting, partial(doubled, fused=fused), half, layout)
+        found[f"group norm, {width}, {layout}"] = both_ways(setting, partial(grouped, ones), whole, layout)
+    return found
+
+
+def depthwise(weight: Tensor, maps: Tensor) -> Tensor:
+    return F.conv2d(maps, weight, padding=1, groups=maps.shape[1])
+
+
+def grouped(weight: Tensor, maps: Tensor) -> Tensor:
+    return F.group_norm(maps, NUM_GROUPS, weight, weight)
+
+
+def noise(setting: Setting, *shape: int) -> Tensor:
+    return torch.randn(shape, device=setting.device).to(torch.bfloat16)
+
+
+def both_ways(setting: Setting, call: Callable[[Tensor], Tensor], maps: Tensor, layout: str) -> Figures:
+    """Milliseconds of a forward and of a backward pass, and of copying what a forward pass must move."""
+    memory_format = torch.channels_last if layout == "NHWC" else torch.contiguous_format
+    leaf = maps.contiguous(memory_format=memory_format).requires_grad_()
+    out = call(leaf)
+    grad = torch.randn_like(out)
+    moved = leaf.nbytes + out.nbytes
+    return {
+        "forward_ms": median_ms(lambda: call(leaf), setting.device, setting.repeats),
+        "backward_ms": median_ms(
+            lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True), setting.device, setting.repeats
+        ),
+        "floor_ms": setting.floor_ms(moved),
+    }
+
+
+def crops(setting: Setting) -> Figures:
+    """Making a batch of crops, augmentation included: the device's time and the host's."""
+    config = setting.config(setting.widths[0])
+    settings = crop_settings(config)
+    batch = synthetic_batch(config.bs, config.decoder_head.num_classes).to(setting.device)
+    draws = draw_crops(batch, 0, settings)
+    return {
+        "images": config.bs,
+        "device_ms": median_ms(lambda: crop(batch, draws, settings), setting.device, setting.repeats),
+        "host_ms": median_ms(lambda: draw_crops(batch, 0, settings), torch.device("cpu"), setting.repeats),
+    }
+
+
+def jpeg_decoding(setting: Setting) -> Figures:
+    """JPEG images of 683x512 decoded a second by nvJPEG, in a batch; NotHere without it."""
+    if setting.device.type != "cuda":
+        raise NotHere("nvJPEG needs a CUDA device")
+    from maskshards.shards.decode.nvjpeg import GpuDecodeError, GpuDecoder  # needs simplejpeg
+
+    try:
+        decoder = GpuDecoder(setting.device)
+    except GpuDecodeError as error:
+        raise NotHere(str(error)) from error
+    size = setting.config(setting.widths[0]).bs
+    batch = encoded_batch(size)
+    ms = median_ms(lambda: decoder(batch), setting.device, setting.repeats)
+    return {"images": size, "ms": ms, "images_per_s": 1000 * size / ms}
