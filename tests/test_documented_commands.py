@@ -31,6 +31,7 @@ from maskshards.shards.__main__ import COMMANDS as SHARDS_COMMANDS
 from maskshards.shards.__main__ import ROOM as SHARDS_ROOM
 from maskshards.train import predict
 from maskshards.train.bench import command as bench
+from maskshards.train.bench import gpu
 from maskshards.train.config.load import load_config, merge
 from maskshards.train.export import command as export
 
@@ -304,6 +305,9 @@ TABLE = {
     "OMP_NUM_THREADS=1 maskshards bench step --only loss --device cpu *": Elsewhere("has gaps to fill in"),
     "maskshards bench step *": Elsewhere("a figure of a GPU"),
     "taskset -c 0,1 maskshards bench step *": Elsewhere("a figure of a GPU"),
+    "maskshards bench gpu *": Elsewhere("tests/train/bench/test_gpu.py runs all its parts on a CPU"),
+    "pip download --no-deps *": Elsewhere("downloads"),
+    "PYTHONPATH=src:. python -m pip install --no-index *": Elsewhere("installs"),
     "maskshards bench build --dataset ade20k --root camvid --allow-count-mismatch --rounds 3"
     " --chunks 2": Small((ADE,), {"camvid": ADE, "--rounds 3": "--rounds 1"}, ("--workers", "1"), slow=True),
     "python benchmarks/format_pairs.py --out PAIRS --samples 50000": Small(
@@ -434,6 +438,8 @@ def parse_ours(words):
         merge({}, predict.parse(words)[1])
     elif name == "export":
         merge({}, export.parse(words).overrides)
+    elif name == "gpu":
+        gpu.parser().parse_args(words)
     else:
         assert name == "step"
         load_config(bench.parse(words)[1])

@@ -32,6 +32,7 @@ BENCHES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "build": (BUILD, ("bench",), "a build against the least that it has to do"),
     "loader": (SHARDS, ("bench",), "where the loader's time goes, stage by stage"),
     "step": ("maskshards.train.bench.command:main", (), "where a training step's time and memory go"),
+    "gpu": ("maskshards.train.bench.gpu:main", (), "all that a GPU has to tell, within a budget of seconds"),
 }
 STATUSES = """exit status:
   0    done

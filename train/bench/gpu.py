@@ -65,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--shards", type=Path, metavar="FOLDER", help="shards to read and learn from")
     made.add_argument(
-        "--tests", action="append", metavar="PATH", help="tests to run (default: all of tests/); may be repeated"
+        "--tests",
+        action="append",
+        metavar="PATH",
+        help="tests to run (default: all of tests/); may be repeated",
     )
     return made
 
@@ -112,7 +115,7 @@ def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
         (f"width {small}, like the reference", 30, partial(steps.reference, setting, small)),
         (f"width {large}, like the reference", 60, partial(steps.reference, setting, large)),
         ("shards on two cores", 25, partial(steps.from_shards, setting)),
-        (f"width {small}, switches", 20, partial(steps.variants, setting, small)),
+        (f"width {small}, plain attention", 20, partial(steps.plain_attention, setting, small)),
         (
             f"width {small}, CUDA graphs", 90,
             partial(steps.compiled, setting, small, "model", "reduce-overhead"),

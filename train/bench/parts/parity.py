@@ -113,7 +113,7 @@ class Twins:
     def on_device(self, backend: SDPBackend | None = None) -> Answers:
         """Float32 products are float32 in here: TF32 would hide what is compared."""
         moved = {
-            name: getattr(self.crops, name).to(self.device) for name in ("images", "label_map", "labels")
+            name: getattr(self.crops, name).to(self.device) for name in ("images", "owner_map", "labels")
         }
         before = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = False

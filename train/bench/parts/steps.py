@@ -76,16 +76,11 @@ def compiled(setting: Setting, width: int, what: str, mode: str = "default") -> 
         return step_figures(setting, ours, setting.batches(rig.config.bs), rig.config.bs, width)
 
 
-def variants(setting: Setting, width: int) -> Figures:
-    """What single switches of ours give: kernels off, the adapter's maps channels-last."""
-    rig, found = setting.rig(width), Figures()
-    for name, switch in (
-        ("plain attention", ("fused", False)),
-        ("channels-last adapter", ("channels_last", True)),
-    ):
-        with switched(rig, Variant(switches=(switch,))) as other:
-            found[name] = step_figures(setting, other, setting.batches(rig.config.bs), rig.config.bs, width)
-    return found
+def plain_attention(setting: Setting, width: int) -> Figures:
+    """What the fused kernels give: the step without them."""
+    rig = setting.rig(width)
+    with switched(rig, Variant(switches=(("fused", False),))) as other:
+        return step_figures(setting, other, setting.batches(rig.config.bs), rig.config.bs, width)
 
 
 def reference(setting: Setting, width: int) -> Figures:
