@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maskshards.preprocess.build import Part
 from maskshards.preprocess.errors import BuildError
-from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.opening import SourceRequest
 
@@ -103,6 +103,18 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="re-encode larger images to this short side",
     )
+    images.add_argument(
+        "--scale", metavar="LOW:HIGH", help="values that become 0 and 255, of 16-bit and float images"
+    )
+    images.add_argument(
+        "--bands", metavar="R,G,B", help="those to keep, from 1, of images with more than three"
+    )
+    images.add_argument(
+        "--tile", type=int, default=0, metavar="PX", help="cut larger images, with their labels, into tiles"
+    )
+    images.add_argument(
+        "--tile-overlap", type=int, metavar="PX", help="that neighbouring tiles share (an eighth of --tile)"
+    )
     shards = build.add_argument_group("shards")
     shards.add_argument("--out", required=True, help="where the splits' folders go")
     shards.add_argument("--samples-per-shard", type=int, default=256)
@@ -150,8 +162,38 @@ def source_request(words: argparse.Namespace) -> SourceRequest:
 
 def build_settings(words: argparse.Namespace) -> BuildSettings:
     """Everything besides the source that decides bytes."""
-    policy = ImagePolicy(convert=words.convert, max_short_side=words.max_short_side)
+    scale, bands = scale_of(words.scale), bands_of(words.bands)
+    tile_overlap = words.tile // 8 if words.tile_overlap is None else words.tile_overlap
+    policy = ImagePolicy(
+        convert=words.convert or bool(scale or bands),  # who says what values mean wants them read
+        max_short_side=words.max_short_side,
+        scale=scale,
+        bands=bands,
+        tile=words.tile,
+        overlap=tile_overlap,
+    )
     return BuildSettings(words.samples_per_shard, words.seed, policy)
+
+
+def scale_of(word: str | None) -> tuple[float, float] | None:
+    """`LOW:HIGH` as numbers; None where nothing was said."""
+    if word is None:
+        return None
+    low, _, high = word.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise BuildError(f"--scale {word}: expected LOW:HIGH, such as 0:4095 or 0:1") from None
+
+
+def bands_of(word: str | None) -> tuple[int, ...]:
+    """`3,2,1` as numbers; empty where nothing was said."""
+    if word is None:
+        return ()
+    parts = word.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise BuildError(f"--bands {word}: expected numbers from 1, such as 3,2,1")
+    return tuple(map(int, parts))
 
 
 def part_of(word: str) -> Part:

@@ -1,38 +1,41 @@
-"""One source sample -> one record, with every check of the input. Nothing else turns label maps into runs."""
+"""One source sample -> its records, with every check of the input; the only maker of runs from labels."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from maskshards.preprocess.errors import RejectedInput
-from maskshards.preprocess.inputs.images import Encoded, ImagePolicy, encode_image
+from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
+from maskshards.preprocess.inputs.images import encode_images
 from maskshards.preprocess.inputs.labels import LabelRule, decode_label_file
+from maskshards.preprocess.inputs.pillow import size_limit
+from maskshards.preprocess.inputs.tiles import tile_key
 from maskshards.preprocess.sources.source import RawSample, Source, SourceItem
 from maskshards.shards.errors import ShardError
 from maskshards.shards.format.record import Record
 
 
-def read_record(source: Source, item: SourceItem, stamp: str, policy: ImagePolicy) -> Record:
-    """Read one sample, whose files had that stamp before, and turn it into a record.
+def read_records(source: Source, item: SourceItem, stamp: str, policy: ImagePolicy) -> list[Record]:
+    """Read one sample, whose files had that stamp before, and turn it into records: one, or one a tile.
 
     RejectedInput with the reason where that cannot be done, or where the stamp is another afterwards.
     """
     raw = source.read(item)
-    record = to_record(item, raw, source.label_rule, policy)
+    records = to_records(item, raw, source.label_rule, policy)
     if source.stamp(item) != stamp:
         raise RejectedInput("its files changed during the build; let them rest and build again")
-    return record
+    return records
 
 
-def to_record(item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImagePolicy) -> Record:
-    """The record of a sample whose bytes are at hand; pure. Image bytes stay as they are unless `policy`
+def to_records(item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImagePolicy) -> list[Record]:
+    """The records of a sample whose bytes are at hand; pure. Image bytes stay as they are unless `policy`
     says otherwise.
     """
-    image = encode_image(raw.image, policy)
-    values = label_values(raw.label, image)
     facts = {
         "image": item.image_path,
         "label": item.label_path,
@@ -40,20 +43,32 @@ def to_record(item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImagePo
         "label_sha256": hashlib.sha256(raw.label).hexdigest(),
         **raw.facts,
     }
-    if image.note:
-        facts["note"] = image.note
     try:
-        runs = rule.encode(values)
-        return Record(item.key, image.data, image.image_format, image.height, image.width, runs, facts)
+        return [
+            _record(key, image, values, rule, dict(facts)) for key, image, values in pieces(item, raw, policy)
+        ]
     except ShardError as error:
         raise RejectedInput(str(error)) from error
 
 
-def label_values(label: bytes, image: Encoded) -> np.ndarray:
-    """(H, W) values of a label file in the size of the stored image, by nearest where that was scaled."""
-    if not label:
+def pieces(
+    item: SourceItem, raw: RawSample, policy: ImagePolicy
+) -> Iterator[tuple[str, Encoded, np.ndarray]]:
+    """Key, image and (H, W) label values of every record that a sample becomes, in order."""
+    images = encode_images(raw.image, policy)
+    if not raw.label:
         raise RejectedInput("the label map is empty (0 bytes)")
-    values = decode_label_file(label)
+    with size_limit(policy.most_pixels):
+        values = decode_label_file(raw.label)
+    for image in images:
+        key = item.key if image.corner is None else tile_key(item.key, image.corner)
+        yield key, image, fit_labels(values, image)
+
+
+def fit_labels(values: np.ndarray, image: Encoded) -> np.ndarray:
+    """(H, W) label values of a stored image from those of its source: cut like a tile, or by nearest where
+    it was scaled. RejectedInput where image and label map differ in size.
+    """
     height, width = image.source_height, image.source_width
     if values.shape != (height, width):
         turned = values.shape == (width, height) and image.note
@@ -63,7 +78,20 @@ def label_values(label: bytes, image: Encoded) -> np.ndarray:
             f"height){hint};"
             " both must show the same pixels"
         )
+    if image.corner is not None:
+        top, left = image.corner
+        return np.ascontiguousarray(values[top : top + image.height, left : left + image.width])
     if (image.height, image.width) != (height, width):
         scaled = Image.fromarray(values).resize((image.width, image.height), Image.Resampling.NEAREST)
         values = np.asarray(scaled).astype(values.dtype)
     return values
+
+
+def _record(key: str, image: Encoded, values: np.ndarray, rule: LabelRule, facts: dict[str, Any]) -> Record:
+    if image.note:
+        facts["note"] = image.note
+    if image.corner is not None:
+        top, left = image.corner
+        size = {"source_height": image.source_height, "source_width": image.source_width}
+        facts["tile"] = {"top": top, "left": left, **size}
+    return Record(key, image.data, image.image_format, image.height, image.width, rule.encode(values), facts)

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from maskshards.preprocess.errors import BuildError, Reject, SourceError
-from maskshards.preprocess.inputs.images import RE_ENCODING, ImagePolicy
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
+from maskshards.preprocess.inputs.reencode import RE_ENCODING
 from maskshards.preprocess.sources.source import Source
 
 PLAN_VERSION = 1  # grows when the same settings would give other bytes
@@ -31,25 +32,22 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
             raise BuildError(f"--samples-per-shard is {self.samples_per_shard}; at least 1 is needed")
-        if self.policy.max_short_side < 0:
-            raise BuildError(
-                f"--max-short-side is {self.policy.max_short_side}; give the length in pixels, or 0 for never"
-            )
+        self.policy.check()
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the manifest."""
         facts = {
             "samples_per_shard": self.samples_per_shard,
             "seed": self.seed,
-            "policy": asdict(self.policy),
+            "policy": self.policy.to_json(),
         }
-        touched = self.policy.convert or self.policy.max_short_side
+        touched = self.policy.convert or self.policy.max_short_side or self.policy.tile
         return {**facts, "re_encoding": RE_ENCODING} if touched else facts
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> BuildSettings:
         """The inverse of `to_json`."""
-        return cls(facts["samples_per_shard"], facts["seed"], ImagePolicy(**facts["policy"]))
+        return cls(facts["samples_per_shard"], facts["seed"], ImagePolicy.from_json(facts["policy"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskshards.preprocess.convert import read_record
+from maskshards.preprocess.convert import read_records
 from maskshards.preprocess.destinations.journal import Journal, read_journal, write_journal
 from maskshards.preprocess.destinations.local import Destination
 from maskshards.preprocess.errors import BuildError, Reject, RejectedInput, SourceUnavailable
-from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.source_files import may_pass
 from maskshards.preprocess.sources.source import Source, SourceItem
 from maskshards.shards.errors import SampleError, ShardError
@@ -102,21 +102,23 @@ def _write(
     with TarWriter(path) as writer:
         for sample in samples:
             try:
-                entries.append(_add(writer, _record(task, sample)))
+                entries += [_add(writer, record) for record in _records(task, sample)]
             except (RejectedInput, SampleError) as refused:
                 rejects.append(Reject(sample.place, str(refused)))
     shard = ShardInfo(task.shard_name, len(entries), writer.num_bytes, writer.sha256)
     return tuple(entries), tuple(rejects), shard
 
 
-def _record(task: ShardTask, sample: _Sample) -> Record:
-    """The record of a sample. Whatever a decoder raises is RejectedInput; what says nothing of the sample
-    (its source is away, memory is short) is BuildError.
+def _records(task: ShardTask, sample: _Sample) -> list[Record]:
+    """The records of a sample, one or its tiles.
+
+    Whatever a decoder raises is RejectedInput; what says nothing of the sample (its source is away, memory is
+    short) is BuildError.
     """
     if sample.item is None:
         raise RejectedInput(sample.fault)
     try:
-        return read_record(task.source, sample.item, sample.stamp, task.policy)
+        return read_records(task.source, sample.item, sample.stamp, task.policy)
     except (RejectedInput, SampleError, BuildError):
         raise
     except MemoryError as error:

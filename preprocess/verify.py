@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from maskshards.preprocess.convert import label_values
+from maskshards.preprocess.convert import pieces
 from maskshards.preprocess.errors import BuildError, RejectedInput
-from maskshards.preprocess.inputs.images import encode_image
+from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.inputs.tiles import untiled_key
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.opening import reopen_source
 from maskshards.preprocess.sources.source import Source
@@ -35,7 +36,7 @@ class CheckTask:
     out: str  # the split's folder or URL
     number: int  # of the shard, in the manifest's order
     source: Source
-    names: dict[str, str]  # key -> name in the source, of this shard's samples
+    names: dict[str, str]  # key -> name in the source, of this shard's samples or of what they are tiles of
 
     def __str__(self) -> str:
         return f"shard {self.number} of {self.out}"
@@ -81,8 +82,10 @@ def verify_split(
     for check in run(check_shard, _tasks(split, out, source, names, seen, faults)):
         samples, pixels = samples + check.samples, pixels + check.pixels
         faults += check.faults
+    policy = BuildSettings.from_json(manifest.settings).policy
+    found = seen | {untiled_key(key) for key in seen} if policy.tile else seen
     for key, name in names.items():
-        if key not in seen and source.item(manifest.split, name).image_path not in refused:
+        if key not in found and source.item(manifest.split, name).image_path not in refused:
             faults.append(
                 f"{name}: in the source, but neither in the shards nor among the rejects of the manifest"
             )
@@ -109,35 +112,65 @@ def _tasks(
             f"{shard.name}, sample {key!r}: stands in more than one place" for key in keys if key in seen
         ]
         seen.update(keys)
-        yield CheckTask(out, number, source, {key: names[key] for key in keys if key in names})
+        wanted = set(keys) | {untiled_key(key) for key in keys}
+        yield CheckTask(out, number, source, {key: names[key] for key in wanted if key in names})
 
 
 def check_shard(task: CheckTask) -> ShardCheck:
     """Compare every sample of one shard."""
     split = open_split(task.out)
     shard, index = split.manifest.shards[task.number], split.index(task.number)
-    policy = BuildSettings.from_json(split.manifest.settings).policy
+    truth = _Truth(task, split.manifest.split, BuildSettings.from_json(split.manifest.settings).policy)
     reader = partial(split.store.read, shard.name)
     faults, pixels = [], 0
     for place, key in enumerate(index.keys):
-        name = task.names.get(key)
         try:
-            if name is None:
-                raise RejectedInput("it is not in the source")
-            record = from_members(
-                read_members(reader, index.entry(place), shard=shard.name), shard=shard.name
-            )
-            item = task.source.item(split.manifest.split, name)
-            raw = task.source.read(item)
-            image = encode_image(raw.image, policy)
-            expected = task.source.label_rule.apply(label_values(raw.label, image))
-            fault = compare(record, image.data, expected)
-            pixels += expected.size
+            members = read_members(reader, index.entry(place), shard=shard.name)
+            record = from_members(members, shard=shard.name)
+            image, class_map = truth.of(key)
+            fault = compare(record, image, class_map)
+            pixels += class_map.size
         except (RejectedInput, ShardError) as error:
             fault = str(error)
         if fault:
             faults.append(f"{shard.name}, sample {key!r}: {fault}")
+    faults += [f"{shard.name}, sample {key!r}: the tile is missing" for key in sorted(truth.unseen)]
     return ShardCheck(len(index.keys), pixels, tuple(faults))
+
+
+class _Truth:
+    """What the source says of one sample after another; the last stays decoded, since its tiles stand
+    together.
+    """
+
+    def __init__(self, task: CheckTask, split: str, policy: ImagePolicy) -> None:
+        self.task, self.split, self.policy = task, split, policy
+        self.unseen: set[str] = set()  # keys of tiles that were not asked for yet
+        self._name = ""
+        self._pieces: dict[str, tuple[Encoded, np.ndarray]] = {}
+
+    def of(self, key: str) -> tuple[bytes, np.ndarray]:
+        """The encoded image and the (H, W) class map of a record. RejectedInput where there is none."""
+        name = self.task.names.get(key)
+        if name is None and self.policy.tile:
+            name = self.task.names.get(untiled_key(key))
+        if name is None:
+            raise RejectedInput("it is not in the source")
+        if name != self._name:
+            self._read(name)
+        if key not in self._pieces:
+            raise RejectedInput("the source has no such tile")
+        self.unseen.discard(key)
+        image, values = self._pieces[key]
+        return image.data, self.task.source.label_rule.apply(values)
+
+    def _read(self, name: str) -> None:
+        self._name, self._pieces = "", {}
+        item = self.task.source.item(self.split, name)
+        raw = self.task.source.read(item)
+        self._pieces = {key: (image, values) for key, image, values in pieces(item, raw, self.policy)}
+        self._name = name
+        self.unseen |= set(self._pieces)
 
 
 def compare(record: Record, image: bytes, class_map: np.ndarray) -> str:

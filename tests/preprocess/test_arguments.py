@@ -54,3 +54,18 @@ def test_parts():
     for word in ("3", "3/", "a/b", "-1/4", "4/4"):
         with pytest.raises(BuildError, match="--part"):
             part_of(word)
+
+
+def test_what_values_and_bands_mean():
+    policy = build_settings(parser().parse_args([*BUILD, "--scale=-1:1", "--bands", "4,3,2"])).policy
+    assert (policy.scale, policy.bands, policy.convert) == ((-1.0, 1.0), (4, 3, 2), True)
+    for words in (["--scale", "4095"], ["--scale", "a:b"], ["--bands", "r,g,b"], ["--bands", ""]):
+        with pytest.raises(BuildError, match=words[0]):
+            build_settings(parser().parse_args([*BUILD, *words]))
+
+
+def test_tiles_overlap_by_an_eighth_unless_said_otherwise():
+    policy = build_settings(parser().parse_args([*BUILD, "--tile", "512"])).policy
+    assert (policy.tile, policy.overlap, policy.convert) == (512, 64, False)
+    policy = build_settings(parser().parse_args([*BUILD, "--tile", "512", "--tile-overlap", "0"])).policy
+    assert policy.overlap == 0

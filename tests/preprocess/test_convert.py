@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskshards.preprocess.convert import read_record, to_record
+from maskshards.preprocess.convert import read_records, to_records
 from maskshards.preprocess.errors import RejectedInput
-from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.source import RawSample, SourceItem
@@ -23,6 +23,11 @@ def encode(array, kind="PNG", **options):
     out = io.BytesIO()
     Image.fromarray(array).save(out, kind, **options)
     return out.getvalue()
+
+
+def to_record(*arguments):
+    (record,) = to_records(*arguments)
+    return record
 
 
 IMAGE = encode(RNG.integers(0, 256, (20, 31, 3), dtype=np.uint8), "JPEG")
@@ -92,4 +97,4 @@ def test_files_that_change_between_image_and_label(make_root):
     source = Restless(root, ("a",) * 5, RULE)
     item = source.item("training", "training_0000.jpg")
     with pytest.raises(RejectedInput, match="changed during the build"):
-        read_record(source, item, source.stamp(item), KEEP)
+        read_records(source, item, source.stamp(item), KEEP)

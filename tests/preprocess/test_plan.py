@@ -3,7 +3,7 @@ import json
 import pytest
 
 from maskshards.preprocess.errors import BuildError, Reject, SourceError
-from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.plan import BuildSettings, SplitFacts, permute, plan_split
 from maskshards.preprocess.sources.folder import FolderSource

@@ -8,7 +8,7 @@ from maskshards.preprocess import shard_task
 from maskshards.preprocess.destinations.journal import read_journal
 from maskshards.preprocess.destinations.local import LocalDestination
 from maskshards.preprocess.errors import BuildError, Reject
-from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.shard_task import ShardTask, build_shard
 from maskshards.preprocess.sources.folder import FolderSource
@@ -78,7 +78,7 @@ def test_a_disk_that_returns_other_bytes_is_noticed(task, monkeypatch):
 
 
 def failing(real, error):
-    """`read_record` that fails on the second sample."""
+    """`read_records` that fails on the second sample."""
 
     def read(source, item, stamp, policy):
         if item.key == "training_0001":
@@ -93,7 +93,7 @@ def failing(real, error):
     [ZeroDivisionError("odd"), struct.error("odd"), TypeError("odd"), OSError("odd"), KeyError("odd")],
 )
 def test_whatever_a_decoder_raises_refuses_one_sample(task, monkeypatch, error):
-    monkeypatch.setattr(shard_task, "read_record", failing(shard_task.read_record, error))
+    monkeypatch.setattr(shard_task, "read_records", failing(shard_task.read_records, error))
     assert build_shard(task).rejects == 1
     (reject,) = read_journal(task.destination, task.shard_name).rejects
     assert reject.name == "images/training/training_0001.jpg"
@@ -103,7 +103,7 @@ def test_whatever_a_decoder_raises_refuses_one_sample(task, monkeypatch, error):
 
 @pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError(), TimeoutError()])
 def test_what_says_nothing_of_the_sample_ends_the_build_and_names_it(task, monkeypatch, error):
-    monkeypatch.setattr(shard_task, "read_record", failing(shard_task.read_record, error))
+    monkeypatch.setattr(shard_task, "read_records", failing(shard_task.read_records, error))
     with pytest.raises(BuildError, match=r"images/training/training_0001\.jpg.*the same command goes on"):
         build_shard(task)
     assert task.destination.names() == ()

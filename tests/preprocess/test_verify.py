@@ -1,3 +1,5 @@
+import dataclasses
+import io
 import shutil
 from functools import partial
 
@@ -6,10 +8,13 @@ import pytest
 from PIL import Image
 
 from maskshards.preprocess.__main__ import main
-from maskshards.preprocess.verify import compare
+from maskshards.preprocess.errors import RejectedInput
+from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.sources.opening import SourceRequest, open_source
+from maskshards.preprocess.verify import CheckTask, _Truth, check_shard, compare, verify_split
 from maskshards.shards.format.manifest import open_split
 from maskshards.shards.format.record import Record, from_members
-from maskshards.shards.format.rle import encode_label_map
+from maskshards.shards.format.rle import IGNORE, decode_label_map, encode_label_map
 from maskshards.shards.format.tar import read_members
 
 
@@ -150,3 +155,56 @@ def test_real_data_sets(real_data, tmp_path, capsys, name, counts, options):
         counts
     )
     assert all(line.endswith("0 differences") for line in told)
+
+
+def build_tiles(root, out):
+    options = ["--dataset", "folder", "--root", str(root), "--classes", str(root / "classes.txt")]
+    options += ["--reduce-zero-label", "--workers", "1", "--quiet", "--tile", "32", "--tile-overlap", "4"]
+    assert main(["build", *options, "--out", str(out)]) == 0
+    return open_split(out / "training")
+
+
+def test_tiles_are_compared_and_none_may_be_missing(make_root, tmp_path):
+    root, out = make_root(training=3, height=50, width=70), tmp_path / "out"
+    split = build_tiles(root, out)
+    assert split.manifest.settings["policy"]["tile"] == 32
+    assert split.manifest.num_samples == 3 * 2 * 3
+    check = verify_split(split, str(root), map)
+    assert (check.samples, check.faults) == (18, ())
+    wider = dataclasses.replace(BuildSettings.from_json(split.manifest.settings).policy, overlap=20)
+    source = open_source(SourceRequest("folder", root, classes=root / "classes.txt", reduce_zero_label=True))
+    names = {f"training_{number:04d}": f"training_{number:04d}.jpg" for number in range(3)}
+    task = CheckTask(split.base, 0, source, names)
+    assert check_shard(task).faults == ()
+    truth = _Truth(task, "training", wider)
+    truth.of("training_0000/y000000-x000000")
+    with pytest.raises(RejectedInput, match="the source has no such tile"):
+        truth.of("training_0000/y000000-x000028")
+    assert "training_0000/y000000-x000012" in truth.unseen
+    (other,) = {
+        fault.partition(": ")[2] for fault in check_shard(CheckTask(split.base, 0, source, {})).faults
+    }
+    assert other == "it is not in the source"
+
+
+def test_tiles_put_together_are_the_source(make_root, tmp_path):
+    root, out = make_root(training=1, height=50, width=70), tmp_path / "out"
+    picture = root / "images/training/training_0000.jpg"
+    Image.open(picture, formats=["JPEG"]).save(picture.with_suffix(".png"))
+    picture.unlink()
+    split = build_tiles(root, out)
+    rows = split.index(0)
+    image, labels = np.zeros((50, 70, 3), np.uint8), np.zeros((50, 70), int)
+    for place in range(len(rows)):
+        members = read_members(partial(split.store.read, "training-00000.tar"), rows.entry(place))
+        record = from_members(members)
+        at = record.source["tile"]
+        assert (at["source_height"], at["source_width"]) == (50, 70)
+        part = np.s_[at["top"] : at["top"] + record.height, at["left"] : at["left"] + record.width]
+        image[part] = np.asarray(Image.open(io.BytesIO(record.image), formats=["PNG"]))
+        labels[part] = decode_label_map(record.runs, record.height, record.width)
+    with Image.open(picture.with_suffix(".png"), formats=["PNG"]) as source:
+        assert (image == np.asarray(source)).all()
+    with Image.open(root / "annotations/training/training_0000.png", formats=["PNG"]) as source:
+        values = np.asarray(source).astype(int)
+    assert (labels == np.where(values == 0, IGNORE, values - 1)).all()

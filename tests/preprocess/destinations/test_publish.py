@@ -6,7 +6,7 @@ from maskshards.preprocess.destinations.journal import journal_name
 from maskshards.preprocess.destinations.local import PLAN_FILE, LocalDestination
 from maskshards.preprocess.destinations.publish import publish_splits, published, stored_plan
 from maskshards.preprocess.errors import BuildError, Reject, RejectsError
-from maskshards.preprocess.inputs.images import ImagePolicy
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.plan import BuildSettings, plan_split
 from maskshards.preprocess.shard_task import ShardTask, build_shard
