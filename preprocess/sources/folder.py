@@ -19,8 +19,10 @@ from maskshards.preprocess.inputs.source_files import file_stamp, read_unchanged
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.shards.format.record import escape_key
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".j2k", ".avif")
-IMAGE_ENDINGS += (".heic", ".heif", ".ppm", ".pgm")
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm"),
+)
 LABEL_FOLDERS = ("annotations", "labels")
 
 
