@@ -668,7 +668,7 @@ def run_processes(place, command, row):
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
         )  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0] for process in running]
+    outputs = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0] * len(running), "\n".join(outputs)
 
 

@@ -32,7 +32,7 @@ def test_an_ordinary_machine_can_set_itself_up(python, tmp_path):
     pip = [tmp_path / "venv/bin/python", "-m", "pip"]
     asked = subprocess.run(
         [*pip, "download", "--no-deps", "-d", tmp_path, "iniconfig"],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     if asked.returncode:
         pytest.skip("the package index cannot be reached")

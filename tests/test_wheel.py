@@ -64,7 +64,7 @@ def run(installed, tmp_path):
     def command(*words):
         done = subprocess.run(
             [installed / "bin/maskshards", *words],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

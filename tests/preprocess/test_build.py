@@ -479,7 +479,7 @@ def test_signals_leave_no_process_and_no_half_written_file(make_root, tmp_path, 
         os.kill(builder.pid, number)
         builder.communicate()
     assert builder.returncode == 128 + number
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 600
     while living(builder.pid) and time.monotonic() < deadline:
         pass  # the kernel takes a moment to bury the last of them
     assert living(builder.pid) == []

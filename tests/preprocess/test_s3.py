@@ -36,7 +36,7 @@ def server():
     ) as process:
         yield int(process.stdout.readline())
         process.stdin.close()
-        process.wait(30)
+        process.wait(600)
 
 
 class CuttingProxy:

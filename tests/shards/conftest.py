@@ -269,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             if fault == "stall":
                 self.server.waiting.set()
-                self.server.ended.wait(60)
+                self.server.ended.wait(900)
         else:
             self.wfile.write(body)
             self.server.bytes_sent[name] += len(body)

@@ -35,7 +35,7 @@ def test_hugging_face_datasets_streams_the_tars(made, tmp_path):
     shards = sorted(str(path) for path in made.folder.glob("*.tar"))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", READ, *shards], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", READ, *shards], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]

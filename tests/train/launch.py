@@ -53,7 +53,7 @@ def ranks_of(
             member.communicate()
 
 
-def ended(members: list[subprocess.Popen[str]], timeout_s: float = 200) -> tuple[list[int], list[str]]:
+def ended(members: list[subprocess.Popen[str]], timeout_s: float = 900) -> tuple[list[int], list[str]]:
     """Exit statuses and what stood on stderr; far sooner than a collective would give up."""
     words = [member.communicate(timeout=timeout_s)[1] for member in members]
     return [member.returncode for member in members], words

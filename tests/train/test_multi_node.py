@@ -17,7 +17,7 @@ from maskshards.train.checkpoint.checkpoint import read_checkpoint
 from maskshards.train.tracking.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 
 # A file server that answers byte ranges, as object stores do and Python's own does not.
 SERVER = """

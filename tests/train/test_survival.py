@@ -76,13 +76,13 @@ def start_ranks(ranks: int, arguments: list[str], program: str = STOPPER) -> lis
 
 def statuses(members: list[subprocess.Popen[str]]) -> list[int]:
     for member in members:
-        sys.stderr.write(member.communicate(timeout=240)[1])  # shown where a test fails
+        sys.stderr.write(member.communicate(timeout=900)[1])  # shown where a test fails
     return [member.returncode for member in members]
 
 
 def finish(command: list[str]) -> str:
     done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=560, check=False
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -185,7 +185,7 @@ def test_a_rank_of_one_node_is_killed_and_both_nodes_start_anew(
             lines.append(line)
             if "step 3/8" in line and sum("step 3/8" in seen for seen in lines) == 1:
                 os.kill(children_of(launchers[node].pid)[-1], signal.SIGKILL)
-        assert [launcher.wait(timeout=120) for launcher in launchers] == [0, 0], "".join(lines)
+        assert [launcher.wait(timeout=900) for launcher in launchers] == [0, 0], "".join(lines)
     finally:
         for launcher in launchers:
             launcher.kill()
@@ -229,7 +229,7 @@ def test_a_parameter_that_never_trains_is_named_on_every_rank(
 ) -> None:
     """DistributedDataParallel would complain a step later, of parameter indices."""
     members = start_ranks(ranks, [*tiny_run, "bs=1", f"n_gpus={ranks}", "log.interval=1"], ORPHAN)
-    words = [member.communicate(timeout=120)[1] for member in members]
+    words = [member.communicate(timeout=900)[1] for member in members]
     assert [member.returncode for member in members] == [1] * ranks, words
     for said in words:
         assert said.splitlines()[-1] == "stopped: 1 trainable parameters receive no gradient: orphan"
@@ -285,7 +285,7 @@ def test_a_full_disk_ends_all_ranks_with_its_reason_and_blocks_nothing(
     folder = tmp_path / "cut" / "checkpoints"
     for room in ("10000", "2000"):  # too little for the optimiser; for config.yaml already
         members = start_ranks(2, [room, *cut], FULL_DISK)
-        words = [member.communicate(timeout=120)[1] for member in members]
+        words = [member.communicate(timeout=900)[1] for member in members]
         assert [member.returncode for member in members] == [2, 2], words
         assert all(said.splitlines()[-1].startswith("error: ") for said in words)
         assert all("File too large" in said and "Traceback" not in said for said in words)

@@ -34,7 +34,7 @@ def scheduler(tmp_path_factory):
     ) as cluster:
         yield cluster.stdout.readline().strip()
         cluster.stdin.close()
-        cluster.wait(30)
+        cluster.wait(600)
 
 
 def words(root, out, *more):

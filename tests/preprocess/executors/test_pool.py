@@ -1,5 +1,9 @@
 import os
+import select
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +89,47 @@ def test_leaving_early_stops_the_workers():
 def test_at_least_one_worker():
     with pytest.raises(BuildError, match="--workers is 0"):
         list(run_tasks(square, [1], 0))
+
+
+PARENT = """
+import os, signal
+from maskshards.preprocess.executors.pool import run_tasks
+
+def hold(task):
+    \"\"\"Say who it is through a pipe that stays open as long as the worker lives, and never come back.\"\"\"
+    pipe = os.open(os.environ["PIPE"], os.O_WRONLY)
+    os.write(pipe, f"{os.getpid()} ".encode())
+    while True:
+        signal.pause()
+
+if __name__ == "__main__":
+    list(run_tasks(hold, range(2), 2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_workers_in_the_middle_of_a_task_die_with_their_parent(tmp_path):
+    """A parent that is killed can end nobody: the kernel does."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    environment = os.environ | {"PIPE": str(tmp_path / "pipe")}
+    pids = b""
+    with subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env=environment) as parent:
+        try:
+            while pids.count(b" ") < 2:
+                assert parent.poll() is None
+                select.select([pipe], [], [], 1)
+                pids += os.read(pipe, 99) if select.select([pipe], [], [], 0)[0] else b""
+        finally:
+            parent.kill()
+    try:
+        os.set_blocking(pipe, True)
+        ended = select.select([pipe], [], [], 600)[0]  # readable without data: no writer is left
+        assert ended
+        assert os.read(pipe, 99) == b""
+    finally:
+        for pid in pids.split():
+            if Path(f"/proc/{pid.decode()}").exists():
+                os.kill(int(pid), signal.SIGKILL)
+        os.close(pipe)

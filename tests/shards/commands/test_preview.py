@@ -72,7 +72,7 @@ def test_every_picture_is_shown_by_a_browser_without_network(page, tmp_path):
     _, out, facts = page
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     words += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path}", out.as_uri()]
-    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=900)
     count = 2 * facts["pictures"]
     assert f"{count} of {count} pictures shown" in done.stdout
 

@@ -172,6 +172,33 @@ def test_publication_is_byte_stable_and_leaves_nothing_else(make_split, tmp_path
         assert (tmp_path / name).read_bytes() == (made.folder / name).read_bytes()
 
 
+def test_each_file_is_on_disk_before_it_shows_and_its_name_after(make_split, tmp_path, monkeypatch):
+    """A power cut then finds a whole file under the name, or none."""
+    made, done = make_split("durable", [2]), []
+    flush, show = os.fsync, os.replace
+
+    def fsync(handle):
+        done.append(("flush", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        flush(handle)
+
+    def replace_(source, target):
+        done.append(("show", Path(source).name, Path(target).name))
+        show(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace_)
+    split = open_split(made.folder)
+    rows = split.index(0)
+    write_split(tmp_path, made.manifest, iter([[rows.entry(n) for n in range(len(rows))]]))
+    assert done == [
+        event
+        for name in ("samples.parquet", "manifest.json")
+        for event in (
+            ("flush", f".{name}.partial"), ("show", f".{name}.partial", name), ("flush", tmp_path.name)
+        )
+    ]  # fmt: skip
+
+
 def test_a_publication_that_fails_leaves_no_data_set(make_split, tmp_path):
     made = make_split("failing", [2])
 

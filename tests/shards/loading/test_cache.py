@@ -225,7 +225,7 @@ def test_a_killed_download_is_swept_up_by_the_next(server, made, store):
     shards = made.manifest.shards
     child = context.Process(target=_fetch_and_hang, args=(server.url, store.folder, shards, ready))
     child.start()
-    assert ready.wait(60)
+    assert ready.wait(900)
     assert [name.startswith(f".{shards[0].sha256}") for name in names_in(store.folder)] == [True]
     os.kill(child.pid, signal.SIGKILL)
     child.join()

@@ -20,7 +20,7 @@ def test_results_come_in_the_order_of_tasks(num_threads):
 
     def work(task):
         if num_threads > 1 and task % 2 == 0 and task < 5:
-            gates[task].wait(10)  # an even task ends after its odd neighbour
+            gates[task].wait(600)  # an even task ends after its odd neighbour
         if task % 2:
             gates[task - 1].set()
         return task * 10

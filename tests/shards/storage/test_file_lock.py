@@ -68,7 +68,7 @@ def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path, holder, caplog):
     logging.getLogger("maskshards.shards.storage.file_lock").addHandler(watcher)
     try:
         with held(tmp_path / "lock", 60):
-            assert other.wait(timeout=60) == 0
+            assert other.wait(timeout=900) == 0
     finally:
         logging.getLogger("maskshards.shards.storage.file_lock").removeHandler(watcher)
     assert caplog.text.count("waiting up to 60 s") == 1

@@ -37,7 +37,7 @@ with joined() as ranks:
 
 def test_two_processes_agree_over_gloo() -> None:
     with ranks_of(["-c", MEMBER]) as members:
-        outputs = [member.communicate(timeout=120) for member in members]
+        outputs = [member.communicate(timeout=900) for member in members]
     assert [member.returncode for member in members] == [0, 0], outputs
     answers = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
     assert [answer["first"] for answer in answers] == [True, False]

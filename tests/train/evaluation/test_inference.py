@@ -206,6 +206,28 @@ def test_a_score_that_is_not_finite_is_an_error():
             label_maps(scorer, [_image(20, 20)], InferenceSettings(flip=flip))
 
 
+class OnePixelLost(nn.Module):
+    """Sound scores but for one pixel, where no class has a finite one."""
+
+    num_classes = 3
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def scores(self, images):
+        scores = images[:, :1].repeat(1, self.num_classes, 1, 1)
+        scores[:, :, 3, 5] = self.value
+        return scores
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("settings", [{}, {"flip": True}, {"ratios": (0.5, 1.0)}])
+def test_one_pixel_that_is_not_finite_is_enough(value, settings):
+    with pytest.raises(NonFiniteScores, match="NaN or infinity"):
+        label_maps(OnePixelLost(value), [_image(24, 24)], InferenceSettings(mode="whole", **settings))
+
+
 def test_autocast_reaches_the_model_and_sums_stay_float32():
     scorer = BorderedScorer()
     settings = InferenceSettings(crop_px=32, stride_px=20)

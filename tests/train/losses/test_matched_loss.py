@@ -286,7 +286,7 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     predictions = [Prediction(scale * c, scale * m) for c, m in logits]
     whole = MatchedLoss(SETTINGS, CLASSES)(predictions, crops, seed=3, world_reduce=None).total
     (gradient,) = torch.autograd.grad(whole, scale)
-    outputs = [member.communicate(timeout=120) for member in members]
+    outputs = [member.communicate(timeout=900) for member in members]
     assert [member.returncode for member in members] == [0, 0], outputs
     expected = [whole.item(), gradient.item(), 4.5]
     for out, _ in outputs:

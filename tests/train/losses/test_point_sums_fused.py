@@ -79,7 +79,7 @@ class _Moved:
 def interpreted(*command: str) -> str:
     done = subprocess.run(
         [sys.executable, *command], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=HERE.parents[3], capture_output=True, text=True, timeout=600,
+        cwd=HERE.parents[3], capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

@@ -134,7 +134,7 @@ def test_chromium_draws_it(tmp_path: Path) -> None:
         "--window-size=1100,1600",
         f"--screenshot={picture}",
     ]
-    subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True, timeout=120)
+    subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True, timeout=900)
     pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
     blue = (0x2F, 0x6F, 0xD0)  # of curves and bars
     assert (pixels == blue).all(axis=1).sum() > 500

@@ -114,7 +114,7 @@ def train(hub: Hub, home: Path, arguments: list[str]) -> subprocess.CompletedPro
         environment.pop(name, None)
     return subprocess.run(
         [sys.executable, "-m", "train", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 

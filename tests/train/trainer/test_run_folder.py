@@ -81,7 +81,7 @@ def test_all_ranks_are_refused_together(tiny_run: list[str], tmp_path: Path) -> 
             start(["-c", IMPATIENT], [*tiny_run, "bs=1"], **shared, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in range(2)
         ]
-        outputs = [member.communicate(timeout=60) for member in members]
+        outputs = [member.communicate(timeout=900) for member in members]
     assert [member.returncode for member in members] == [2, 2], outputs
     for (_, err), words in zip(
         outputs, ("error: output_dir", "error: rank 0 gave up: output_dir"), strict=True

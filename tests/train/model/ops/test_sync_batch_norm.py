@@ -37,7 +37,7 @@ from maskshards.train.model.ops.sync_batch_norm import SyncedBatchNorm
 
 store, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group(
-    "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timedelta(seconds=900)
 )
 answer = {}
 for number, (dtype, layout) in enumerate(case.split(":") for case in sys.argv[4:]):
@@ -100,7 +100,7 @@ def test_ranks_equal_one_process_with_the_whole_batch(
         )
         for rank in range(ranks)
     ]  # fmt: skip
-    errors = [member.communicate(timeout=120)[1] for member in members]
+    errors = [member.communicate(timeout=900)[1] for member in members]
     assert [member.returncode for member in members] == [0] * ranks, errors
     answers = [load_file(tmp_path / f"store-{rank}") for rank in range(ranks)]
     for dtype, layout in cases:
