@@ -147,7 +147,6 @@ TABLE = {
         ("my-data",), more=QUIET, leaves=("data/my-shards/training/manifest.json",)
     ),
     PART.format("$DATA", "$SHARDS", "$SLURM_ARRAY_TASK_ID"): part("$SLURM_ARRAY_TASK_ID"),
-    PART.format("/data", "/shards", INDEX): part(INDEX, "/data", "/shards"),
     PART.format("/data", "s3://bucket/shards", INDEX): Small(
         (ADE,), {"/data": ADE, "s3://bucket": "memory://bucket", INDEX: "0"}, PARTIAL
     ),
@@ -330,6 +329,8 @@ TABLE = {
     ".venv/bin/pytest": Elsewhere("is this suite"),
     ".venv/bin/ruff check .": Elsewhere("`make lint` runs it"),
     ".venv/bin/mypy": Elsewhere("`make lint` runs it"),
+    "pip install '.[train]'": Elsewhere("installs"),
+    "pip install .": Elsewhere("installs"),
     "pip install maskshards[export]": Elsewhere("installs"),
     "pip install 'maskshards[wandb]'": Elsewhere("installs"),
     "hf auth login": Elsewhere("asks for an account of the hub"),

@@ -63,8 +63,9 @@ def test_one_pod_a_node_and_one_process_a_gpu(documents, pod, launch):
 
 def test_the_job_trains_with_a_good_config_and_continues(pod, launch, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert (launch.module, launch.training_script) == (True, "train")
-    config = load_config(launch.training_script_args)
+    command, *words = launch.training_script_args
+    assert (launch.no_python, launch.training_script, command) == (True, "maskshards", "train")
+    config = load_config(words)
     check_config(config)
     assert config.resume_from == "auto"
     assert pod["restartPolicy"] == "OnFailure"
@@ -77,7 +78,7 @@ def test_a_stopped_pod_has_time_to_save(pod):
 
 def test_places_are_on_volumes(pod, launch, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = load_config(launch.training_script_args)
+    config = load_config(launch.training_script_args[1:])
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {
         mount["mountPath"]: volumes.pop(mount["name"]) for mount in pod["containers"][0]["volumeMounts"]
