@@ -104,13 +104,15 @@ def run_finish(words: argparse.Namespace) -> str:
 def _tell(notes: list[str]) -> None:
     """What was passed over, before the work begins."""
     for note in notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+        sys.stderr.write(f"note: {printable(note)}\n")
 
 
 def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
     """What is odd about the classes of the published splits, and the label rule that may be why."""
     opened = [open_split(str(place.split(name))) for name in splits]
     counts = [count_class_pixels(split) for split in opened]
+    for split in opened:
+        split.close()
     lines = class_notes(counts)
     rules = [LabelRule.from_json(split.manifest.label_rule) for split in opened]
     if rules and all(

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
-from maskshards.preprocess.inputs.labels import LabelRule, npy_bytes
+from maskshards.preprocess.inputs.label_file import npy_bytes
+from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.pillow import opened
 from maskshards.preprocess.inputs.png import SIGNATURE, read_header
 

@@ -1,4 +1,4 @@
-"""From the values in a label map to class ids, and the one place that decodes label files.
+"""From the values in a label map to class ids.
 
 A `LabelRule` is data: it goes into the manifest as JSON, and `verify` reads it back from there, so the same
 rule judges the build and its check. Values that the rule does not know are never guessed: they refuse the
@@ -7,7 +7,6 @@ sample, with the values named.
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,16 +16,11 @@ from typing import Any
 import numpy as np
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
-from maskshards.preprocess.inputs import png
-from maskshards.preprocess.inputs.pillow import check_size, opened
 from maskshards.shards.format.rle import IGNORE, MOST_BYTE_LABELS, LabelledRuns, encode_label_map
 
 UNKNOWN = -1  # in a rule's table: a value that no label map may hold
 USUAL_VOID = 255
 LARGEST_VALUE = 65535
-NPY_START, NPY_HEADER_BYTES = b"\x93NUMPY", 10_000
-TIFF_STARTS = (b"II*\x00", b"MM\x00*")
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # TIFF tag 262: values are stored upside down
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +192,11 @@ def _lookup(rule: LabelRule) -> tuple[np.ndarray, int]:
     return np.where(table == UNKNOWN, rule.num_classes, table).astype(np.uint16), rule.num_classes
 
 
-def read_mapping(mapping: str, num_classes: int) -> LabelRule:
+def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
     """The rule in `{"value in the label map": class id or null, ...}`, JSON itself or a file with it; null
     means void.
     """
+    mapping = str(mapping)
     place = "--mapping" if mapping.lstrip().startswith("{") else mapping
     try:
         text = mapping if place != mapping else Path(mapping).read_text(encoding="utf-8-sig")
@@ -214,86 +209,3 @@ def read_mapping(mapping: str, num_classes: int) -> LabelRule:
     if len({value for value, _ in pairs}) != len(pairs):
         raise SourceError(f"{place}: a value stands twice in the label mapping")
     return LabelRule(num_classes, mapping=pairs)
-
-
-def decode_label_file(data: bytes) -> np.ndarray:
-    """(H, W) uint8 or uint16 values of a label file: PNG with 8 or 16 bit grey, or a palette whose indices
-    are the values; TIFF with one band of whole numbers; NPY.
-    """
-    try:
-        if data.startswith(NPY_START):
-            return _decode_npy(data)
-        if data.startswith(TIFF_STARTS):
-            return _decode_tiff(data)
-        return _decode_png(data)
-    except RejectedInput as error:
-        said = str(error)
-        raise RejectedInput(said if said.startswith("label map") else f"label map: {said}") from error
-
-
-def npy_bytes(values: np.ndarray) -> bytes:
-    """Label values as the bytes of an NPY file, for sources that compute them."""
-    out = io.BytesIO()
-    np.save(out, values, allow_pickle=False)
-    return out.getvalue()
-
-
-def _decode_png(data: bytes) -> np.ndarray:
-    header = png.read_header(data)
-    if header.colour != png.PALETTE and (header.colour, header.bit_depth) not in (
-        (png.GREY, 8),
-        (png.GREY, 16),
-    ):
-        raise RejectedInput(
-            f"label map is a {header}; expected one channel: 8 or 16 bit grey, or a palette whose indices "
-            "are the labels; for a colour a class say --colours FILE"
-        )
-    check_size(header.height, header.width)
-    with opened(data, ("PNG",)) as image:
-        values = np.asarray(image)
-    return values if values.dtype == np.uint8 else values.astype(np.uint16)
-
-
-def _decode_tiff(data: bytes) -> np.ndarray:
-    with opened(data, ("TIFF",)) as image:
-        bands = len(image.getbands())
-        if bands != 1 or image.mode in ("1", "F"):
-            kind = {"1": "1-bit", "F": "floating-point"}.get(image.mode, f"{image.mode} ({bands} bands)")
-            raise RejectedInput(
-                f"label map is a TIFF of {kind} pixels; expected one band of whole numbers of 8, 16 or 32"
-                " bits; for a colour a class say --colours FILE"
-            )
-        if getattr(image, "n_frames", 1) > 1 or image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
-            raise RejectedInput("label map is a TIFF of several pages, or one that counts down from white")
-        return _small(np.asarray(image))
-
-
-def _decode_npy(data: bytes) -> np.ndarray:
-    """Parsed by numpy's own reader of headers, without pickles, and with sizes checked before use."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read(file, max_header_size=NPY_HEADER_BYTES)
-        if len(shape) != 2 or dtype.kind not in "iu":
-            raise RejectedInput(f"label map is an NPY of {dtype}, shape {shape}; expected (H, W) integers")
-        check_size(*shape)
-        flat = np.frombuffer(data, dtype, shape[0] * shape[1], file.tell())
-    except (ValueError, KeyError) as error:
-        if isinstance(error, RejectedInput):
-            raise
-        raise RejectedInput(f"not a whole NPY file ({error})") from error
-    return _small(flat.reshape(shape, order="F" if fortran else "C"))
-
-
-def _small(values: np.ndarray) -> np.ndarray:
-    """As uint8 or uint16; RejectedInput for values that no rule can name."""
-    if values.dtype == np.uint8:
-        return values
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > LARGEST_VALUE:
-        raise RejectedInput(f"label values from {low} to {high}; 0 to {LARGEST_VALUE} are possible")
-    return values.astype(np.uint16)

@@ -88,6 +88,10 @@ class FolderSource(Source):
             mine = partial(self._is_drawn, split)
             images = {stem: paths for stem, paths in images.items() if mine(stem)}
             labels = {stem: paths for stem, paths in labels.items() if mine(stem)}
+            if not images:
+                raise SourceError(
+                    f"--val-share {self.val_share} leaves no image for {split}; give another, or --lists DIR"
+                )
         names = self._pair(split, images, labels, rejects)
         return Listing(
             tuple(sorted(names)), tuple(sorted(rejects, key=lambda reject: reject.name)), tuple(notes)

@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.colours import ColourTable
 from maskshards.preprocess.inputs.labels import LabelRule
@@ -134,6 +132,8 @@ def _unlabelled(rows: Any, column: str) -> bool:
     """Whether no row of a split has a label map, as test splits of benchmarks are published."""
     if column not in rows.column_names:
         return True
+    import pyarrow.types  # only this kind of source needs it before the end
+
     cells = rows.data.column(column)
     if pyarrow.types.is_struct(cells.type):
         parts = cells.combine_chunks().flatten() if len(cells) else []

@@ -23,12 +23,11 @@ NO_VOID = -1  # what `ignore_index` is where no value is void
 RULE = ("classes", "mapping", "ignore_index", "reduce_zero_label", "colours")
 LAYOUT = ("images_folder", "labels_folder", "image_ending", "label_ending")
 TAKES = {  # kind -> the words of a request that it knows, besides those that every kind knows
-    "ade20k": ("classes", "reduce_zero_label", "allow_count_mismatch"),
-    "cityscapes": (),
-    "folder": (*RULE, *LAYOUT, "lists", "val_share"),
+    "ade20k": ("root", "classes", "reduce_zero_label", "allow_count_mismatch"),
+    "cityscapes": ("root",),
+    "folder": ("root", *RULE, *LAYOUT, "lists", "val_share"),
     HUGGING_FACE: (*RULE, "image_column", "label_column", "config"),
 }
-FOR_ALL = ("kind", "root", "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class SourceRequest:
     kind: str
     root: Path | None
     classes: Path | None = None
-    mapping: str = ""  # JSON, or a file that holds it
+    mapping: str | Path = ""  # JSON, or a file that holds it
     colours: Path | None = None
     ignore_index: int | None = None  # or NO_VOID
     reduce_zero_label: bool | None = None
@@ -105,10 +104,13 @@ def _open_ade20k(request: SourceRequest, root: Path) -> Source:
 def _check_words(request: SourceRequest) -> None:
     """SourceError for a word that this kind of source would ignore."""
     kind = _kind(request)
-    known = (*FOR_ALL[: 3 - 2 * (kind == HUGGING_FACE)], "name", *TAKES[kind])
-    for field in fields(request):
-        if field.name not in known and getattr(request, field.name) not in (None, False, "", 0.0):
-            raise SourceError(_misplaced(f"--{field.name.replace('_', '-')}", request))
+    known = ("kind", "name", *TAKES[kind])
+    names = sorted((field.name for field in fields(request)), key=lambda name: name == "root")
+    for name in (name for name in names if name not in known):
+        value = getattr(request, name)
+        unsaid = value is None or value is False or (type(value) is not int and value in ("", 0.0))
+        if not unsaid:
+            raise SourceError(_misplaced(f"--{name.replace('_', '-')}", request))
     if (request.colours or request.mapping) and (
         request.ignore_index is not None or request.reduce_zero_label is not None
     ):

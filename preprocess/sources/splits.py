@@ -17,7 +17,10 @@ LIST_ENDING = ".txt"
 
 def resolve_split(wanted: str, source: Source) -> str:
     """The source's split that `wanted` names, by itself or by a usual other word; else `wanted` as it is."""
-    found = source.splits()
+    try:
+        found = source.splits()
+    except SourceError:  # it may lack another split; the one that is wanted is looked for when it is listed
+        return wanted
     if wanted in found:
         return wanted
     words = next((group for group in ALIASES if wanted.lower() in group), (wanted.lower(),))
