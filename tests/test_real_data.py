@@ -23,7 +23,7 @@ from maskshards.shards.format.rle import IGNORE, binary_mask, decode_label_map, 
 from maskshards.shards.loading.loader import Loader
 from maskshards.train.config.load import load_config
 from maskshards.train.distributed.ranks import joined
-from maskshards.train.predict import load_predictor
+from maskshards.train.predictor import load_model
 from maskshards.train.trainer.build import build_parts, crop_settings, open_loader
 
 coco = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
@@ -282,7 +282,7 @@ def test_sliding_with_augmentation_scores_camvid_as_a_naive_evaluation_does(camv
     with (scored / "results-semantic-segmentation-images.csv").open() as file:
         keys = [row["key"] for row in csv.DictReader(file)]
     assert results["num_images"] == len(set(keys)) == 16
-    predictor = load_predictor({"checkpoint": str(run / "model_final.pth"), "device": "cpu"}, [])
+    predictor = load_model(run / "model_final.pth", device="cpu")
     naive = _naive_miou(predictor.segmenter, _source("camvid"), keys, ratios, 96, 96, 64)
     assert naive > 10
     assert results["mIoU"] == pytest.approx(naive, abs=0.01)

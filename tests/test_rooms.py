@@ -22,7 +22,8 @@ ORDER = {
     "train": (
         "keys", "model.backbone.architectures", "model.heads.rules", "losses.settings",
         "config", "model.ops", "model.backbone", "checkpoint", "model.heads", "model", "evaluation", "report",
-        "distributed", "tracking", "losses", "optim", "trainer", "predictor", "predict", "export", "bench",
+        "distributed", "tracking", "losses", "optim", "trainer", "prediction", "predictor", "api", "predict",
+        "export", "bench",
         "__main__",
     ),
 }  # fmt: skip

@@ -159,8 +159,7 @@ def _span(group: Any, shard: ShardInfo) -> tuple[int, int]:
 def _open_parquet(file: Any) -> Any:
     import pyarrow.parquet as pq
 
-    # Buffering ahead starts Arrow's threads, which abort a process that ends soon after; `hold` does it here.
-    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def _schema() -> pa.Schema:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from maskshards import train as train  # a docstring and nothing else
 
 if TYPE_CHECKING:
     from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
@@ -17,11 +20,13 @@ if TYPE_CHECKING:
     from maskshards.shards.format.manifest import open_split
     from maskshards.shards.loading.loader import Loader
     from maskshards.shards.order.order import World
+    from maskshards.train.predictor import Predictor, load_model
 
 _HOMES = {
     "CropBatch": "shards.batch",
     "CropSettings": "shards.augment.crop",
     "Loader": "shards.loading.loader",
+    "Predictor": "train.predictor",
     "RaggedBatch": "shards.batch",
     "World": "shards.order.order",
     "boxes": "shards.augment.targets",
@@ -29,12 +34,14 @@ _HOMES = {
     "class_masks": "shards.augment.targets",
     "crop": "shards.augment.crop",
     "draw_crops": "shards.augment.crop",
+    "load_model": "train.predictor",
     "open_split": "shards.format.manifest",
 }
 __all__ = [
     "CropBatch",
     "CropSettings",
     "Loader",
+    "Predictor",
     "RaggedBatch",
     "World",
     "boxes",
@@ -42,13 +49,25 @@ __all__ = [
     "class_masks",
     "crop",
     "draw_crops",
+    "load_model",
     "open_split",
+    "train",
 ]
 
 try:
     __version__ = version("maskshards")
 except PackageNotFoundError:  # a checkout on the path that was never installed
     __version__ = "0+unknown"
+
+
+class _TrainRoom(ModuleType):
+    """The package `maskshards.train`, which can be called too: `maskshards.train(config, **overrides)`."""
+
+    def __call__(self, *arguments: Any, **overrides: Any) -> Any:
+        return import_module("maskshards.train.api").train(*arguments, **overrides)
+
+
+train.__class__ = _TrainRoom
 
 
 def __getattr__(name: str) -> Any:

@@ -143,8 +143,8 @@ def step_of(path: Path) -> int:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Weights and facts behind `path`: a checkpoint folder, a run folder (its best, else last), an
-    exported folder, or model_final.pth.
+    """Weights and facts behind `path`: a checkpoint folder, a run folder (its best, else last, else
+    final), an exported folder, or model_final.pth.
 
     Raises CheckpointError if there is none, or if a file is not what state.json says.
     """
@@ -154,8 +154,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(path, read_part(path, HUB_WEIGHTS, state), state)
     if path.is_dir() and not (path / STATE).is_file():
         found = checkpoints_of(path, BEST)[-1:] or checkpoints_of(path, LAST)[-1:]
+        if not found and (path / FINAL).is_file():
+            return read_weights_file(path / FINAL)
         if not found:
-            raise CheckpointError(f"{path} holds no checkpoint (expected {STATE} or {FOLDER}/{LAST}*)")
+            raise CheckpointError(
+                f"{path} holds no checkpoint (expected {STATE}, {FINAL} or {FOLDER}/{LAST}*)"
+            )
         path = found[0]
     if path.is_dir():
         state = read_state(path / STATE)

@@ -26,6 +26,7 @@ from maskshards.shards.augment.resize import normalise, resize_image, short_side
 from maskshards.train.model.segmenter import Segmenter
 
 STRIP_BYTES = 256 << 20  # largest score map at output size that is held at once
+LONGEST = 16  # times its short side: a longer image is a strip and keeps its size where it would grow
 
 
 class NonFiniteScores(ValueError):
@@ -63,13 +64,16 @@ class InferenceSettings:
 
 
 def variant_sizes(height: int, width: int, settings: InferenceSettings) -> list[tuple[int, int]]:
-    """The size of the image at each ratio: short side int(image_px * ratio), up to a multiple of 32 below
-    1."""
+    """(height, width) of the image at each ratio: short side int(image_px * ratio), up to a multiple of 32
+    below 1. What is longer than LONGEST short sides is not enlarged: 20,000 x 2 px would become 5,120,000.
+    """
     base = min(height, width) if settings.image_px is None else settings.image_px
     shorts = [int(base * ratio) for ratio in settings.ratios]
     shorts = [
         -(-px // 32) * 32 if ratio < 1 else px for px, ratio in zip(shorts, settings.ratios, strict=True)
     ]
+    if max(height, width) > LONGEST * min(height, width):
+        shorts = [min(px, min(height, width)) for px in shorts]
     return [short_side_size(height, width, max(px, 1)) for px in shorts]
 
 
@@ -133,15 +137,66 @@ def label_maps(
     images: Sequence[Tensor],
     settings: InferenceSettings,
     autocast_dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.int64,
 ) -> list[Tensor]:
-    """The most likely class of every pixel, (H, W) int64, for each image (H, W, 3) uint8 RGB.
+    """The most likely class of every pixel, (H, W) of `dtype`, for each image (H, W, 3) uint8 RGB.
 
     Everything happens on the device of the images. Raises NonFiniteScores rather than guess.
     """
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    variants = [variant_sizes(height, width, settings) for height, width in sizes]
-    single = len(settings.ratios) == 1 and not settings.flip
-    shares: list[Tensor] = []
+    variants = _scores_of_variants(segmenter, images, settings, autocast_dtype)
+    if is_single(settings):  # the softmax would not move the largest
+        return [_winners(scores, sizes[number], dtype) for number, _, scores in variants]
+    shares = [_zeros(segmenter.num_classes, image) for image in images]
+    for number, mirrored, scores in variants:
+        for rows, strip in _strips(scores, sizes[number]):
+            shares[number][:, rows] += (strip.flip(-1) if mirrored else strip).softmax(dim=0)
+    return [_winners(total, size, dtype) for total, size in zip(shares, sizes, strict=True)]
+
+
+@torch.no_grad()
+def probability_maps(
+    segmenter: Segmenter,
+    images: Sequence[Tensor],
+    settings: InferenceSettings,
+    autocast_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """(C, H, W) float32 for each image (H, W, 3) uint8 RGB; sums to 1 at a pixel, the largest is its label.
+
+    Of class scores the softmax; of a query head, whose scores are sums of products of probabilities, each
+    class's share of the sum; over several variants the mean of the softmaxes, by which they are labelled.
+    """
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    totals = [_zeros(segmenter.num_classes, image) for image in images]
+    bounded = is_single(settings) and segmenter.kind == "m2f"
+    for number, mirrored, scores in _scores_of_variants(segmenter, images, settings, autocast_dtype):
+        for rows, strip in _strips(scores, sizes[number]):
+            strip = strip.flip(-1) if mirrored else strip
+            totals[number][:, rows] += strip if bounded else strip.softmax(dim=0)
+    for total in totals:
+        check_finite(total.sum())
+        total.div_(total.sum(dim=0).clamp_(min=torch.finfo(total.dtype).tiny))
+    return totals
+
+
+def _zeros(num_classes: int, image: Tensor) -> Tensor:
+    """(C, H, W) float32 beside an image (H, W, 3)."""
+    return image.new_zeros(num_classes, *image.shape[:2], dtype=torch.float32)
+
+
+def is_single(settings: InferenceSettings) -> bool:
+    """Whether an image is looked at once only, without test-time augmentation."""
+    return len(settings.ratios) == 1 and not settings.flip
+
+
+def _scores_of_variants(
+    segmenter: Segmenter,
+    images: Sequence[Tensor],
+    settings: InferenceSettings,
+    autocast_dtype: torch.dtype | None,
+) -> Iterator[tuple[int, bool, Tensor]]:
+    """(number of the image, whether it was mirrored, its scores (C, h, w)) for each ratio and flip."""
+    variants = [variant_sizes(image.shape[0], image.shape[1], settings) for image in images]
     for ratio in range(len(settings.ratios)):
         seen = [
             normalise(resize_image(image, *variants[i][ratio]), settings.mean, settings.std)
@@ -149,29 +204,27 @@ def label_maps(
         ]
         if settings.flip:
             seen += [image.flip(-1) for image in seen]
-        maps = score_maps(segmenter, seen, settings, autocast_dtype)
-        if single:  # the softmax would not move the largest
-            return [_winners(scores, size) for scores, size in zip(maps, sizes, strict=True)]
-        if not shares:
-            shares = [maps[i].new_zeros(segmenter.num_classes, *size) for i, size in enumerate(sizes)]
-        for i, scores in enumerate(maps):
-            mirrored, total = i >= len(images), shares[i % len(images)]
-            for rows, strip in _strips(scores, (total.shape[1], total.shape[2])):
-                total[:, rows] += (strip.flip(-1) if mirrored else strip).softmax(dim=0)
-    return [_winners(total, size) for total, size in zip(shares, sizes, strict=True)]
+        for i, scores in enumerate(score_maps(segmenter, seen, settings, autocast_dtype)):
+            yield i % len(images), i >= len(images), scores
 
 
-def _winners(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Argmax over classes of (C, h, w) scores resized to `size`, (H, W) int64."""
-    winners = torch.empty(size, dtype=torch.int64, device=scores.device)
+def _winners(scores: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Argmax over classes of (C, h, w) scores resized to `size`, (H, W) of `dtype`."""
+    winners = torch.empty(size, dtype=dtype, device=scores.device)
     for rows, strip in _strips(scores, size):
-        best, winners[rows] = strip.max(dim=0)
-        if not bool(best.isfinite().all()):
-            raise NonFiniteScores(
-                "the model's scores hold NaN or infinity; are the weights sound, and does it stay finite "
-                "with model_dtype=FLOAT32?"
-            )
+        best, places = strip.max(dim=0)
+        winners[rows] = places.to(dtype)
+        check_finite(best)
     return winners
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise NonFiniteScores unless all values are finite."""
+    if not bool(values.isfinite().all()):
+        raise NonFiniteScores(
+            "the model's scores hold NaN or infinity; are the weights sound, and does it stay finite "
+            "with model_dtype=FLOAT32?"
+        )
 
 
 def _strips(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:

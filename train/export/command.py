@@ -20,12 +20,11 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from maskshards.train.checkpoint.checkpoint import read_checkpoint
 from maskshards.train.export.graph import (
     INPUT,
     OUTPUT,
@@ -36,8 +35,7 @@ from maskshards.train.export.graph import (
     save_onnx,
     save_program,
 )
-from maskshards.train.export.hub_folder import write_folder
-from maskshards.train.predict import Predictor, load_predictor
+from maskshards.train.predictor import Predictor, load_model
 
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "huggingface": ""}
 OWN_KEYS = ("checkpoint", "format", "output_dir", "image_px", "config", "classes")
@@ -52,7 +50,8 @@ class Request:
     format: str
     output: Path
     size: tuple[int, int] | None  # height, width, px; None: the evaluation's window
-    given: dict[str, str]  # for load_predictor
+    recipe: str | None
+    classes: str | None  # a file
     overrides: list[str]
 
 
@@ -89,7 +88,6 @@ def parse(argv: Sequence[str]) -> Request:
         raise ExportError(f"{missing[0]}= is missing; usage: {USAGE}")
     if given["format"] not in FORMATS:
         raise ExportError(f"format={given['format']}: expected one of {', '.join(FORMATS)}")
-    passed_on = {key: given[key] for key in ("checkpoint", "config", "classes") if key in given}
     output = Path(given["output_dir"])
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output_dir={output} exists already; give a new or an empty folder")
@@ -98,7 +96,8 @@ def parse(argv: Sequence[str]) -> Request:
         given["format"],
         output,
         parse_size(given["image_px"]) if "image_px" in given else None,
-        passed_on | {"device": "cpu"},
+        given.get("config"),
+        given.get("classes"),
         overrides,
     )
 
@@ -113,7 +112,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def export(request: Request) -> str:
     """Carry the command out; returns the line that says what was made."""
-    predictor = load_predictor(request.given, request.overrides)
+    names = request.classes and Path(request.classes).read_text(encoding="utf-8").splitlines()
+    predictor = load_model(
+        request.checkpoint,
+        device="cpu",
+        recipe=request.recipe,
+        class_names=[name.strip() for name in names if name.strip()] if names else None,
+        overrides=request.overrides,
+    )
     hidden = request.output.with_name(f".{request.output.name}.part")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
@@ -132,14 +138,7 @@ def export(request: Request) -> str:
 
 def share(request: Request, predictor: Predictor, folder: Path) -> str:
     """The head as a folder to be shared."""
-    checkpoint = read_checkpoint(request.checkpoint)
-    if checkpoint.state is None:
-        raise ExportError(
-            f"{checkpoint.path} comes without the facts of its run, which config.json is made of; export "
-            "from a run folder or from a model_final.pth with its model_final.json"
-        )
-    state = replace(checkpoint.state, class_names=list(predictor.class_names))
-    write_folder(folder, state, predictor.segmenter.decoder.state_dict())
+    predictor.save_pretrained(folder)
     return f"{request.output}: config.json, model.safetensors, README.md"
 
 

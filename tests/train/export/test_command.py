@@ -138,4 +138,4 @@ def test_sizes_are_read_as_height_by_width() -> None:
 def test_other_keys_override_the_stored_configuration(run: Path, tmp_path: Path) -> None:
     request = parse(words(run, tmp_path / "out", "model.weights=random", "classes=names.txt"))
     assert request.overrides == ["model.weights=random"]
-    assert request.given == {"checkpoint": str(run), "classes": "names.txt", "device": "cpu"}
+    assert (request.checkpoint, request.classes, request.recipe) == (str(run), "names.txt", None)

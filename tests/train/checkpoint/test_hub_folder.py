@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from maskshards.train.checkpoint.checkpoint import TrainState, load_weights, read_checkpoint
+from maskshards.train.checkpoint.hub_folder import is_local, model_card, shareable, write_folder
 from maskshards.train.config.load import TrainConfig, to_plain
 from maskshards.train.config.schema import BackboneLayers
-from maskshards.train.export.hub_folder import is_local, model_card, shareable, write_folder
 from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.trainer.build import build_model
 
@@ -108,7 +108,7 @@ def test_the_script_on_the_card_runs_and_gives_the_models_labels(
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
     image = ((torch.from_numpy(pixels) - mean) / std).permute(2, 0, 1)[None]
     expected = segmenter.scores(image).argmax(1)[0].numpy()
-    np.testing.assert_array_equal(names["label_map"], expected)
+    np.testing.assert_array_equal(names["class_map"], expected)
     assert set(capsys.readouterr().out.split()[::2]) == {NAMES[k] for k in np.unique(expected)}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from maskshards.shards.storage.atomic_write import write_through
+from maskshards.shards.storage.atomic_write import replacing, write_through
 from maskshards.train.checkpoint.checkpoint import TrainState
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -32,28 +32,23 @@ tags: [semantic-segmentation{tags}]
 ---
 # {kind} for {backbone}
 
-{kind} on a frozen {backbone} backbone, {num_classes} classes, trained for {step} steps{score}.
+{kind} on a frozen {backbone} backbone, {num_classes} classes, trained{dataset} for {step} steps{score}.
 The folder holds the trained head only. The backbone's weights come from their own publisher, under their own
-licence: say `["model.weights=PATH"]` in place of `[]` below where you have them already, or
-`["model.revision=COMMIT"]` to fetch a commit from the hub, if config.json names none. Their digest must be
+licence: say `load_model("FOLDER", weights="PATH")` where you have them already. Their digest must be
 `{digest}`.
 
 From an image to class ids, with `pip install maskshards` and this folder as `FOLDER`:
 
 ```python
-import numpy as np
-from PIL import Image
+import maskshards
 
-from maskshards.train.predict import load_predictor
-
-predictor = load_predictor({{"checkpoint": "FOLDER"}}, [])
-image = np.array(Image.open("IMAGE").convert("RGB"))
-label_map = predictor.label_map(image)  # (height, width) class ids
-for k in np.unique(label_map):
-    print(predictor.class_names[k], int((label_map == k).sum()))
+model = maskshards.load_model("FOLDER")  # or the name of this repository
+class_map = model.predict("IMAGE")  # (height, width) class ids, model.id2label names them
+for segment in model.segments("IMAGE"):
+    print(segment["label"], segment["score"])
 ```
 
-Or pictures for a whole folder: `maskshards predict checkpoint=FOLDER inputs=IMAGES output_dir=OUT`.
+Or pictures for a whole folder: `maskshards predict FOLDER IMAGES --output OUT`.
 
 ## Classes
 
@@ -62,9 +57,9 @@ Or pictures for a whole folder: `maskshards predict checkpoint=FOLDER inputs=IMA
 
 
 def write_folder(folder: Path, state: TrainState, weights: dict[str, Tensor]) -> None:
-    """Write the three files into `folder`, which exists and is empty."""
+    """Write the three files into `folder`, which exists, in the place of earlier ones; a card stays."""
     data = save({key: value.detach().cpu().contiguous() for key, value in weights.items()}, {"format": "pt"})
-    write_through(folder / WEIGHTS, data)
+    _put(folder / WEIGHTS, data)
     facts = asdict(state) | {
         "config": shareable(state.config),
         "digests": {WEIGHTS: hashlib.sha256(data).hexdigest()},
@@ -73,8 +68,14 @@ def write_folder(folder: Path, state: TrainState, weights: dict[str, Tensor]) ->
         "id2label": {str(k): name for k, name in enumerate(state.class_names)},
         "label2id": {name: k for k, name in enumerate(state.class_names)},
     }
-    write_through(folder / CONFIG, json.dumps(facts, indent=1, allow_nan=False).encode())
-    write_through(folder / CARD, model_card(state).encode())
+    _put(folder / CONFIG, json.dumps(facts, indent=1, allow_nan=False).encode())
+    if not (folder / CARD).exists():  # people write into it
+        _put(folder / CARD, model_card(state).encode())
+
+
+def _put(path: Path, data: bytes) -> None:
+    with replacing(path) as hidden:
+        write_through(hidden, data)
 
 
 def shareable(config: dict[str, Any]) -> dict[str, Any]:
@@ -100,13 +101,15 @@ def head_of(state: TrainState) -> dict[str, Any]:
 def model_card(state: TrainState) -> str:
     """README.md of the folder, with a script that loads it."""
     is_m2f = head_of(state)["type"] == "m2f"
+    metric = state.config.get("metric_to_save", "score")
     return _CARD.format(
         tags=f", {state.backbone.split('_')[0]}" + (", mask2former" if is_m2f else ""),
         kind="Mask2Former head with a ViT adapter" if is_m2f else "Linear head",
         backbone=state.backbone,
         num_classes=len(state.class_names),
         step=state.step,
-        score="" if state.score is None else f" (validation score {state.score:.2f})",
+        dataset=f" on {state.dataset}" if state.dataset else "",
+        score="" if state.score is None else f": {metric} {state.score:.2f} on the validation split",
         digest=state.backbone_digest,
         classes="\n".join(f"{k}. {name}" for k, name in enumerate(state.class_names)),
     )

@@ -1,0 +1,92 @@
+"""`maskshards.train(config, **overrides)`: a training from a script or a notebook.
+
+What takes time to import is imported when training starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskshards.train.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind."""
+
+    folder: Path  # all its files
+    summary: str  # one line for people
+    scores: dict[str, Any] = field(default_factory=dict, repr=False)  # of the last evaluation, percent
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU of the last evaluation, percent; None before the first."""
+        score = self.scores.get("mIoU")
+        return None if score is None else float(score)
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights under the published key names."""
+        return self.folder / "model_final.pth"
+
+    def model(self, device: str | None = None) -> Predictor:
+        """The trained model: the best checkpoint of the run."""
+        from maskshards.train.predictor import load_model
+
+        return load_model(self.folder, device=device)
+
+
+def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any) -> TrainResult:
+    """Run what `maskshards train` would run, in this process, to its end.
+
+    `config`: a recipe by path or name, or its keys as a dictionary. `overrides`: more keys, sections as
+    dictionaries (`scheduler={"total_iter": 100}`) or dotted (`**{"scheduler.total_iter": 100}`). Raises
+    ValueErrors that say what to change, NonFiniteError and GuardError where training must stop, and
+    KeyboardInterrupt, after saving, for Ctrl-C. `resume_from="auto"` goes on.
+    """
+    from maskshards.train.config.load import load_config
+    from maskshards.train.distributed.ranks import joined
+    from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+    from maskshards.train.evaluation.results import STEM
+    from maskshards.train.trainer.run import run
+
+    settings = load_config(words_of(config, overrides))
+    try:
+        with joined(step_timeout=timedelta(seconds=settings.step_timeout_s)) as ranks, StopSignals() as stop:
+            summary = run(settings, ranks, stop)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(f"{stopped}; resume_from='auto' continues") from stopped
+    folder = Path(settings.output_dir or "")
+    results = folder / f"{STEM}.json"
+    return TrainResult(
+        folder, summary, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    )
+
+
+def words_of(config: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that say the same."""
+    words = [f"config={config}"] if isinstance(config, str | Path) else []
+    keys = [*(flat(config) if isinstance(config, Mapping) else []), *flat(overrides)]
+    return words + [f"{key}={as_word(value)}" for key, value in keys]
+
+
+def flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested sections."""
+    for name, value in keys.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def as_word(value: Any) -> str:
+    """A value as it is written on a command line."""
+    if isinstance(value, str | Path):
+        return str(value)
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

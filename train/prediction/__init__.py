@@ -1,0 +1,1 @@
+"""From images as people have them to label maps in files."""

@@ -1,0 +1,81 @@
+"""One image in any form that people hold it in: a path, a Pillow image, a numpy array, a torch tensor.
+
+Arrays are 8-bit RGB, (H, W, 3): what is not, but has one meaning only, is brought there (grey, alpha, 16
+bits, channels first, any strides). What could mean two things is refused with the line that settles it. An
+array of OpenCV's is BGR, which no array shows: turn it with `image[..., ::-1]`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskshards.train.prediction.image_files import PredictError, from_16_bits, read_image, upright_rgb
+
+EXPECTED = "expected a path, a PIL image, a uint8 array or tensor of RGB, (H, W, 3) or (3, H, W), or a list"
+
+
+def as_rgb(image: Any) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, C-contiguous and writable; PredictError, in one sentence, for what is none."""
+    if isinstance(image, str | os.PathLike):
+        try:
+            return read_image(Path(os.path.expanduser(os.fspath(image))))
+        except PredictError as error:
+            raise PredictError(f"{os.fspath(image)} {error}") from error
+    if isinstance(image, Image.Image):
+        try:
+            return upright_rgb(image)
+        except PredictError as error:
+            raise PredictError(f"the PIL image {error}") from error
+    if type(image).__module__.partition(".")[0] == "torch":
+        image = _from_torch(image)
+    if not isinstance(image, np.ndarray):
+        raise PredictError(f"a {type(image).__name__} is no image here; {EXPECTED}")
+    return _from_array(image)
+
+
+def is_many(images: Any) -> bool:
+    """Whether this is a list of images rather than one."""
+    return isinstance(images, list | tuple)
+
+
+def _from_torch(tensor: Any) -> np.ndarray:
+    if str(tensor.dtype) not in ("torch.uint8", "torch.uint16"):
+        raise PredictError(_wrong_type(str(tensor.dtype).removeprefix("torch."), tensor.is_floating_point()))
+    return np.asarray(tensor.detach().cpu().numpy())
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.dtype not in (np.uint8, np.uint16):
+        raise PredictError(_wrong_type(str(array.dtype), array.dtype.kind == "f"))
+    shape = array.shape
+    if array.ndim == 4:
+        raise PredictError(f"an array of shape {shape} is a batch: pass list(batch); {EXPECTED}")
+    if array.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise PredictError(f"an array of shape {shape} is no image; {EXPECTED}")
+    if array.dtype == np.uint16:
+        try:
+            array = from_16_bits(array)
+        except PredictError as error:
+            raise PredictError(f"the array {error}") from error
+    colours = array[:, :, :3] if array.shape[2] >= 3 else array.repeat(3, axis=2)
+    return np.array(
+        colours, np.uint8, order="C"
+    )  # a copy: torch takes no array that is read-only or mirrored
+
+
+def _wrong_type(dtype: str, is_float: bool) -> str:
+    if is_float:
+        return (
+            f"an image of {dtype} could be on the scale 0..1 or 0..255; pass uint8: "
+            "(image * 255).round().astype('uint8') if white is 1, image.round().astype('uint8') if it is 255"
+        )
+    return f"an image of {dtype} is not read; pass uint8 with white at 255: image.astype('uint8')"

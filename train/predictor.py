@@ -1,0 +1,277 @@
+"""A trained model in Python: `model = maskshards.load_model("runs/x")`, then `model.predict(image)`.
+
+An image is a path, a Pillow image, an array or a tensor (`prediction.image_arrays` has the rules); a list of
+images gives a list of answers and goes through the model together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin
+from PIL import Image
+from torch import Tensor
+
+from maskshards.shards.augment.resize import normalise
+from maskshards.train.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
+from maskshards.train.checkpoint.hub_folder import write_folder
+from maskshards.train.checkpoint.train_state import TrainState
+from maskshards.train.config.load import merge, read_recipe, to_config
+from maskshards.train.config.plain_values import check_plain
+from maskshards.train.config.schema import TrainConfig
+from maskshards.train.evaluation.evaluate import evaluation_settings
+from maskshards.train.evaluation.inference import InferenceSettings, label_maps, probability_maps
+from maskshards.train.evaluation.provenance import check_backbone, told_differences
+from maskshards.train.model.segmenter import Segmenter
+from maskshards.train.prediction.devices import choose_device
+from maskshards.train.prediction.hub_model import fetch_model, is_hub_id
+from maskshards.train.prediction.image_arrays import as_rgb, is_many
+from maskshards.train.prediction.image_files import PredictError
+from maskshards.train.prediction.mosaic import label_mosaic
+from maskshards.train.trainer.build import autocast_dtype, build_model
+from maskshards.train.trainer.hub_pin import with_rule
+from maskshards.train.trainer.resume import trained_rule
+
+logger = logging.getLogger(__name__)
+
+MOSAIC_PX = 1 << 26  # pixels from which an image is labelled window by window at its own scale
+BATCH_PX = 1 << 23  # pixels of the images that go through the model together
+MOST_TOGETHER = 16
+
+
+class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-segmentation"):
+    """A frozen backbone with its trained head, and all it takes to label an image. Made by `load_model`."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        config: TrainConfig,
+        class_names: tuple[str, ...],
+        device: torch.device,
+        state: TrainState | None = None,
+    ) -> None:
+        self.segmenter, self.config, self.class_names, self.state = segmenter, config, class_names, state
+        self.settings: InferenceSettings = evaluation_settings(config).inference
+        self.device = device
+        self.autocast_dtype = autocast_dtype(config, device)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The name of every class id."""
+        return dict(enumerate(self.class_names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The class id of every name."""
+        return {name: k for k, name in enumerate(self.class_names)}
+
+    def to(self, device: str | torch.device) -> Predictor:
+        """Move the model: "cuda", "cuda:1", "cpu", "mps", "xpu". PredictError for one that is not here."""
+        self.device = choose_device(str(device))
+        self.segmenter.to(self.device)
+        self.autocast_dtype = autocast_dtype(self.config, self.device)
+        return self
+
+    @overload
+    def predict(self, images: list[Any], *, mosaic: bool | None = None) -> list[np.ndarray]: ...
+
+    @overload
+    def predict(self, images: Any, *, mosaic: bool | None = None) -> np.ndarray: ...
+
+    def predict(self, images: Any, *, mosaic: bool | None = None) -> Any:
+        """(H, W) class ids of an image at its own size, uint8 (uint16 beyond 256 classes).
+
+        An image beyond MOSAIC_PX, or any with `mosaic=True`, is labelled window by window at its own scale;
+        with `mosaic=False` none is, and the model sees it shrunk to the short side of the evaluation.
+        PredictError for what is no image, NonFiniteScores for a model that answers NaN.
+        """
+        if not is_many(images):
+            return self.label([as_rgb(images)], mosaic)[0]
+        maps: list[np.ndarray] = []
+        for batch in _batches(images):
+            maps += self.label(batch, mosaic)
+        return maps
+
+    @overload
+    def scores(self, images: list[Any]) -> list[np.ndarray]: ...
+
+    @overload
+    def scores(self, images: Any) -> np.ndarray: ...
+
+    def scores(self, images: Any) -> Any:
+        """(C, H, W) float32 probabilities of an image at its own size; they sum to 1 at every pixel."""
+        if is_many(images):
+            return [self.scores(image) for image in images]
+        pixels = [self._on_device(as_rgb(images))]
+        (found,) = probability_maps(self.segmenter, pixels, self.settings, self.autocast_dtype)
+        return found.cpu().numpy()
+
+    def segments(self, images: Any) -> Any:
+        """One dictionary for each class in the image, by class id, as transformers' pipeline
+        "image-segmentation" gives them: `label` its name, `mask` a Pillow image of 0 and 255, and `score`,
+        here the mean probability of the class in its mask.
+        """
+        if is_many(images):
+            return [self.segments(image) for image in images]
+        scores = self.scores(images)
+        class_map, best = scores.argmax(0), scores.max(0)
+        found = []
+        for k in np.unique(class_map):
+            mask = class_map == k
+            picture = Image.fromarray(mask.astype(np.uint8) * 255)
+            found.append({"label": self.class_names[k], "score": float(best[mask].mean()), "mask": picture})
+        return found
+
+    def label(self, arrays: Sequence[np.ndarray], mosaic: bool | None = None) -> list[np.ndarray]:
+        """(H, W) class ids of (H, W, 3) uint8 RGB images, which go through the model together."""
+        large = [is_mosaic(array, mosaic) for array in arrays]
+        small = [self._on_device(array) for array, alone in zip(arrays, large, strict=True) if not alone]
+        dtype = torch.uint8 if self.num_classes <= 256 else torch.int32
+        found = iter(label_maps(self.segmenter, small, self.settings, self.autocast_dtype, dtype))
+        narrow = np.uint8 if self.num_classes <= 256 else np.uint16
+        return [
+            self._label_mosaic(array) if alone else next(found).cpu().numpy().astype(narrow, copy=False)
+            for array, alone in zip(arrays, large, strict=True)
+        ]
+
+    def _label_mosaic(self, array: np.ndarray) -> np.ndarray:
+        return label_mosaic(array, self._window_scores, self.num_classes, self.settings, device=self.device)
+
+    def _window_scores(self, pixels: Tensor) -> Tensor:
+        """(B, C, h, w) scores of windows (B, 3, h, w) uint8."""
+        images = normalise(pixels.float(), self.settings.mean, self.settings.std)
+        dtype = self.autocast_dtype or torch.bfloat16
+        with torch.autocast(self.device.type, dtype, enabled=self.autocast_dtype is not None):
+            return self.segmenter.scores(images)
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self.state is None:
+            raise PredictError(
+                "these weights came without the facts of their run, which config.json is made of; load them "
+                "from a run folder, or from a model_final.pth with its model_final.json"
+            )
+        write_folder(save_directory, self.facts(), self.segmenter.decoder.state_dict())
+
+    def facts(self) -> TrainState:
+        """What is known of the training run, under the class names in use. PredictError if nothing is."""
+        if self.state is None:
+            raise PredictError("these weights came without the facts of their run")
+        return replace(self.state, class_names=list(self.class_names))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, device: str | None = None, **fetching: Any) -> Predictor:
+        """What `from_pretrained` calls: a folder, or a repository of the hub."""
+        folder = Path(model_id) if Path(model_id).is_dir() else fetch_model(model_id, **fetching)
+        return load_model(folder, device=device)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    device: str | None = None,
+    weights: str | None = None,
+    recipe: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    revision: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Predictor:
+    """The trained model behind a run folder (its best checkpoint), a checkpoint, `model_final.pth`, an
+    exported folder, or a repository of the hub ("owner/name").
+
+    `device`: CUDA where there is one, unless named. `weights`: where the backbone's weights lie now.
+    `recipe`: needed for weights without a configuration beside them. `class_names` replaces the stored ones.
+    `overrides`: more keys of the configuration, "eval.use_tta=true". Raises PredictError, CheckpointError,
+    ConfigError or WeightsError: all ValueErrors that say what to do.
+    """
+    text = str(source)
+    path = Path(text).expanduser()
+    if not path.exists() and is_hub_id(text):
+        path = fetch_model(text, revision=revision)
+    checkpoint = read_checkpoint(path)
+    words = [*overrides, *([f"model.weights={weights}"] if weights else [])]
+    state = checkpoint.state
+    config = with_rule(stored_config(checkpoint, recipe, words), state.config if state else None)
+    place = choose_device(device)
+    segmenter = build_model(config, place)
+    if state is not None:
+        check_position_rule(state, segmenter, str(checkpoint.path))
+        check_backbone(state, config, segmenter.backbone.digest, str(checkpoint.path))
+        for line in told_differences(state, config):
+            logger.warning("%s: %s", checkpoint.path, line)
+    load_weights(segmenter.decoder, checkpoint)
+    segmenter.decoder.eval()
+    names = checked_names(class_names, config, state, str(checkpoint.path))
+    return Predictor(segmenter, config, names, place, state)
+
+
+def stored_config(checkpoint: Checkpoint, recipe: str | Path | None, overrides: Sequence[str]) -> TrainConfig:
+    """The configuration that came with the weights, or that of `recipe`, with `overrides` on top."""
+    if recipe is not None:
+        stored = read_recipe(Path(recipe).expanduser())
+    elif checkpoint.state is not None:
+        stored = checkpoint.state.config
+        check_plain(stored, str(checkpoint.path))
+    else:
+        raise PredictError(
+            f"{checkpoint.path} comes without a configuration; give the recipe of its training: "
+            "--recipe FILE on the command line, recipe=FILE in Python"
+        )
+    datasets = stored.get("datasets") if isinstance(stored.get("datasets"), dict) else {}
+    # A recipe leaves the root open, and no data is read here.
+    config = to_config(merge(stored | {"datasets": {"root": ""} | (datasets or {})}, list(overrides)))
+    if config.model.dino_hub is None:
+        raise PredictError("model.dino_hub is not set: which backbone was the head trained on?")
+    return config
+
+
+def check_position_rule(state: TrainState, segmenter: Segmenter, where: str) -> None:
+    """PredictError if the backbone resizes its positions otherwise than in the training."""
+    if trained_rule(state) != segmenter.backbone.position_rule:
+        raise PredictError(
+            f"{where} was trained with model.position_rule={trained_rule(state)}, not "
+            f"{segmenter.backbone.position_rule}: leave the key out, and the checkpoint's is taken"
+        )
+
+
+def checked_names(
+    given: Sequence[str] | None, config: TrainConfig, state: TrainState | None, where: str
+) -> tuple[str, ...]:
+    """Names as given, else from the checkpoint, else numbers; PredictError unless there is one a class."""
+    count = config.decoder_head.num_classes
+    names = given or (state.class_names if state else [f"class {k}" for k in range(count)])
+    if len(names) != count:
+        origin = "given" if given else f"in {where}"
+        raise PredictError(f"{len(names)} class names ({origin}) do not fit a model of {count} classes")
+    return tuple(names)
+
+
+def is_mosaic(array: np.ndarray, wanted: bool | None) -> bool:
+    """Whether this image is labelled window by window at its own scale."""
+    return array.shape[0] * array.shape[1] > MOSAIC_PX if wanted is None else wanted
+
+
+def _batches(images: Sequence[Any]) -> Iterator[list[np.ndarray]]:
+    """Images as arrays, so many at once as BATCH_PX and MOST_TOGETHER allow; in order."""
+    batch: list[np.ndarray] = []
+    for image in images:
+        array = as_rgb(image)
+        held = sum(one.shape[0] * one.shape[1] for one in batch)
+        if batch and (held + array.shape[0] * array.shape[1] > BATCH_PX or len(batch) == MOST_TOGETHER):
+            yield batch
+            batch = []
+        batch.append(array)
+    if batch:
+        yield batch
