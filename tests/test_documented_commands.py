@@ -222,6 +222,10 @@ TABLE = {
     " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
         "runs/camvid-linear", LINEAR, ("data/camvid-shards",)
     ),
+    "maskshards train config=configs/camvid-cpu.yaml output_dir=runs/camvid-cpu"
+    " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
+        "runs/camvid-cpu", needs=("data/camvid-shards",), slow=True
+    ),
     "maskshards train config=configs/camvid-dinov2s-m2f.yaml output_dir=runs/camvid-m2f"
     " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
         "runs/camvid-m2f", needs=("data/camvid-shards",), slow=True

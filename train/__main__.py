@@ -21,8 +21,12 @@ def main(argv: list[str]) -> int:
 
 def evaluate_main(argv: list[str]) -> int:
     """As `main`, but only with `load_from`: nothing is ever trained."""
-    wants_help = not argv or argv[0] in ("-h", "--help")
-    if not wants_help and not any(word.startswith("load_from=") for word in argv):
+    if argv and argv[0] in ("-h", "--help"):
+        from maskshards.train.config.explain import EVALUATE, help_text
+
+        sys.stdout.write(help_text(EVALUATE))
+        return 0
+    if argv and not any(word.startswith("load_from=") for word in argv):
         sys.stderr.write("error: load_from is not set; say load_from=CHECKPOINT, the weights to evaluate\n")
         return 2
     return main(argv)

@@ -51,12 +51,24 @@ class Key:
         return [f"  {self.name}  <{self.kind}>  = {self.default}", *(f"        {line}" for line in meaning)]
 
 
-def help_text() -> str:
+EVALUATE = """usage: maskshards evaluate config=RECIPE load_from=CHECKPOINT output_dir=FOLDER datasets.root=SHARDS
+
+Score the weights behind load_from on the validation split; nothing is trained. The words are those of
+`maskshards train`.
+
+example:
+  maskshards evaluate config=demo load_from=runs/demo output_dir=runs/scores datasets.root=data/demo-shards
+
+exit status: as `maskshards train`.
+"""
+
+
+def help_text(usage: str = USAGE) -> str:
     """The whole help, with a final newline."""
     lines: list[str] = []
     for key in keys():
         lines.extend(key.lines())
-    return f"{USAGE}\nkeys, as NAME <TYPE> = DEFAULT:\n" + "\n".join(lines) + "\n"
+    return f"{usage}\nkeys, as NAME <TYPE> = DEFAULT:\n" + "\n".join(lines) + "\n"
 
 
 def keys(kind: type = TrainConfig, prefix: str = "") -> Iterator[Key]:
