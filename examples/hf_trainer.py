@@ -3,24 +3,23 @@
 import sys
 
 import torch
-import webdataset as wds
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
-from maskshards.shards.augment.targets import class_map
-from maskshards.shards.loading.loader import Loader
-from maskshards.shards.order.order import World
+from maskshards import CropSettings, Loader, World, class_map, crop, draw_crops
 
 SETTINGS = CropSettings(crop_px=(128, 128), image_px=128)
+
+
+def as_dicts(batches):  # Trainer hands dicts to compute_loss
+    return ({"batch": batch} for batch in batches)
 
 
 class ShardTrainer(Trainer):
     def get_train_dataloader(self):
         world = World(self.args.process_index, self.args.world_size)
-        as_dict = wds.map(lambda batch: {"batch": batch})  # Trainer hands dicts to compute_loss
         size = self.args.per_device_train_batch_size
-        return Loader(self.train_dataset, batch_per_rank=size, world=world, stages=(as_dict,))
+        return Loader(self.train_dataset, batch_per_rank=size, world=world, stages=(as_dicts,))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = inputs["batch"].to(self.args.device)

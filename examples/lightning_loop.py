@@ -1,15 +1,13 @@
-"""Shards under Lightning's trainer: python -m examples.lightning_loop SHARDS/training [STEPS]"""
+"""Shards under Lightning, with resume: python -m examples.lightning_loop SHARDS/training [STEPS]"""
 
 import sys
+from pathlib import Path
 
 import lightning
 import torch
 from torch.nn.functional import cross_entropy
 
-from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
-from maskshards.shards.augment.targets import class_map
-from maskshards.shards.loading.loader import Loader
-from maskshards.shards.order.order import World
+from maskshards import CropSettings, Loader, World, class_map, crop, draw_crops
 
 SETTINGS = CropSettings(crop_px=(128, 128), image_px=128)
 
@@ -19,9 +17,9 @@ class Segmenter(lightning.LightningModule):
         super().__init__()
         self.split, self.head = split, torch.nn.Conv2d(3, num_classes, 7, padding=3)
 
-    def train_dataloader(self):
+    def train_dataloader(self):  # with a length, so that checkpoints hold the exact place in the stream
         world = World(self.trainer.global_rank, self.trainer.world_size)
-        return Loader(self.split, batch_per_rank=4, world=world)
+        return Loader(self.split, batch_per_rank=2, world=world, epochs=1)
 
     def training_step(self, batch, _):
         crops = crop(batch.to(self.device), draw_crops(batch, seed=0, settings=SETTINGS), SETTINGS)
@@ -32,7 +30,8 @@ class Segmenter(lightning.LightningModule):
 
 
 if __name__ == "__main__":
-    steps = int([*sys.argv, "20"][2])
-    trainer = lightning.Trainer(max_steps=steps, logger=False, enable_checkpointing=False)
-    trainer.fit(Segmenter(sys.argv[1]))
+    last = Path("last.ckpt")
+    trainer = lightning.Trainer(max_steps=int([*sys.argv, "20"][2]), logger=False, enable_checkpointing=False)
+    trainer.fit(Segmenter(sys.argv[1]), ckpt_path=last if last.exists() else None)
+    trainer.save_checkpoint(last)
     print(trainer.global_step)

@@ -5,9 +5,7 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
-from maskshards.shards.augment.targets import class_map
-from maskshards.shards.loading.loader import Loader
+from maskshards import CropSettings, Loader, class_map, crop, draw_crops
 
 
 def train(split, steps=100):
@@ -19,13 +17,12 @@ def train(split, steps=100):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for batch in loader:
             crops = crop(batch.to(device), draw_crops(batch, seed=0, settings=settings), settings)
-            loss = F.cross_entropy(model(crops.images), class_map(crops), ignore_index=255)
+            loss = F.cross_entropy(model(crops.images), class_map(crops, ignore_index=255), ignore_index=255)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            print(
-                f"position {loader.position}  loss {loss.item():.3f}  waited {loader.wait_ms:.0f} ms in all"
-            )
+            waited = f"waited {loader.wait_ms:.0f} ms in all"
+            print(f"position {loader.position}  loss {loss.item():.3f}  {waited}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 
 from maskshards.preprocess.build import Part
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.plan import BuildSettings
-from maskshards.preprocess.sources.opening import SourceRequest
+from maskshards.preprocess.sources.opening import HUGGING_FACE, NO_VOID, TAKES, SourceRequest
 
 EXAMPLES = {
     "build": "maskshards build --dataset ade20k --root ADEChallengeData2016 --out data/ade20k-shards",
@@ -36,14 +37,14 @@ def parser() -> argparse.ArgumentParser:
 
     _add_build(command("build", "build shards; run it again after an interruption and it goes on"))
     finish = command("finish", "publish what the parts of an array job built")
-    finish.add_argument("out", help="the --out of the parts")
+    finish.add_argument("out", type=_place, help="the --out of the parts")
     _add_allow_rejects(finish)
     verify = command("verify", "compare every byte and pixel of shards with their source")
-    verify.add_argument("out", help="the folder that was built, or one split of it")
+    verify.add_argument("out", type=_place, help="the folder that was built, or one split of it")
     verify.add_argument("--against", required=True, metavar="ROOT", help="the source data set")
     _add_workers(verify)
     scenes = command("scenes", "make a small data set to try everything on")
-    scenes.add_argument("--out", type=Path, required=True)
+    scenes.add_argument("--out", type=_path, required=True)
     scenes.add_argument("--training", type=int, default=240, help="number of training scenes")
     scenes.add_argument("--validation", type=int, default=48, help="number of validation scenes")
     scenes.add_argument("--seed", type=int, default=0)
@@ -65,29 +66,39 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--dataset",
         required=True,
-        help="ade20k (the release's layout), folder (images/SPLIT, annotations/SPLIT) or hf:NAME_OR_FOLDER",
+        help=f"{', '.join(kind for kind in TAKES if kind != HUGGING_FACE)} or hf:NAME",
     )
-    source.add_argument("--root", type=Path, help="the folder that holds images/ and annotations/")
-    source.add_argument("--splits", nargs="+", default=[], help="default: all that are there")
-    source.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
+    source.add_argument("--root", type=_path, help="the folder that the data set was unpacked to")
+    source.add_argument("--splits", nargs="+", default=[], help="default: all that have labels")
     source.add_argument("--name", default="", help="name of the data set in the manifest")
-    source.add_argument("--ignore-index", type=int, help="label value of void pixels (255)")
-    source.add_argument(
+    source.add_argument("--allow-count-mismatch", action="store_true", help="accept a partial copy of ADE20K")
+    rule = command.add_argument_group("labels (what values in the label maps mean)")
+    rule.add_argument("--classes", type=_path, metavar="FILE", help="class names, one a line")
+    rule.add_argument(
+        "--ignore-index", type=_void, metavar="V", help="label value of void pixels (255), or none"
+    )
+    rule.add_argument(
         "--reduce-zero-label", action=argparse.BooleanOptionalAction, help="0 is void and k means class k - 1"
     )
-    source.add_argument(
-        "--mapping", type=Path, metavar="FILE", help="JSON: label value -> class id, or null for void"
+    rule.add_argument(
+        "--mapping", default="", metavar="FILE", help="JSON: label value -> class id, or null for void"
     )
-    source.add_argument("--allow-count-mismatch", action="store_true", help="accept a partial copy of ADE20K")
+    rule.add_argument("--colours", type=_path, metavar="FILE", help="of RGB label maps: class,r,g,b a line")
+    layout = command.add_argument_group("layout (of --dataset folder and hf:)")
+    layout.add_argument("--lists", type=_path, metavar="DIR", help="of lists of names, such as train.txt")
+    layout.add_argument(
+        "--val-share", type=float, default=0.0, metavar="SHARE", help="draw the validation split, such as 0.1"
+    )
     for word, text in (
-        ("--images-folder", "instead of images"),
-        ("--labels-folder", "instead of annotations or labels"),
+        ("--images-folder", "instead of images; {split} in it stands for the split's name"),
+        ("--labels-folder", "instead of annotations, labels or masks; likewise"),
         ("--image-ending", "such as _leftImg8bit.png; default: any image"),
-        ("--label-ending", "such as _gtFine_labelIds.png; default .png"),
+        ("--label-ending", "such as _gtFine_labelIds.png or .tif; default .png"),
         ("--image-column", "of a Hugging Face data set; default: by its usual names"),
         ("--label-column", "likewise"),
+        ("--config", "configuration of a Hugging Face data set"),
     ):
-        source.add_argument(word, default="", help=text)
+        layout.add_argument(word, default="", help=text)
 
 
 def _add_build(build: argparse.ArgumentParser) -> None:
@@ -116,7 +127,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         "--tile-overlap", type=int, metavar="PX", help="that neighbouring tiles share (an eighth of --tile)"
     )
     shards = build.add_argument_group("shards")
-    shards.add_argument("--out", required=True, help="where the splits' folders go")
+    shards.add_argument("--out", type=_place, required=True, help="where the splits' folders go")
     shards.add_argument("--samples-per-shard", type=int, default=256)
     shards.add_argument("--seed", type=int, default=0, help="of the permutation that deals samples to shards")
     _add_allow_rejects(shards)
@@ -142,22 +153,10 @@ def _add_workers(group: argparse._ActionsContainer) -> None:
 
 def source_request(words: argparse.Namespace) -> SourceRequest:
     """The source as the user described it."""
-    return SourceRequest(
-        kind=words.dataset,
-        root=words.root,
-        classes=words.classes,
-        mapping=words.mapping,
-        ignore_index=words.ignore_index,
-        reduce_zero_label=words.reduce_zero_label,
-        allow_count_mismatch=words.allow_count_mismatch,
-        name=words.name,
-        images_folder=words.images_folder,
-        labels_folder=words.labels_folder,
-        image_ending=words.image_ending,
-        image_column=words.image_column,
-        label_column=words.label_column,
-        label_ending=words.label_ending,
-    )
+    named = {
+        field.name: getattr(words, field.name) for field in fields(SourceRequest) if field.name != "kind"
+    }
+    return SourceRequest(kind=words.dataset, **named)
 
 
 def build_settings(words: argparse.Namespace) -> BuildSettings:
@@ -202,6 +201,23 @@ def part_of(word: str) -> Part:
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise BuildError(f"--part {word}: expected I/N with I from 0, such as 3/16")
     return Part(int(index), int(count))
+
+
+def _path(word: str) -> Path:
+    return Path(word).expanduser()
+
+
+def _place(word: str) -> str:
+    """A folder or URL; no shell expands the tilde of `--out=~/shards`."""
+    return word if "://" in word else os.path.expanduser(word)
+
+
+def _void(word: str) -> int:
+    if word == "none":
+        return NO_VOID
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r}: expected a label value, or none")
+    return int(word)
 
 
 def _cores() -> int:

@@ -22,7 +22,7 @@ from maskshards.preprocess.destinations.local import LocalDestination
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.executors.pool import run_tasks
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
-from maskshards.preprocess.inputs.labels import decode_label_file
+from maskshards.preprocess.inputs.label_file import decode_label_file
 from maskshards.preprocess.shard_task import ShardTask, build_shard
 from maskshards.preprocess.sources.source import Source
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from functools import partial
 
 from tqdm import tqdm
@@ -13,16 +15,19 @@ from maskshards.preprocess.bench import bench
 from maskshards.preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs, refuse_listed
 from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
-from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.errors import BuildError, printable
 from maskshards.preprocess.executors.dask import run_on_dask
 from maskshards.preprocess.executors.pool import run_tasks
+from maskshards.preprocess.inputs.labels import MASK_MAPPING, LabelRule
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.scenes import write_scenes
 from maskshards.preprocess.shard_task import ShardOutcome
 from maskshards.preprocess.sources.opening import open_source
 from maskshards.preprocess.sources.source import Source
+from maskshards.preprocess.sources.splits import resolve_split
 from maskshards.preprocess.verify import verify_split
-from maskshards.shards.format.manifest import open_splits
+from maskshards.shards.format.class_pixels import class_notes, count_class_pixels
+from maskshards.shards.format.manifest import open_split, open_splits
 
 SHOWN_FAULTS = 20
 
@@ -33,18 +38,21 @@ def run_build(words: argparse.Namespace) -> str:
     place.check_workers(words.workers)
     part = part_of(words.part) if words.part else WHOLE
     source = open_source(source_request(words))
-    splits = tuple(words.splits) or source.splits()
+    found = source.splits() if not words.splits else ()
+    splits = tuple(dict.fromkeys(resolve_split(word, source) for word in words.splits)) or found
+    notes = [] if words.splits else list(source.left_out())
     with place.lock((part.index, part.count) if words.part else None):
         jobs = plan_jobs(source, splits, settings, place.split)
         if not words.part:  # the limit for parts is that of `finish`
             refuse_listed(jobs, words.allow_rejects)
+        _tell([*notes, *(note for job in jobs for note in job.plan.notes)])
         outcomes = _execute(jobs, source, settings, words, part)
         if words.part:
             return _part_summary(words.out, part, outcomes)
         done = publish_splits([job.destination for job in jobs], words.allow_rejects)
     fresh = {entry.manifest.split for entry in done}
     lines = [f"{place.split(name)}: published already, nothing to do" for name in splits if name not in fresh]
-    return "\n".join([*(_summary(entry) for entry in done), *lines])
+    return "\n".join([*(_summary(entry) for entry in done), *lines, *_class_lines(place, splits)])
 
 
 def _execute(
@@ -89,7 +97,33 @@ def run_finish(words: argparse.Namespace) -> str:
                 f"{words.out}: nothing to finish there; build its parts: maskshards build ... --part I/N"
             )
         done = publish_splits(destinations, words.allow_rejects)
-    return "\n".join(_summary(entry) for entry in done)
+    splits = tuple(entry.manifest.split for entry in done)
+    return "\n".join([*(_summary(entry) for entry in done), *_class_lines(place, splits)])
+
+
+def _tell(notes: list[str]) -> None:
+    """What was passed over, before the work begins."""
+    for note in notes:
+        sys.stderr.write(f"note: {printable(note)}\n")
+
+
+def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
+    """What is odd about the classes of the published splits, and the label rule that may be why."""
+    opened = [open_split(str(place.split(name))) for name in splits]
+    counts = [count_class_pixels(split) for split in opened]
+    for split in opened:
+        split.close()
+    lines = class_notes(counts)
+    rules = [LabelRule.from_json(split.manifest.label_rule) for split in opened]
+    if rules and all(
+        rule.may_hide_a_mask() and count.pixels[1:].sum() == 0
+        for rule, count in zip(rules, counts, strict=True)
+    ):
+        if any(count.void_share > 0 for count in counts):
+            lines.append(
+                f"all that is labelled is class 0; if the label maps are masks of 0 and 255: {MASK_MAPPING}"
+            )
+    return [f"classes: {line}" for line in lines]
 
 
 def _summary(done: Published) -> str:

@@ -12,7 +12,8 @@ from PIL import Image
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.images import encode_images
-from maskshards.preprocess.inputs.labels import LabelRule, decode_label_file
+from maskshards.preprocess.inputs.label_file import decode_label_file
+from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.pillow import size_limit
 from maskshards.preprocess.inputs.tiles import tile_key
 from maskshards.preprocess.sources.source import RawSample, Source, SourceItem

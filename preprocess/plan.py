@@ -92,6 +92,7 @@ class SplitPlan:
 
     facts: SplitFacts
     order: tuple[str, ...]  # all names, permuted
+    notes: tuple[str, ...] = ()  # for the user: what the listing passed over
 
     def names_of(self, number: int) -> tuple[str, ...]:
         """The samples of a shard, in the order in which they stand in it."""
@@ -112,7 +113,11 @@ def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan
             if listing.rejects
             else ""
         )
-        raise SourceError(f"split {split!r} is empty: no pair of image and label map was found{first}")
+        passed = "".join(f"; {note}" for note in listing.notes)
+        raise SourceError(
+            f"split {split!r} is empty: no pair of image and label map was found{first}{passed}. Name the"
+            " splits to build with --splits"
+        )
     order = permute(listing.names, settings.seed)
     facts = SplitFacts(
         split,
@@ -131,7 +136,7 @@ def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan
     digest = hashlib.sha256(f"{PLAN_VERSION} ".encode() + replace(facts, rejects=()).to_bytes())
     for name in listing.names:
         digest.update(b"\0" + name.encode())
-    return SplitPlan(replace(facts, digest=digest.hexdigest()), order)
+    return SplitPlan(replace(facts, digest=digest.hexdigest()), order, listing.notes)
 
 
 def permute(names: tuple[str, ...], seed: int) -> tuple[str, ...]:

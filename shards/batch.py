@@ -31,6 +31,7 @@ class RaggedBatch:
     positions: tuple[int, ...]  # B places in the endless global order; all that is random hangs on them
     epochs: tuple[int, ...]  # B, the epoch that each position lies in (a batch may straddle two)
     valid: tuple[bool, ...]  # B, False only for rows that pad an evaluation batch: they count nowhere
+    num_replaced: int = 0  # how many rows stand in for damaged samples, by the policy "replace"
 
     def __len__(self) -> int:
         return len(self.keys)

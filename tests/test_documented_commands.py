@@ -6,7 +6,6 @@ begin so; they differ in figures only.
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -99,6 +98,7 @@ FIRST_BUILD = f"maskshards build --dataset ade20k --root {ADE} --out {SHARDS}"
 FIRST_TRAINING = (
     f"maskshards train {RECIPE} datasets.root={SHARDS} output_dir={RUN} model.dino_hub=dinov3_vitl16"
 )
+UNZIPPED = "tests/preprocess/sources runs it on files laid out as unzipped"
 PART = "maskshards build --dataset ade20k --root {} --out {} --part {}/16 --quiet"
 FOLDER_BUILD = "maskshards build --dataset folder --root DATA --classes DATA/classes.txt --out SHARDS"
 SAVED_BUILD = (
@@ -153,10 +153,16 @@ TABLE = {
     "maskshards finish $SHARDS": Small(("parts",), {"$SHARDS": "parts"}, leaves=(PARTS_END,)),
     FOLDER_BUILD: Small(("DATA",), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",)),
     "maskshards verify SHARDS --against DATA": Small(("SHARDS", "DATA"), more=("--workers", "1")),
-    "maskshards build --dataset folder --root cityscapes --images-folder leftImg8bit"
-    " --labels-folder gtFine --image-ending _leftImg8bit.png --label-ending _gtFine_labelIds.png"
-    " --mapping cityscapes.json --classes cityscapes.txt --out SHARDS": Small(
-        ("cityscapes", "cityscapes.json", "cityscapes.txt"), more=QUIET, leaves=(f"SHARDS/{SPLITS[0]}",)
+    "maskshards build --dataset folder --root DATA --classes DATA/classes.txt --images-folder photos"
+    " --labels-folder masks --val-share 0.1 --out SHARDS": Small(
+        ("DATA",),
+        {"photos": "images", "folder masks": "folder annotations", "0.1": "0.0001"},
+        (*QUIET, "--splits", "training"),
+        (f"SHARDS/{SPLITS[0]}",),
+    ),
+    "maskshards build --dataset cityscapes --root cityscapes --out SHARDS": Elsewhere(UNZIPPED),
+    f"maskshards build --dataset ade20k --root {ADE} --out SHARDS": Small(
+        (ADE,), more=(*PARTIAL, "--quiet"), leaves=(f"SHARDS/{SPLITS[0]}",)
     ),
     SAVED_BUILD: Small(
         ("saved", "classes.txt"),
@@ -509,17 +515,6 @@ def make_folders(place):
         names_file(place / name / "classes.txt", 6)
 
 
-def make_cityscapes(place):
-    pairs(
-        place / "cityscapes",
-        "leftImg8bit/{}/{}_leftImg8bit.png",
-        "gtFine/{}/{}_gtFine_labelIds.png",
-        classes=2,
-    )
-    (place / "cityscapes.json").write_text(json.dumps({"0": None, "1": 0, "2": 1}))
-    names_file(place / "cityscapes.txt", 2)
-
-
 def make_saved(place):
     """A data set of the hub's library, saved to a folder."""
     datasets = pytest.importorskip("datasets", reason="the extra 'hf' is not installed")
@@ -555,9 +550,6 @@ MADE = {
     "CAMVID": plainly(lambda place: pairs(place / "CAMVID", classes=11)),
     "my-data": plainly(make_folders),
     "DATA": plainly(make_folders),
-    "cityscapes": plainly(make_cityscapes),
-    "cityscapes.json": plainly(make_cityscapes),
-    "cityscapes.txt": plainly(make_cityscapes),
     "photos": plainly(make_photos),
     "saved": plainly(make_saved),
     "classes.txt": plainly(make_saved),

@@ -94,9 +94,10 @@ class ObjectDestination(Destination):
     def write_split(self, manifest: Manifest, entries: Iterable[Sequence[SampleEntry]]) -> Manifest:
         """See Destination."""
         with self.scratch(INDEX_NAME) as path:
-            finished = finish_manifest(manifest, write_index(path, manifest.shards, entries))
+            shards = write_index(path, manifest.shards, entries)
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
+            finished = finish_manifest(manifest, shards, digest)
             self.publish(path, INDEX_NAME, digest)
         self.write(MANIFEST_NAME, finished.to_bytes())
         return finished

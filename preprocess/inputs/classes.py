@@ -6,11 +6,17 @@ mistake, not a detail.
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.errors import SourceError, printable
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.shards.format.rle import IGNORE
 
+MOST_CLASSES = IGNORE - 1
 Color = tuple[int, int, int]
 
 
@@ -19,7 +25,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     stand twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Notepad begins with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 ({error.reason})"
         raise SourceError(
@@ -59,11 +65,49 @@ def read_object_info(path: Path) -> tuple[str, ...]:
     return _checked(names, str(path))
 
 
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """What the values of a well-known data set's label maps stand for."""
+
+    values: tuple[int, ...]  # in the label map, one a class
+    names: tuple[str, ...]
+    palette: tuple[Color, ...] | None
+
+    def rule(self, void: Iterable[int]) -> LabelRule:
+        """Each value is its class; those of `void` that are none are void, and nothing else is known."""
+        known: dict[int, int | None] = dict.fromkeys(void)
+        known |= {value: label for label, value in enumerate(self.values)}
+        return LabelRule(len(self.names), mapping=tuple(sorted(known.items())))
+
+
+def packaged_table(name: str) -> LabelTable:
+    """The table in configs/NAME.txt: a value, red, green and blue (or -), and the name of a class a line."""
+    text = resources.files("maskshards.configs").joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    rows = [line.split(maxsplit=4) for line in text.splitlines() if line and not line.startswith("#")]
+    names = _checked([row[4] for row in rows], f"configs/{name}.txt")
+    colours = [row[1:4] for row in rows if row[1] != "-"]
+    palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
+    return LabelTable(tuple(int(row[0]) for row in rows), names, palette or None)
+
+
 def _checked(lines: list[str], place: str) -> tuple[str, ...]:
-    names = tuple(line.strip() for line in lines)
-    for number, name in enumerate(names, start=1):
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
         if not name:
             raise SourceError(f"class list {place}, line {number}: empty; expected one class name a line")
-        if name in names[: number - 1]:
-            raise SourceError(f"class list {place}, line {number}: {name!r} stands twice")
-    return names
+        if any(unicodedata.category(char) == "Cc" for char in name):
+            raise SourceError(
+                f"class list {place}, line {number}: {printable(name)} holds control characters"
+            )
+        if name in first:
+            raise SourceError(
+                f"class list {place}, line {number}: {name!r} stands twice, first in line {first[name]}"
+            )
+        first[name] = number
+        if number > MOST_CLASSES:
+            raise SourceError(
+                f"class list {place} has {len(lines)} lines; at most {MOST_CLASSES} classes are possible."
+                " Is it another file?"
+            )
+    return tuple(first)

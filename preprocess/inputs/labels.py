@@ -1,4 +1,4 @@
-"""From the values in a label map to class ids, and the one place that decodes label files.
+"""From the values in a label map to class ids.
 
 A `LabelRule` is data: it goes into the manifest as JSON, and `verify` reads it back from there, so the same
 rule judges the build and its check. Values that the rule does not know are never guessed: they refuse the
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
-from maskshards.preprocess.inputs import png
-from maskshards.preprocess.inputs.pillow import check_size, opened
 from maskshards.shards.format.rle import IGNORE, MOST_BYTE_LABELS, LabelledRuns, encode_label_map
 
 UNKNOWN = -1  # in a rule's table: a value that no label map may hold
+USUAL_VOID = 255
+LARGEST_VALUE = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +98,39 @@ class LabelRule:
             pixels = int((found == unknown).sum())
             raise RejectedInput(
                 f"label values out of range: {shown} ({pixels} pixels); expected {self.describe()}"
+                f"{self._hint(np.unique(values).tolist(), strange.tolist())}"
             )
         return found
+
+    def _hint(self, present: list[int], strange: list[int]) -> str:
+        """The rule that was probably meant, from the values of one label map and those it may not hold."""
+        if self.mapping is not None:
+            return ""
+        if set(present) <= {0, 255}:
+            return f". Values 0 and 255: a mask? {MASK_MAPPING}"
+        if not self.reduce_zero_label and strange == [self.num_classes]:
+            return (
+                f". Values {present[0]}..{self.num_classes} for {self.num_classes} classes: did you mean"
+                " --reduce-zero-label (0 is void, k is class k - 1)?"
+            )
+        return ""
 
     def encode(self, values: np.ndarray) -> LabelledRuns:
         """The runs of `apply(values)`, with the same errors.
 
         Where a rule keeps distinct values distinct and in order, runs are found on the values and only the
         few labels are renamed, which saves a gather over all pixels. A rule that merges values needs it.
+        RejectedInput for more than 254 classes in one image, which no batch can carry.
         """
+        found = self._encode(values)
+        if len(found.labels) > MOST_BYTE_LABELS:
+            raise RejectedInput(
+                f"{len(found.labels)} classes in one image, but a batch carries at most {MOST_BYTE_LABELS};"
+                " cut the image into smaller ones, or merge classes with --mapping"
+            )
+        return found
+
+    def _encode(self, values: np.ndarray) -> LabelledRuns:
         if values.dtype == np.uint8:
             found = encode_label_map(values.astype(np.uint16))
             table, unknown = _lookup(self)
@@ -120,6 +144,10 @@ class LabelRule:
                 return LabelledRuns(kept, found.lengths, owners)
         return encode_label_map(self.apply(values))
 
+    def may_hide_a_mask(self) -> bool:
+        """Whether label maps of 0 and 255 would pass, with 255 as void: masks of one class."""
+        return self.mapping is None and self.ignore_index == USUAL_VOID and not self.reduce_zero_label
+
     def describe(self) -> str:
         """The values that are known, in words."""
         if self.mapping is not None:
@@ -131,6 +159,30 @@ class LabelRule:
         return f"{first}..{first + self.num_classes - 1}{tail}"
 
 
+MASK_MAPPING = """--mapping '{"0": 0, "255": 1}' makes 255 class 1"""
+
+
+def choose_rule(
+    classes: tuple[str, ...], ignore_index: int | None, reduce_zero_label: bool, no_void: bool = False
+) -> LabelRule:
+    """The rule of label maps that hold class ids. `ignore_index` None = not said, which means 255 is void.
+
+    SourceError where that default would make a class void: such a rule has to be asked for.
+    """
+    if no_void:
+        return LabelRule(len(classes), None, reduce_zero_label)
+    if ignore_index is not None:
+        return LabelRule(len(classes), ignore_index, reduce_zero_label)
+    taken = USUAL_VOID - 1 if reduce_zero_label else USUAL_VOID
+    if taken < len(classes):
+        raise SourceError(
+            f"value {USUAL_VOID} is void unless said otherwise, and it is also class {taken},"
+            f" {classes[taken]!r}. Say --ignore-index none if no value is void, --ignore-index V for another"
+            f" value, or --ignore-index {USUAL_VOID} to make that class void"
+        )
+    return LabelRule(len(classes), USUAL_VOID, reduce_zero_label)
+
+
 @lru_cache(maxsize=8)
 def _lookup(rule: LabelRule) -> tuple[np.ndarray, int]:
     """The table as uint16 with unknown values marked by an id that no class has; and that id. One gather,
@@ -140,37 +192,20 @@ def _lookup(rule: LabelRule) -> tuple[np.ndarray, int]:
     return np.where(table == UNKNOWN, rule.num_classes, table).astype(np.uint16), rule.num_classes
 
 
-def read_mapping(path: Path, num_classes: int) -> LabelRule:
-    """The rule in a JSON file `{"value in the label map": class id or null, ...}`; null means void."""
+def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
+    """The rule in `{"value in the label map": class id or null, ...}`, JSON itself or a file with it; null
+    means void.
+    """
+    mapping = str(mapping)
+    place = "--mapping" if mapping.lstrip().startswith("{") else mapping
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+        text = mapping if place != mapping else Path(mapping).read_text(encoding="utf-8-sig")
+        facts = json.loads(text, object_pairs_hook=list)
         pairs = tuple(sorted((int(value), None if label is None else int(label)) for value, label in facts))
     except (OSError, ValueError, TypeError) as error:
         raise SourceError(
-            f'{path}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'
+            f'{place}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'
         ) from error
     if len({value for value, _ in pairs}) != len(pairs):
-        raise SourceError(f"{path}: a value stands twice in the label mapping")
+        raise SourceError(f"{place}: a value stands twice in the label mapping")
     return LabelRule(num_classes, mapping=pairs)
-
-
-def decode_label_file(data: bytes) -> np.ndarray:
-    """(H, W) uint8 or uint16 values of a label PNG: 8 or 16 bit grey, or the indices of a palette of any
-    depth.
-    """
-    header = png.read_header(data)
-    if header.colour != png.PALETTE and (header.colour, header.bit_depth) not in (
-        (png.GREY, 8),
-        (png.GREY, 16),
-    ):
-        raise RejectedInput(
-            f"label map is a {header}; expected one channel: 8 or 16 bit grey, or a palette whose indices "
-            "are the labels"
-        )
-    try:
-        check_size(header.height, header.width)
-        with opened(data, ("PNG",)) as image:
-            values = np.asarray(image)
-    except RejectedInput as error:
-        raise RejectedInput(f"label map: {error}") from error
-    return values if values.dtype == np.uint8 else values.astype(np.uint16)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maskshards.preprocess.errors import SourceError
-from maskshards.preprocess.inputs.classes import Color, ade20k_classes, ade20k_palette, read_object_info
+from maskshards.preprocess.inputs.classes import ade20k_classes, ade20k_palette, read_object_info
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.source import Listing, SourceItem
@@ -30,12 +30,11 @@ class Ade20kSource(FolderSource):
     dataset: str = "ade20k"
     labels_folder: str = "annotations"
     kind: str = "ade20k"
-    palette: tuple[Color, ...] | None = None
     allow_count_mismatch: bool = False
 
     def splits(self) -> tuple[str, ...]:
         """`training` and `validation`, those that are there; both have to be, unless counts may differ."""
-        present = set(super().splits())
+        present = set(self._found_splits())
         missing = [split for split in COUNTS if split not in present]
         if missing and not (self.allow_count_mismatch and present):
             raise SourceError(

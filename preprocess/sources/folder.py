@@ -1,29 +1,42 @@
-"""A data set as two folder trees: `images/SPLIT/NAME.jpg` and `annotations/SPLIT/NAME.png` (or `labels/`).
+"""A data set as files: images in one folder tree, label maps of the same names in another, or in the same.
 
-Images and label maps are paired by their path below the split, without the ending. Every visible file is
-accounted for: what finds no partner, shares its name, or is no image is a refused input, never a silent
-loss.
+Folders are patterns (`images`, `{split}/images`), splits are folders, lists of names or a drawn share. Images
+and label maps are paired by their path without the ending. A file whose ending is neither's is passed over
+and counted; an image or a label map without its partner, or two files of one name, are refused inputs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from maskshards.preprocess.errors import Reject, SourceError
+from maskshards.preprocess.inputs.colours import ColourTable
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.source_files import file_stamp, read_unchanged
+from maskshards.preprocess.sources.file_listing import (
+    files_below,
+    is_junk,
+    passed_over_note,
+    same_form,
+    without_ending,
+)
+from maskshards.preprocess.sources.folder_pattern import FolderPattern
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
+from maskshards.preprocess.sources.splits import DRAWN, is_validation, listed_splits, read_names
 from maskshards.shards.format.record import escape_key
 
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *(".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm"),
 )
-LABEL_FOLDERS = ("annotations", "labels")
+LABEL_FOLDERS = ("annotations", "labels", "masks")
+APART = "//"  # between the image's and the label map's path in a name, where the second does not follow
+Found = dict[str, list[str]]  # stem -> paths below the base
 
 
 @dataclass(frozen=True)
@@ -36,165 +49,288 @@ class FolderSource(Source):
     classes: tuple[str, ...]
     label_rule: LabelRule
     dataset: str = "folder"
-    images_folder: str = "images"
+    images_folder: str = "images"  # see `folder_pattern`
     labels_folder: str = "annotations"
     image_ending: str = ""  # '' = any of IMAGE_ENDINGS; else such as '_leftImg8bit.png'
     label_ending: str = ".png"
     kind: str = "folder"
+    lists: str = ""  # folder of lists of names, below the root or absolute; the folders are flat then
+    val_share: float = 0.0  # of flat folders: this share is the validation split; 0 = folders for splits
+    colours: ColourTable | None = None  # of label maps that show each class in a colour
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
     def splits(self) -> tuple[str, ...]:
-        """The folders below the images folder, by name."""
-        base = self.root / self.images_folder
-        if not base.is_dir():
-            raise SourceError(
-                f"{self.root}: no folder {self.images_folder}/ in it; found {_found(self.root)}. "
-                f"{self._expected()}"
-            )
-        names = sorted(
-            entry.name for entry in os.scandir(base) if entry.is_dir() and not entry.name.startswith(".")
+        """The splits with label maps; those without are named by `left_out`."""
+        found = self._found_splits()
+        return tuple(split for split in found if self._has_labels(split)) or found
+
+    def left_out(self) -> tuple[str, ...]:
+        """One line for each split that has images and no label maps."""
+        kept = self.splits()
+        return tuple(
+            f"{split}: no label maps in {self._labels.base(split)}/, so this split is passed over"
+            for split in self._found_splits()
+            if split not in kept
         )
-        if not names:
-            raise SourceError(f"{base}: no folder for a split in it. {self._expected()}")
-        return tuple(names)
 
     def listing(self, split: str) -> Listing:
-        """Image paths below the split's folder, each with a label map of the same name."""
-        images, labels = self._image_base(split), self._label_base(split)
-        label_prefix = f"{self.labels_folder}/{split}"
+        """Image paths of the split, each with a label map of the same name."""
+        self._check_bases(split)
         rejects: list[Reject] = []
-        labelled = {}
-        for path in _files_below(labels, rejects, self.root):
-            if path.endswith(self.label_ending):
-                labelled[path[: -len(self.label_ending)]] = False
-            else:
-                rejects.append(
-                    Reject(f"{label_prefix}/{path}", f"not a label map: expected *{self.label_ending}")
+        images, labels, notes = self._all_files(split, rejects)
+        wanted = self._wanted(split)
+        if wanted is not None:
+            images, labels, outside = self._restrict(images, labels, wanted, split, rejects)
+            notes += [f"{split}: {outside} images that its list does not name are passed over"] * bool(
+                outside
+            )
+        elif self.val_share:
+            mine = partial(self._is_drawn, split)
+            images = {stem: paths for stem, paths in images.items() if mine(stem)}
+            labels = {stem: paths for stem, paths in labels.items() if mine(stem)}
+            if not images:
+                raise SourceError(
+                    f"--val-share {self.val_share} leaves no image for {split}; give another, or --lists DIR"
                 )
-        by_stem: dict[str, list[str]] = {}
-        for path in _files_below(images, rejects, self.root):
-            stem = self._image_stem(path)
-            if stem is None:
-                expected = self.image_ending or ", ".join(IMAGE_ENDINGS)
-                rejects.append(Reject(self._image_path(split, path), f"not an image: expected {expected}"))
-            else:
-                by_stem.setdefault(stem, []).append(path)
-        names = []
-        for stem, paths in by_stem.items():
-            fault = self._pair_fault(split, stem, paths, labelled)
-            rejects += [Reject(self._image_path(split, path), fault) for path in paths if fault]
-            names += [] if fault else paths
-        for stem, paired in labelled.items():
-            if not paired:
-                path = f"{label_prefix}/{stem}{self.label_ending}"
-                rejects.append(Reject(path, f"label map without an image {self._image_path(split, stem)}.*"))
-        return Listing(tuple(sorted(names)), tuple(sorted(rejects, key=lambda reject: reject.name)))
+        names = self._pair(split, images, labels, rejects)
+        return Listing(
+            tuple(sorted(names)), tuple(sorted(rejects, key=lambda reject: reject.name)), tuple(notes)
+        )
 
     def item(self, split: str, name: str) -> SourceItem:
         """The pair whose image is `name`, a path below the split's image folder."""
-        stem = self._image_stem(name) or name
-        label = f"{self.labels_folder}/{split}/{stem}{self.label_ending}"
-        return SourceItem(escape_key(stem), self._image_path(split, name), label, split)
+        image, _, label = name.partition(APART)
+        stem = self._image_stem(split, image) or image
+        label = label or self._labels.path(split, stem) + self.label_ending
+        return SourceItem(
+            escape_key(stem), self._image_path(split, image), self._label_path(split, label), split
+        )
 
     def read(self, item: SourceItem) -> RawSample:
         """Both files, each read once and refused if it changes meanwhile."""
         image, label = read_unchanged(self.root, item.image_path), read_unchanged(self.root, item.label_path)
-        return RawSample(image, label, self.facts(item))
+        facts = self.facts(item)
+        if self.colours is not None:
+            facts, label = {**facts, **self.colours.facts(label)}, self.colours.values(label)
+        return RawSample(image, label, facts)
 
     def facts(self, item: SourceItem) -> dict[str, Any]:
         """More JSON facts for the record; data sets that know some override this."""
         return {}
 
     def stamp(self, item: SourceItem) -> str:
-        """What tells both files from later ones; 'gone' for one that is not there."""
+        """Sizes and times of change of both files; 'gone' for one that is not there."""
         return (
             f"{file_stamp(f'{self.root}/{item.image_path}')} {file_stamp(f'{self.root}/{item.label_path}')}"
         )
 
     def settings(self) -> dict[str, Any]:
         """Where the files are below the root, and how they end."""
-        return {
+        facts: dict[str, Any] = {
             "kind": self.kind,
             "images_folder": self.images_folder,
             "labels_folder": self.labels_folder,
             "image_ending": self.image_ending,
             "label_ending": self.label_ending,
         }
+        facts |= {"lists": self.lists} if self.lists else {}
+        facts |= {"val_share": self.val_share} if self.val_share else {}
+        return facts | ({"colours": self.colours.to_json()} if self.colours else {})
 
-    def _pair_fault(self, split: str, stem: str, paths: list[str], labelled: dict[str, bool]) -> str:
-        if stem in labelled:
-            labelled[stem] = True
+    @property
+    def _flat(self) -> bool:
+        return bool(self.lists or self.val_share)
+
+    @property
+    def _images(self) -> FolderPattern:
+        return FolderPattern(self.images_folder, self._flat)
+
+    @property
+    def _labels(self) -> FolderPattern:
+        return FolderPattern(self.labels_folder, self._flat)
+
+    def _found_splits(self) -> tuple[str, ...]:
+        if self.lists:
+            return listed_splits(self.root / self.lists)
+        if self.val_share:
+            return DRAWN
+        base = self.root / self.images_folder
+        if "{split}" not in self.images_folder and not base.is_dir():
+            raise SourceError(
+                f"{self.root}: no folder {self.images_folder}/ in it; found {found_in(self.root)}. "
+                f"{self._expected()}"
+            )
+        names = self._images.splits(self.root)
+        if not names:
+            raise SourceError(f"{base}: no folder for a split in it. {self._expected()}")
+        return names
+
+    def _has_labels(self, split: str) -> bool:
+        return (self.root / self._labels.base(split)).is_dir()
+
+    def _all_files(self, split: str, rejects: list[Reject]) -> tuple[Found, Found, list[str]]:
+        """Image paths and label paths by stem, and notes on files that are neither."""
+        bases = self._images.base(split), self._labels.base(split)
+        images: Found = {}
+        labels: Found = {}
+        notes = []
+        for base, other in (bases, bases[::-1]) if bases[0] != bases[1] else (bases,):
+            skipped = _below(base, other)
+            strange = []
+            for path in files_below(self.root, base, rejects, skipped):
+                stem, found = self._role(split, path, is_image=base == bases[0], is_label=base == bases[1])
+                if found is None:
+                    strange.append(path)
+                else:
+                    (images if found else labels).setdefault(stem, []).append(path)
+            if strange:
+                notes.append(passed_over_note(base or ".", strange, "with other endings"))
+        return images, labels, notes
+
+    def _role(self, split: str, path: str, *, is_image: bool, is_label: bool) -> tuple[str, bool | None]:
+        """The stem of a path and whether it is an image; None where it is neither. Longer endings win."""
+        image = self._image_stem(split, path) if is_image else None
+        label = self._label_stem(split, path) if is_label else None
+        if image is not None and label is not None:
+            image = image if len(self.image_ending) > len(self.label_ending) else None
+        stem = image if image is not None else label
+        return (path, None) if stem is None else (stem, image is not None)
+
+    def _image_stem(self, split: str, path: str) -> str | None:
+        bare = without_ending(path, self.image_ending) if self.image_ending else _without_image_ending(path)
+        return None if bare is None else self._images.stem(split, bare)
+
+    def _label_stem(self, split: str, path: str) -> str | None:
+        bare = without_ending(path, self.label_ending)
+        return None if bare is None else self._labels.stem(split, bare)
+
+    def _pair(self, split: str, images: Found, labels: Found, rejects: list[Reject]) -> Iterable[str]:
+        """The names of complete pairs; everything else is added to `rejects`."""
+        forms: dict[str, list[str]] = {}
+        for stem in labels:
+            forms.setdefault(same_form(stem), []).append(stem)
+        names, paired = [], set()
+        for stem, paths in images.items():
+            twins = [stem] if stem in labels else forms.get(same_form(stem), [])
+            paired.update(twins)
+            maps = [path for twin in twins for path in labels[twin]]
+            fault = self._fault(split, stem, paths, maps)
+            rejects += [Reject(self._image_path(split, path), fault) for path in paths if fault]
+            if not fault:
+                usual = self._labels.path(split, stem) + self.label_ending
+                names.append(paths[0] if maps[0] == usual else f"{paths[0]}{APART}{maps[0]}")
+        for stem in labels.keys() - paired:
+            expected = f"{self._image_path(split, self._images.path(split, stem))}{self.image_ending or '.*'}"
+            reason = f"label map without an image {expected}"
+            rejects += [Reject(self._label_path(split, path), reason) for path in labels[stem]]
+        return names
+
+    def _fault(self, split: str, stem: str, paths: list[str], maps: list[str]) -> str:
         try:
-            stem.encode("utf-8")
+            "".join((stem, *maps)).encode("utf-8")
         except UnicodeEncodeError:
             return f"the file name is not valid UTF-8 ({os.fsencode(stem)!r}); rename it"
-        if len(paths) > 1:
-            both = " and ".join(sorted(paths))
-            return f"duplicate key {stem!r}: {both} would be one sample; rename all but one"
-        if stem not in labelled:
-            return f"image without a label map {self.labels_folder}/{split}/{stem}{self.label_ending}"
+        for files, what in ((paths, ""), (maps, "label maps of ")):
+            if len(files) > 1:
+                both = " and ".join(sorted(files))
+                return f"duplicate key {stem!r}: {what}{both} would be one sample; rename all but one"
+        if not maps:
+            usual = self._labels.path(split, stem) + self.label_ending
+            return f"image without a label map {self._label_path(split, usual)}"
         return ""
 
-    def _image_stem(self, path: str) -> str | None:
-        if self.image_ending:
-            return path[: -len(self.image_ending)] if path.endswith(self.image_ending) else None
-        stem, ending = os.path.splitext(path)
-        return stem if ending.lower() in IMAGE_ENDINGS else None
+    def _wanted(self, split: str) -> dict[str, int] | None:
+        """Composed stem -> line of the split's list; None without lists."""
+        if not self.lists:
+            return None
+        endings = (self.image_ending,) if self.image_ending else IMAGE_ENDINGS
+        wanted = {}
+        for name, line in read_names(self.root / self.lists / f"{split}.txt").items():
+            bare = next((b for b in (without_ending(name, e) for e in endings) if b is not None), name)
+            wanted[same_form(bare)] = line
+        return wanted
+
+    def _restrict(
+        self, images: Found, labels: Found, wanted: dict[str, int], split: str, rejects: list[Reject]
+    ) -> tuple[Found, Found, int]:
+        """What the list names, and the number of images that it does not."""
+        mine = {stem: paths for stem, paths in images.items() if same_form(stem) in wanted}
+        there = {same_form(stem) for stem in mine}
+        for name, line in wanted.items():
+            if name not in there:
+                reason = f"line {line} names {name!r}, of which there is no image in {self.images_folder}/"
+                rejects.append(Reject(f"{self.lists}/{split}.txt", reason))
+        mapped = {stem: paths for stem, paths in labels.items() if same_form(stem) in there}
+        return mine, mapped, len(images) - len(mine)
+
+    def _is_drawn(self, split: str, stem: str) -> bool:
+        return is_validation(stem, self.val_share) == (split == DRAWN[1])
 
     def _image_path(self, split: str, name: str) -> str:
-        return f"{self.images_folder}/{split}/{name}"
+        return "/".join(part for part in (self._images.base(split), name) if part)
 
-    def _image_base(self, split: str) -> Path:
-        base = self.root / self.images_folder / split
-        if not base.is_dir():
+    def _label_path(self, split: str, name: str) -> str:
+        return "/".join(part for part in (self._labels.base(split), name) if part)
+
+    def _check_bases(self, split: str) -> None:
+        if not (self.root / self._images.base(split)).is_dir():
             raise SourceError(
-                f"{base}: there is no such folder; the splits found are "
+                f"{self.root / self._images.base(split)}: there is no such folder; the splits found are "
                 f"{', '.join(self.splits()) or 'none'}. {self._expected()}"
             )
-        return base
-
-    def _label_base(self, split: str) -> Path:
-        base = self.root / self.labels_folder / split
-        if not base.is_dir():
+        if not self._has_labels(split):
             raise SourceError(
-                f"{base}: no such folder, so split {split!r} has no label maps. {self._expected()}"
+                f"{self.root / self._labels.base(split)}: no such folder, so split {split!r} has no label "
+                f"maps; name the splits to build with --splits. {self._expected()}"
             )
-        return base
 
     def _expected(self) -> str:
-        label = f"{self.labels_folder}/SPLIT/NAME{self.label_ending}"
-        return f"Expected {self.images_folder}/SPLIT/NAME.jpg with {label}"
+        images, labels = (f.base("SPLIT") or "." for f in (self._images, self._labels))
+        return (
+            f"Expected {images}/NAME{self.image_ending or '.jpg'} with {labels}/NAME{self.label_ending}."
+            " Other layouts: --images-folder and --labels-folder, in which {split} stands for the split's"
+            " name; for folders without splits --val-share 0.1 or --lists DIR; see docs/custom-data.md"
+        )
 
 
 def find_labels_folder(root: Path) -> str:
-    """`annotations` or `labels`, whichever stands below `root`; SourceError where that is none or both."""
-    found = [name for name in LABEL_FOLDERS if (root / name).is_dir()]
+    """The usual folder of label maps that stands below `root`, or below each split with `{split}/` before it;
+    SourceError where that is none or more than one.
+    """
+    usual = [name for name in LABEL_FOLDERS[:2] if (root / name).is_dir()]
+    found = usual or [name for name in LABEL_FOLDERS[2:] if (root / name).is_dir()]
+    if not found:
+        found = [text for name in LABEL_FOLDERS if FolderPattern(text := f"{{split}}/{name}").splits(root)]
     if len(found) != 1:
-        state = "both are there, so rename one" if found else f"found {_found(root)}"
-        raise SourceError(f"{root}: expected the label maps in {' or '.join(LABEL_FOLDERS)}; {state}")
+        state = "both are there, so rename one" if found else f"found {found_in(root)}"
+        raise SourceError(
+            f"{root}: expected the label maps in {' or '.join(LABEL_FOLDERS)}; {state}, or name it with"
+            " --labels-folder"
+        )
     return found[0]
 
 
-def _files_below(base: Path, rejects: list[Reject], root: Path) -> Iterator[str]:
-    """Visible files below `base` as relative paths with '/'; folders behind links are refused, since links
-    can form circles.
-    """
-    for folder, subfolders, files in os.walk(base, onerror=_cannot_list):
-        relative = Path(folder).relative_to(base).as_posix()
-        prefix = "" if relative == "." else f"{relative}/"
-        for name in list(subfolders):
-            if name.startswith("."):
-                subfolders.remove(name)
-            elif os.path.islink(os.path.join(folder, name)):
-                path = f"{base.relative_to(root)}/{prefix}{name}"
-                rejects.append(Reject(path, "a link to a folder; replace it by the folder"))
-        yield from (prefix + name for name in files if not name.startswith("."))
+def find_images_folder(root: Path) -> str:
+    """`images`, or `{split}/images` where only the splits' folders have one."""
+    split_first = FolderPattern("{split}/images")
+    return split_first.text if not (root / "images").is_dir() and split_first.splits(root) else "images"
 
 
-def _cannot_list(error: OSError) -> None:
-    raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from error
-
-
-def _found(folder: Path) -> str:
+def found_in(folder: Path) -> str:
+    """What a folder holds, in a few words for a message."""
     if not folder.is_dir():
         return "no such folder"
-    return ", ".join(sorted(entry.name for entry in os.scandir(folder))[:12]) or "an empty folder"
+    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
+    return ", ".join(names[:12]) or "an empty folder"
+
+
+def _without_image_ending(path: str) -> str | None:
+    stem, ending = os.path.splitext(path)
+    return stem if ending.lower() in IMAGE_ENDINGS else None
+
+
+def _below(base: str, other: str) -> frozenset[str]:
+    """`other` as a path below `base`, where it is one."""
+    if not base:
+        return frozenset((other,)) if other else frozenset()
+    return frozenset((other[len(base) + 1 :],)) if other.startswith(f"{base}/") else frozenset()

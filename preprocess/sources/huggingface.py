@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
+from maskshards.preprocess.inputs.colours import ColourTable
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.shards.format.record import escape_key
 
+SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves of several splits, and of one
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 LABEL_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_mask", "label_map")
 
@@ -31,15 +33,29 @@ class HuggingFaceSource(Source):
     dataset: str
     image_column: str
     label_column: str
+    config: str = ""  # of a data set that has several
+    colours: ColourTable | None = None  # of label maps that show each class in a colour
+    palette: tuple[tuple[int, int, int], ...] | None = None
     kind: str = "hf"
 
     def splits(self) -> tuple[str, ...]:
-        """The data set's own splits, in its own order."""
-        return tuple(open_rows(self.name))
+        """The data set's own splits, in its own order; those without labels are named by `left_out`."""
+        rows = open_rows(self.name, self.config)
+        labelled = tuple(split for split in rows if not _unlabelled(rows[split], self.label_column))
+        return labelled or tuple(rows)
+
+    def left_out(self) -> tuple[str, ...]:
+        """One line for each split without a label map."""
+        kept = self.splits()
+        return tuple(
+            f"{split}: column {self.label_column!r} is empty, so this split is passed over"
+            for split in open_rows(self.name, self.config)
+            if split not in kept
+        )
 
     def listing(self, split: str) -> Listing:
         """One name a row: its number, padded so that names sort like numbers."""
-        rows = open_rows(self.name)
+        rows = open_rows(self.name, self.config)
         if split not in rows:
             raise SourceError(f"hf:{self.name}: no split {split!r}; it has {', '.join(rows)}")
         return Listing(tuple(f"{row:09d}" for row in range(len(rows[split]))), ())
@@ -54,8 +70,10 @@ class HuggingFaceSource(Source):
     def read(self, item: SourceItem) -> RawSample:
         """The stored bytes of both columns."""
         number = int(item.image_path.partition("[")[2].partition("]")[0])
-        row = open_rows(self.name)[item.split][number]
+        row = open_rows(self.name, self.config)[item.split][number]
         image, label = (_stored(row[column], column) for column in (self.image_column, self.label_column))
+        if self.colours is not None:
+            return RawSample(image, self.colours.values(label), self.colours.facts(label))
         return RawSample(image, label)
 
     def stamp(self, item: SourceItem) -> str:
@@ -64,33 +82,63 @@ class HuggingFaceSource(Source):
 
     def settings(self) -> dict[str, Any]:
         """The columns; the name is given anew, as the root of a folder is."""
-        return {"kind": self.kind, "image_column": self.image_column, "label_column": self.label_column}
+        facts = {"kind": self.kind, "image_column": self.image_column, "label_column": self.label_column}
+        more: dict[str, Any] = {"config": self.config} if self.config else {}
+        return {**facts, **more, **({"colours": self.colours.to_json()} if self.colours else {})}
 
 
 def open_hugging_face(
-    name: str, classes: tuple[str, ...], rule: LabelRule, dataset: str, image_column: str, label_column: str
+    name: str,
+    classes: tuple[str, ...],
+    rule: LabelRule,
+    colours: ColourTable | None,
+    dataset: str,
+    image_column: str,
+    label_column: str,
+    config: str,
 ) -> HuggingFaceSource:
     """The data set of that name; columns that are not named are found by their usual names."""
-    rows = open_rows(name)
-    columns = next(iter(rows.values())).column_names
-    image = _column(name, columns, image_column, IMAGE_COLUMNS, "--image-column")
-    label = _column(name, columns, label_column, LABEL_COLUMNS, "--label-column")
-    return HuggingFaceSource(name, classes, rule, dataset or Path(name).name, image, label)
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    features = next(iter(open_rows(name, config).values())).features
+    image = _column(name, features, image_column, IMAGE_COLUMNS, "--image-column")
+    label = _column(name, features, label_column, LABEL_COLUMNS, "--label-column")
+    palette = colours.palette() if colours else None
+    return HuggingFaceSource(
+        name, classes, rule, dataset or Path(name).name, image, label, config, colours, palette
+    )
 
 
 @lru_cache(maxsize=2)
-def open_rows(name: str) -> dict[str, Any]:
+def open_rows(name: str, config: str = "") -> dict[str, Any]:
     """Split -> rows, image columns left encoded. SourceError where it cannot be had."""
     try:
         import datasets
     except ImportError as error:
         raise SourceError("--dataset hf:... needs the extra: pip install 'maskshards[hf]'") from error
     try:
-        saved = (Path(name) / "dataset_dict.json").is_file()
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+        if any((Path(name) / mark).is_file() for mark in SAVED):
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, config or None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise SourceError(f"hf:{name} cannot be opened: {error}") from error
+        hint = "; choose one: --config NAME" if not config and "onfig name is missing" in str(error) else ""
+        raise SourceError(f"hf:{name} cannot be opened: {error}{hint}") from error
+    if isinstance(found, datasets.Dataset):  # one split by itself, as Dataset.save_to_disk leaves it
+        found = {str(found.split or "train"): found}
     return {split: _encoded(rows, datasets.Image) for split, rows in found.items()}
+
+
+def _unlabelled(rows: Any, column: str) -> bool:
+    """Whether no row of a split has a label map, as test splits of benchmarks are published."""
+    if column not in rows.column_names:
+        return True
+    import pyarrow.types  # only this kind of source needs it before the end
+
+    cells = rows.data.column(column)
+    if pyarrow.types.is_struct(cells.type):
+        parts = cells.combine_chunks().flatten() if len(cells) else []
+        return all(part.null_count == len(part) for part in parts)
+    return bool(cells.null_count == len(cells))
 
 
 def _encoded(rows: Any, image_type: Any) -> Any:
@@ -100,8 +148,12 @@ def _encoded(rows: Any, image_type: Any) -> Any:
     return rows
 
 
-def _column(name: str, columns: list[str], wanted: str, usual: tuple[str, ...], option: str) -> str:
+def _column(name: str, features: Any, wanted: str, usual: tuple[str, ...], option: str) -> str:
+    """The named column, else the first usual one, of those that hold images where some do."""
+    columns = list(features)
     found = [column for column in ((wanted,) if wanted else usual) if column in columns]
+    images = [column for column in found if type(features[column]).__name__ == "Image"]
+    found = images or found
     if not found:
         raise SourceError(
             f"hf:{name}: no column {wanted or ' or '.join(usual)}; it has {', '.join(columns)}. Name one: "

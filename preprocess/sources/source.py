@@ -32,7 +32,7 @@ class RawSample:
     """The bytes of one sample as the source holds them."""
 
     image: bytes  # an encoded image file
-    label: bytes  # an encoded label map (PNG)
+    label: bytes  # an encoded label map: PNG or TIFF, or NPY where the source computes it
     facts: Mapping[str, Any] = field(
         default_factory=dict
     )  # JSON facts for the record, such as a scene category
@@ -43,7 +43,8 @@ class Listing:
     """All samples of one split."""
 
     names: tuple[str, ...]  # sorted; what `item` takes
-    rejects: tuple[Reject, ...]  # sorted; files that have no partner, share a key, or are no images
+    rejects: tuple[Reject, ...]  # sorted; files that have no partner, or share a key
+    notes: tuple[str, ...] = ()  # one line each: what was passed over, for the user to read
 
 
 class Source(ABC):
@@ -60,6 +61,10 @@ class Source(ABC):
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The splits that are there, in the order in which they are built."""
+
+    def left_out(self) -> tuple[str, ...]:
+        """One line for each split of the data set that `splits` leaves out, with the reason."""
+        return ()
 
     @abstractmethod
     def listing(self, split: str) -> Listing:

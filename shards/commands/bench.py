@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -167,10 +166,8 @@ class Bench:
         self.loader = partial(
             Loader, selection, batch_per_rank=batch_size, threads=threads, pin=self.reader.pin, decode=decoder
         )
-        plans = TrainingPlans(
-            selection, 0, world=World(), batch_per_rank=batch_size, global_batch=batch_size, position=0
-        )
-        self.plans = list(islice(plans(), num_batches))
+        plans = TrainingPlans(selection, 0, world=World(), batch_per_rank=batch_size, global_batch=batch_size)
+        self.plans = list(plans(range(num_batches)))
         self.members = [self._read(plan) for plan in self.plans]
         self.samples = [self._samples(plan) for plan in self.plans]
         self.batches = [self.reader.read(plan) for plan in self.plans]

@@ -1,9 +1,10 @@
 """`maskshards check`: read a data set as an adversary's and say everything that is wrong with it.
 
-Without `--sample`, every byte of every shard is read once: headers, members and padding must be exactly those
-that the index implies, digests must fit, every mask must decode to its canonical form with the class ids and
-areas that JSON and index name, every image's header must give the indexed size, no key may come twice, and no
-tar may stand beside those of the manifest.
+Without `--sample`, every byte of every file is read once: manifest and index must be the bytes that were
+written, headers, members and padding of the shards exactly those that the index implies, digests must fit,
+every mask must decode to its canonical form with the class ids and areas that JSON and index name, every
+image's header must give the indexed size, no key may come twice, and no tar may stand beside those of the
+manifest.
 `--deep` also decodes the images. `--sample N` checks N samples spread evenly, for a quick look at a large
 set; it reads no whole shard, so it compares lengths but no shard digests.
 """
@@ -26,8 +27,9 @@ from tqdm import tqdm
 
 from maskshards.shards.decode.jpeg import decode_image
 from maskshards.shards.errors import ManifestError, SampleError, StoreError
-from maskshards.shards.format.index import OFFSET_COLUMNS, SIZE_COLUMNS, SampleEntry, ShardIndex
-from maskshards.shards.format.manifest import Split, open_splits
+from maskshards.shards.format.index import INDEX_NAME, OFFSET_COLUMNS, SIZE_COLUMNS, SampleEntry, ShardIndex
+from maskshards.shards.format.locate import MANIFEST_NAME
+from maskshards.shards.format.manifest import Split, is_as_written, open_splits
 from maskshards.shards.format.record import from_members, member_names
 from maskshards.shards.format.tar import BLOCK, END, check_member, tar_header
 from maskshards.shards.storage.local import LocalStore
@@ -76,6 +78,7 @@ def check_split(split: Split, num_samples: int | None = None, deep: bool = False
         "samples_checked": checker.samples_checked,
         "masks_checked": checker.masks_checked,
         "bytes_read": checker.bytes_read,
+        "index_digest": bool(split.manifest.index_sha256),
         "deep": deep,
         "num_faults": faults,
         "faults": listed,
@@ -91,7 +94,8 @@ class _Checker:
         self._decompressor = zstandard.ZstdDecompressor()
 
     def whole(self) -> Iterator[Fault]:
-        """Every shard, then what concerns all of them together."""
+        """Manifest and index, every shard, then what concerns all of them together."""
+        yield from self._files_beside()
         key_digests = []
         # Shown on a terminal only, and on stderr.
         shards = tqdm(
@@ -187,6 +191,21 @@ class _Checker:
         else:
             _check_image_header(record.image, entry)
 
+    def _files_beside(self) -> Iterator[Fault]:
+        """Bits of manifest and index that may change without changing a value."""
+        store, expected = self.split.store, self.split.manifest.index_sha256
+        try:
+            if not is_as_written(store.read(MANIFEST_NAME, 0, store.size(MANIFEST_NAME))):
+                yield Fault(MANIFEST_NAME, "", "it has other bytes than were written, with the same values")
+            digest, size = hashlib.sha256(), store.size(INDEX_NAME)
+            for offset in range(0, size if expected else 0, READ_BYTES):
+                digest.update(self._read(INDEX_NAME, offset, min(READ_BYTES, size - offset)))
+        except StoreError as error:
+            yield Fault("", "", str(error))
+            return
+        if expected and digest.hexdigest() != expected:
+            yield Fault(INDEX_NAME, "", f"it has sha256 {digest.hexdigest()}, the manifest says {expected}")
+
     def _read(self, name: str, offset: int, size: int) -> bytes:
         self.bytes_read += size
         return self.split.store.read(name, offset, size)
@@ -264,6 +283,8 @@ def as_text(facts: dict[str, Any]) -> str:
             f"{split['place']}: {word}\n  {split['samples_checked']} samples, {split['masks_checked']} masks,"
             f" {split['bytes_read'] / 1e6:,.1f} MB read, {how}, fingerprint {split['fingerprint']}"
         )
+        if not split["index_digest"]:
+            pages.append("  an early version wrote it: of samples.parquet, values alone are checked")
         for fault in split["faults"]:
             place = ", ".join(part for part in (fault["shard"], fault["key"]) if part)
             pages.append(f"  {place}: {fault['what']}")

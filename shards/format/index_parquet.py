@@ -159,7 +159,8 @@ def _span(group: Any, shard: ShardInfo) -> tuple[int, int]:
 def _open_parquet(file: Any) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file, page_checksum_verification=True)
+    # Buffering ahead starts Arrow's threads, which abort a process that ends soon after; `hold` does it here.
+    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
 
 
 def _schema() -> pa.Schema:

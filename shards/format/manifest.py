@@ -64,6 +64,7 @@ class Manifest:
     rejects: tuple[dict[str, str], ...] = ()  # {"name", "reason"} of inputs that were left out
     fingerprint: str = ""
     format_version: int = FORMAT_VERSION
+    index_sha256: str = ""  # of the whole file samples.parquet; '' in manifests of early versions
 
     @property
     def num_samples(self) -> int:
@@ -105,6 +106,7 @@ class Manifest:
             "classes": classes,
             "label_rule": self.label_rule,
             "index": INDEX_NAME,
+            **({"index_sha256": self.index_sha256} if self.index_sha256 else {}),
             "shards": [asdict(shard) for shard in self.shards],
             "settings": self.settings,
             "rejects": list(self.rejects),
@@ -144,6 +146,7 @@ def parse_manifest(data: bytes) -> Manifest:
             settings=facts["settings"],
             rejects=tuple(facts["rejects"]),
             fingerprint=facts["fingerprint"],
+            index_sha256=facts.get("index_sha256", ""),
         )
         listed = [entry["id"] for entry in facts["classes"]], facts["num_samples"], facts["index"]
     except ManifestError:
@@ -164,6 +167,8 @@ def _check_types(facts: dict[str, Any]) -> None:
         "settings": dict,
         "fingerprint": str,
     }
+    if not isinstance(facts.get("index_sha256", ""), str):
+        raise TypeError("index_sha256 is no text")
     for name, kind in {**kinds, "rejects": list, "classes": list, "shards": list}.items():
         if not isinstance(facts[name], kind):
             raise TypeError(f"{name} is a {type(facts[name]).__name__}, expected {kind.__name__}")
@@ -210,9 +215,19 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def finish_manifest(manifest: Manifest, shards: Sequence[ShardInfo]) -> Manifest:
-    """The manifest with the shards that `write_index` returned, and with its fingerprint."""
-    finished = replace(manifest, shards=tuple(shards), fingerprint="")
+def is_as_written(data: bytes) -> bool:
+    """Whether the bytes of a manifest are those that `Manifest.to_bytes` of any version writes: its checksum
+    covers values, and a bit may change that changes no value.
+    """
+    return data == (json.dumps(json.loads(data), indent=1, allow_nan=False) + "\n").encode()
+
+
+def finish_manifest(manifest: Manifest, shards: Sequence[ShardInfo], index_sha256: str = "") -> Manifest:
+    """The manifest with the shards that `write_index` returned, the digest of its file, and its fingerprint.
+
+    That digest stays out of the fingerprint: other versions of pyarrow write the same rows in other bytes.
+    """
+    finished = replace(manifest, shards=tuple(shards), fingerprint="", index_sha256=index_sha256)
     return replace(finished, fingerprint=finished.content_digest())
 
 
@@ -227,7 +242,10 @@ def write_split(
     folder = Path(folder)
     scratch = folder / f".{INDEX_NAME}.partial"
     try:
-        manifest = finish_manifest(manifest, write_index(scratch, manifest.shards, entries_per_shard))
+        shards = write_index(scratch, manifest.shards, entries_per_shard)
+        with open(scratch, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        manifest = finish_manifest(manifest, shards, digest)
         _publish(scratch, folder / INDEX_NAME)
         scratch = folder / f".{MANIFEST_NAME}.partial"
         scratch.write_bytes(manifest.to_bytes())

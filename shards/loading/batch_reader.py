@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ from maskshards.shards.order.selection import Selection
 log = logging.getLogger(__name__)
 
 Load = Callable[[], Members]
-Result = TypeVar("Result")
 
 POLICIES = ("raise", "replace")
 SUBSTITUTE = 3  # what a draw is for, beside those of maskshards.shards.order.order
@@ -59,6 +58,7 @@ class Decoded(NamedTuple):
     row: Row
     pixels: NDArray[np.uint8]  # (H, W, 3), often a view of a batch's buffer; or (E,) bytes, not decoded
     runs: LabelledRuns
+    instead: bool = False  # whether it stands in for a damaged sample
 
 
 @contextmanager
@@ -99,6 +99,10 @@ class BatchReader:
         self.__dict__.update(state)
         self._start()
 
+    def for_selection(self, selection: Selection) -> BatchReader:
+        """A reader of the same kind that shares nothing with this one, its count of replacements from 0."""
+        return BatchReader(selection, seed=self.seed, policy=self.policy, pin=self.pin)
+
     def read(self, plan: BatchPlan) -> RaggedBatch:
         """The batch of a plan; SampleError, StoreError or ManifestError where it cannot be had."""
         rows = [self.row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
@@ -134,14 +138,6 @@ class BatchReader:
             rest=self.pack(plan, samples, torch.empty(0, dtype=torch.uint8)),
         )
 
-    def tallied(self, results: Iterable[Result]) -> Iterator[tuple[Result, int]]:
-        """Each result with the number of samples replaced since the one before, for another process to
-        count; for results that are read one by one.
-        """
-        for result in results:
-            num_replaced, self.num_replaced = self.num_replaced, 0
-            yield result, num_replaced
-
     def pack(self, plan: BatchPlan, samples: list[Decoded], pixels: torch.Tensor) -> RaggedBatch:
         """The batch of samples whose `pixels` lie in one flat buffer already."""
         areas = [sample.row.entry.height * sample.row.entry.width for sample in samples]
@@ -165,6 +161,7 @@ class BatchReader:
             positions=plan.positions,
             epochs=plan.epochs,
             valid=plan.valid,
+            num_replaced=sum(sample.instead for sample in samples),
         )
 
     def _packed(self, parts: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
@@ -225,7 +222,7 @@ class BatchReader:
             with self._lock:
                 self.num_replaced += 1
             log.warning("position %d: %s; replaced by sample %r", position, fault, row.entry.key)
-            return sample
+            return sample._replace(instead=True)
         what = f"{fault.what}; {MAX_SUBSTITUTES} substitutes failed as well"
         raise SampleError(what, shard=fault.shard, key=fault.key) from fault
 

@@ -1,29 +1,32 @@
-"""An endless iterator of ragged batches in an order that no thread, process, rank or restart can change.
+"""A stream of ragged batches in an order that no thread, process, rank or restart can change.
 
     with Loader("data/ade20k-shards/training", batch_per_rank=16) as loader:
         for batch in loader: ...
 
-Underneath is a webdataset pipeline of three stages: plans of batches (pure arithmetic), their reading by
-threads, and whatever stages the user adds. `processes=N` runs the same pipeline in N worker processes of a
-wds.WebLoader instead, with the same batches at twice the cost. The state is one integer, the position after
-the last whole global batch handed out, whatever was read ahead.
+A `Loader` is a `torch.utils.data.IterableDataset` whose items are batches. By itself it reads with threads.
+In `DataLoader(loader, batch_size=None, num_workers=N)` worker w of N makes batches w, w + N, ..., which
+DataLoader deals back in that order, so the stream is the same, batch for batch; threads are quicker unless
+something holds the interpreter lock.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import webdataset as wds
+from torch.utils.data import IterableDataset, get_worker_info
 
 from maskshards.shards.batch import EncodedBatch, RaggedBatch
 from maskshards.shards.format.manifest import Split, open_split
 from maskshards.shards.loading.batch_reader import BatchReader
 from maskshards.shards.loading.cache import CacheSettings, cached
-from maskshards.shards.loading.ordered_map import InOrder, errors_as_values, in_order, values_as_errors
+from maskshards.shards.loading.ordered_map import InOrder, in_order
+from maskshards.shards.loading.place import Place, Share
 from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans, announced, evaluation_plans
 from maskshards.shards.order.order import ORDER_VERSION, Order, World, num_micro_steps
 from maskshards.shards.order.selection import Selection, whole
@@ -31,22 +34,29 @@ from maskshards.shards.order.selection import Selection, whole
 STATE_VERSION = 1
 ALONE = World()
 
-Stage = Callable[[Iterator[RaggedBatch]], Iterator[RaggedBatch]]
+Stage = Callable[[Iterator[Any]], Iterator[Any]]
 
 
-class Loader:
+class Loader(IterableDataset[Any]):
     """One rank's stream of training batches, one per micro-step.
 
     `split`: an open Split, its URL or folder, or a Selection. `global_batch` is batch_per_rank * num_ranks
-    unless given. `position` is where to start and `end` where to stop, if anywhere; both are multiples of
-    global_batch. `epoch_end`: "carry" or "drop", see `Order`. `threads` read; at most
-    `prefetch_batches` batches (at least one a thread) wait in memory, in pinned memory with `pin`. `policy`:
-    "raise" a damaged sample as SampleError, or "replace" it by a substitute drawn from (seed, position),
-    counted in `num_replaced`. `cache`: where whole shards of a remote split are kept; without one its samples
-    are fetched by ranges. `decode`: with one, images stay as their files hold them while threads read, and it
-    decodes them, on a GPU for instance, in the consumer's thread. `stages`: webdataset stages, generators
-    from batches to batches, run in the consumer's thread after that; they must hand over one batch for each
-    that they take.
+    unless given. `position` is where to start, a multiple of global_batch.
+
+    Without more the stream is endless. With `epochs` one iteration, a pass, is that many epochs, rounded up
+    to whole global batches; the next iteration goes on with the next pass, and `len()` is the batches of a
+    pass. `end`, a multiple of global_batch, is a position beyond which nothing comes, and gives a length
+    too. `epoch_end`: "carry" or "drop", see `Order`.
+
+    `threads` read; at most `prefetch_batches` batches (at least one a thread) wait in memory, in pinned
+    memory with `pin`. `policy`: "raise" a damaged sample as SampleError, or "replace" it by a substitute
+    drawn from (seed, position), counted in `num_replaced` and in each batch. `cache`: where whole shards of
+    a remote split are kept; without one its samples are fetched by ranges. `decode`: with one, images stay
+    as their files hold them while threads read, and it decodes them, on a GPU for instance, in the
+    consumer's thread. `stages`: generators from batches to batches, run in the consumer's thread after that;
+    they must hand over one batch for each that they take.
+
+    May be pickled and copied at any time; the copy continues after the last whole global batch.
     """
 
     def __init__(
@@ -59,9 +69,9 @@ class Loader:
         seed: int = 0,
         position: int = 0,
         end: int | None = None,
+        epochs: int | None = None,
         epoch_end: str = "carry",
         threads: int = 2,
-        processes: int = 0,
         prefetch_batches: int = 4,
         pin: bool = False,
         policy: str = "raise",
@@ -74,34 +84,53 @@ class Loader:
         self.global_batch = global_batch or batch_per_rank * world.num_ranks
         self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
         self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, stages
-        self.threads, self.processes, self.prefetch_batches = threads, processes, prefetch_batches
-        self.pin, self.decode = pin, decode
-        if min(threads, prefetch_batches) < 1 or processes < 0:
-            raise ValueError(
-                f"threads {threads} and prefetch_batches {prefetch_batches} must be positive, "
-                f"processes {processes} not negative"
-            )
+        self.threads, self.prefetch_batches, self.pin, self.decode = threads, prefetch_batches, pin, decode
+        if min(threads, prefetch_batches) < 1:
+            raise ValueError(f"threads {threads} and prefetch_batches {prefetch_batches} must be positive")
         order = Order(self.selection.shard_samples, seed, self.global_batch, epoch_end)
         self.num_samples, self.epoch_end = order.num_samples, epoch_end
         self.wait_ms = 0.0  # how long the consumer has waited for batches, all together
-        self._reader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin and not processes)
-        self._running: Iterator[RaggedBatch] | None = None
-        self._in_order: InOrder[BatchPlan, Any] | None = None
-        self._position = 0
-        if end is not None and end % self.global_batch:
-            raise ValueError(f"end {end} is not a multiple of global_batch {self.global_batch}")
-        self.end = end
-        self._go_to(position)
+        self._reader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin)
+        self.end, self.epochs = end, epochs
+        per_pass = None if epochs is None else _steps_of(epochs, order) * self.micro_steps
+        self._place = Place(
+            self._batches_before(position, "position"),
+            self.micro_steps,
+            per_pass=per_pass,
+            end=None if end is None else self._batches_before(end, "end"),
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """What belongs to this process alone."""
+        self._process = os.getpid()
+        self._running: Iterator[Any] | None = None
+        self._reading: InOrder[BatchPlan, Any] | None = None
 
     @property
     def position(self) -> int:
         """The position after the last global batch that was handed out whole."""
-        return self._position
+        return self._place.next // self.micro_steps * self.global_batch
 
     @property
     def num_replaced(self) -> int:
-        """Samples replaced so far for this loader; 0 unless the policy is "replace"."""
+        """Samples replaced so far by this process; 0 unless the policy is "replace"."""
         return self._reader.num_replaced
+
+    def __repr__(self) -> str:
+        splits = ", ".join(split.base for split in self.selection.splits)
+        return (
+            f"Loader({splits!r}, {self.num_samples} samples, batch_per_rank={self.batch_per_rank}, "
+            f"global_batch={self.global_batch}, rank {self.world.rank} of {self.world.num_ranks}, "
+            f"position={self.position})"
+        )
+
+    def __len__(self) -> int:
+        """Batches of a whole pass, also if this one was begun in its middle; TypeError if it is endless."""
+        return self._place.pass_length()
+
+    def __bool__(self) -> bool:
+        return True  # else an endless loader would be asked for its length
 
     def __enter__(self) -> Loader:
         return self
@@ -109,92 +138,110 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[RaggedBatch]:
-        """Batches from the current position on; a second iterator ends the first."""
+    def __iter__(self) -> Iterator[Any]:
+        """Batches from the current position on; a second iterator ends the first.
+
+        In a worker process of a DataLoader its share of them, always from where the loader stood in the
+        parent: there `set_epoch` chooses the pass.
+        """
         self.close()
-        start, self._running = self._position, iter(self.pipeline())
-        running = self._running
+        return self._batches(self._place.begin())
+
+    def _batches(self, share: Share) -> Iterator[Any]:
+        self._running = running = self._pipeline(share)
         try:
             began = time.perf_counter()
-            for number, batch in enumerate(running, 1):
+            for batch in running:
                 self.wait_ms += (time.perf_counter() - began) * 1e3
-                self._position = start + number // self.micro_steps * self.global_batch
+                self._place.handed_out()
                 yield batch
                 began = time.perf_counter()
+            self._place.ended()
         finally:
             if self._running is running:
                 self.close()
 
-    def pipeline(self) -> wds.DataPipeline:
-        """The webdataset pipeline behind the iterator, from the current position on."""
+    def _pipeline(self, share: Share) -> Iterator[Any]:
+        read = self._reader.read_encoded if self.decode else self._reader.read
+        ahead = max(self.prefetch_batches, self.threads)
+        self._reading = InOrder(self.plans(share), read, self.threads, ahead)
+        batches: Iterator[Any] = iter(self._reading)
+        if self.decode:
+            batches = map(self.decode, batches)
+        for stage in self.stages:
+            batches = stage(batches)
+        return iter(batches)
+
+    def plans(self, share: Share) -> Iterator[BatchPlan]:
+        """Which samples the batches of a share are made of, nothing read yet; caches hear of them."""
         plans = TrainingPlans(
             self.selection,
             self.seed,
             world=self.world,
             batch_per_rank=self.batch_per_rank,
             global_batch=self.global_batch,
-            position=self._position,
-            end=self.end,
             epoch_end=self.epoch_end,
         )
-        num_threads = 0 if self.processes else self.threads
-        read = self._reader.read_encoded if self.decode else self._reader.read
-        reading = InOrder(read, num_threads, max(self.prefetch_batches, num_threads))
-        decoding = (wds.map(self.decode),) if self.decode else ()
-        if not self.processes:
-            self._in_order = reading
-            return wds.DataPipeline(plans, reading, *decoding, *self.stages)
-        workers = wds.WebLoader(
-            wds.DataPipeline(plans, reading, self._reader.tallied, errors_as_values),
-            batch_size=None,
-            num_workers=self.processes,
-            prefetch_factor=max(1, self.prefetch_batches // self.processes),
-            multiprocessing_context="forkserver",
-        )
-        pinned = (wds.map(RaggedBatch.pin_memory),) if self.pin and not self.decode else ()
-        return wds.DataPipeline(workers, values_as_errors, self._counted, *pinned, *decoding, *self.stages)
-
-    def _counted(self, results: Iterator[tuple[Any, int]]) -> Iterator[Any]:
-        """Batches of worker processes, their replaced samples counted here."""
-        for batch, num_replaced in results:
-            self._reader.num_replaced += num_replaced
-            yield batch
+        return plans(share.numbers())
 
     def close(self) -> None:
-        """Stop reading ahead and end its threads or processes. The loader can be iterated again."""
-        running, self._running = self._running, None
-        if self._in_order is not None:
-            self._in_order.close()
-            self._in_order = None
-        if running is not None:
-            running.close()  # type: ignore[attr-defined]
+        """Stop reading ahead and end its threads, from any thread. The loader can be iterated again."""
+        if self._process != os.getpid():  # forked: the threads, locks and files are the parent's
+            self._begin()
+            if get_worker_info() is None:  # a DataLoader's worker follows the parent's place
+                self._place = copy.deepcopy(self._place)
+            self.selection = reopened(self.selection)
+            self._reader = self._reader.for_selection(self.selection)
+            return
+        reading, self._reading, self._running = self._reading, None, None
+        if reading is not None:
+            reading.close()
             if self._owns_stores:
                 for split in self.selection.splits:
                     split.store.close()
 
-    def state_dict(self, position: int | None = None) -> dict[str, int | str]:
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of pass `epoch`, from 0, unless the stream stands within it already.
+
+        Frameworks call it before each epoch. An endless stream counts its epochs itself and stays where it
+        is. Worker processes of a DataLoader see it too, also persistent ones.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}; expected 0 or more")
+        if self._place.go_to_pass(epoch):
+            self.close()
+
+    def state_dict(self, position: int | None = None, *, after: RaggedBatch | None = None) -> dict[str, Any]:
         """JSON fields from which `load_state_dict` continues, on any world size.
 
-        `position`: give it where batches are fetched ahead of their training step: the number of finished
-        steps times global_batch. Otherwise every batch handed out counts as trained.
+        Every batch handed out by this object counts as trained. Where batches are fetched ahead of their
+        training step, or by a DataLoader's workers, say what was: `position`, the number of finished steps
+        times global_batch, or `after`, the last batch that was trained on.
         """
+        number = self._place.next
+        if position is not None:
+            number = self._batches_before(position, "position")
+        elif after is not None:
+            number = self._number_of(after) + 1
         return {
-            "version": STATE_VERSION,
-            "order_version": ORDER_VERSION,
-            "fingerprint": self.selection.fingerprint,
-            "seed": self.seed,
-            "global_batch": self.global_batch,
-            "epoch_end": self.epoch_end,
-            "position": self._position if position is None else position,
+            **self._identity(),
+            "position": number // self.micro_steps * self.global_batch,
+            "micro_step": number % self.micro_steps,
+            "batch_per_rank": self.batch_per_rank,
+            "num_ranks": self.world.num_ranks,
+            **(self._place.worker_state() if position is None and after is None else {}),
         }
 
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue from a state; ValueError if another data set, seed or global batch made it."""
-        ours = self.state_dict()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; ValueError if another data set, seed or global batch made it.
+
+        A state inside an optimiser step of several batches continues with the next of them, or, on another
+        number of ranks or batch size, at the beginning of that step.
+        """
         reasons = [
             f"{name} was {state.get(name)!r}, here it is {value!r}"
-            for name, value in ours.items()
-            if name != "position" and state.get(name) != value
+            for name, value in self._identity().items()
+            if state.get(name) != value
         ]
         if reasons:
             raise ValueError(
@@ -203,16 +250,60 @@ class Loader:
                 + ". Its order would be another one: "
                 "use the same data and settings, or start anew"
             )
-        self._go_to(int(state["position"]))
+        number = self._batches_before(int(state["position"]), "position")
+        ours = self.batch_per_rank, self.world.num_ranks
+        if (state.get("batch_per_rank"), state.get("num_ranks")) == ours:
+            number += int(state.get("micro_step", 0))
+        self.close()
+        self._place.go_to(number, state)
 
-    def _go_to(self, position: int) -> None:
+    def _identity(self) -> dict[str, int | str]:
+        """What makes two streams the same one."""
+        return {
+            "version": STATE_VERSION,
+            "order_version": ORDER_VERSION,
+            "fingerprint": self.selection.fingerprint,
+            "seed": self.seed,
+            "global_batch": self.global_batch,
+            "epoch_end": self.epoch_end,
+        }
+
+    def _batches_before(self, position: int, name: str) -> int:
+        """How many batches of this rank lie before a position."""
         if position < 0 or position % self.global_batch:
             raise ValueError(
-                f"position {position} is not a multiple of global_batch {self.global_batch}: a stream "
+                f"{name} {position} is not a multiple of global_batch {self.global_batch}: a stream "
                 "continues after whole optimiser steps"
             )
-        self.close()
-        self._position = position
+        return position // self.global_batch * self.micro_steps
+
+    def _number_of(self, batch: RaggedBatch) -> int:
+        """Which of this rank's batches it is, counted from position 0."""
+        step, slot = divmod(batch.positions[0], self.global_batch)
+        micro_step = slot // self.batch_per_rank - self.world.rank * self.micro_steps
+        if not 0 <= micro_step < self.micro_steps:
+            raise ValueError(f"the batch at position {batch.positions[0]} is another rank's")
+        return step * self.micro_steps + micro_step
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {**self.__dict__, "_reader": self._reader.for_selection(self.selection)}
+        return {name: kept[name] for name in kept if name not in ("_running", "_reading", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def __copy__(self) -> Loader:
+        other = type(self).__new__(type(self))
+        other.__setstate__({**self.__getstate__(), "_place": copy.deepcopy(self._place)})
+        return other
+
+
+def _steps_of(epochs: int, order: Order) -> int:
+    """Global batches in so many epochs, rounded up."""
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; expected at least 1, or None for a stream without end")
+    return -(-epochs * order.epoch_samples // order.global_batch)
 
 
 def select(split: Selection | Split | str | Path, cache: CacheSettings | None = None) -> Selection:
@@ -224,6 +315,12 @@ def select(split: Selection | Split | str | Path, cache: CacheSettings | None = 
     if cache is None:
         return split
     return replace(split, splits=tuple(cached(part, cache) for part in split.splits))
+
+
+def reopened(selection: Selection) -> Selection:
+    """The same selection with stores that share no lock, file or connection with the given one."""
+    splits = tuple(Split(split.manifest, copy.deepcopy(split.store)) for split in selection.splits)
+    return replace(selection, splits=splits)
 
 
 def evaluation_batches(

@@ -7,12 +7,11 @@ processes.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
-
-from maskshards.shards.errors import ShardError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -26,55 +25,45 @@ def in_order(
     An error of a task is raised in its turn. Closing the iterator, by any exit, waits for the tasks in work
     (each thread finishes at most one) and drops the others: no thread outlives it.
     """
-    pending: deque[Future[Result]] = deque()
-    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="maskshards")
+    ahead = InOrder(tasks, work, num_threads, num_ahead)
     try:
-        for task in tasks:
-            pending.append(executor.submit(work, task))
-            if len(pending) > num_ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from ahead
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        ahead.close()
 
 
 class InOrder(Generic[Task, Result]):
-    """`in_order` as a stage of a webdataset pipeline, which can be stopped from outside.
+    """What `in_order` iterates over; `close` may be called from any thread, and ends a wait for a result."""
 
-    With `num_threads` 0 the work is done by whoever iterates, which is right inside a worker process.
-    """
+    def __init__(
+        self, tasks: Iterable[Task], work: Callable[[Task], Result], num_threads: int, num_ahead: int
+    ) -> None:
+        self._tasks, self._work, self._num_ahead = iter(tasks), work, num_ahead
+        self._pending: deque[Future[Result]] = deque()
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="maskshards")
+        self._process, self._closed = os.getpid(), False
 
-    def __init__(self, work: Callable[[Task], Result], num_threads: int, num_ahead: int) -> None:
-        self.work, self.num_threads, self.num_ahead = work, num_threads, num_ahead
-        self._running: Iterator[Result] | None = None
+    def __iter__(self) -> Iterator[Result]:
+        return self
 
-    def __call__(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        if self.num_threads == 0:
-            return map(self.work, tasks)
-        self._running = in_order(tasks, self.work, self.num_threads, self.num_ahead)
-        return self._running
+    def __next__(self) -> Result:
+        try:
+            while not self._closed and len(self._pending) <= self._num_ahead:
+                task = next(self._tasks, self)
+                if task is self:
+                    break
+                self._pending.append(self._executor.submit(self._work, task))  # type: ignore[arg-type]
+            if not self._closed and self._pending:
+                return self._pending.popleft().result()
+        except CancelledError:
+            pass  # closed meanwhile by another thread
+        except RuntimeError:
+            if not self._closed:  # else what the executor says once it was shut down
+                raise
+        raise StopIteration
 
     def close(self) -> None:
-        """Stop the threads of the latest run; harmless when there are none."""
-        if self._running is not None:
-            self._running.close()  # type: ignore[attr-defined]
-            self._running = None
-
-
-def errors_as_values(results: Iterable[Result]) -> Iterator[Result | Exception]:
-    """The results, and an error that ends them as one more: torch would carry its text alone out of a worker
-    process, without its shard and key.
-    """
-    try:
-        yield from results
-    except (ShardError, OSError) as error:
-        yield error
-
-
-def values_as_errors(results: Iterable[Result | Exception]) -> Iterator[Result]:
-    """The other end of `errors_as_values`: raises the error in its turn."""
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-        yield result
+        """Drop the tasks that nobody works on, and wait for the others to end."""
+        self._closed = True
+        if self._process == os.getpid():  # a forked child has none of the threads
+            self._executor.shutdown(wait=True, cancel_futures=True)

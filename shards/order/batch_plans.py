@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
-from torch.utils.data import get_worker_info
 
 from maskshards.shards.order.order import Int64Array, Order, World, micro_batch_positions, num_micro_steps
 from maskshards.shards.order.selection import Selection
@@ -25,10 +23,7 @@ class BatchPlan:
 
 
 class TrainingPlans:
-    """First stage: the plans of one rank's batches from a position on, without end.
-
-    In a worker process w of W it gives batches w, w + W, ...: DataLoader deals them back in that order.
-    """
+    """The plans of one rank's batches, by their numbers counted from position 0."""
 
     def __init__(
         self,
@@ -38,29 +33,20 @@ class TrainingPlans:
         world: World,
         batch_per_rank: int,
         global_batch: int,
-        position: int,
-        end: int | None = None,
         epoch_end: str = "carry",
     ) -> None:
         self.selection, self.seed, self.world = selection, seed, world
-        self.batch_per_rank, self.global_batch = batch_per_rank, global_batch
-        self.position, self.end, self.epoch_end = position, end, epoch_end
+        self.batch_per_rank, self.global_batch, self.epoch_end = batch_per_rank, global_batch, epoch_end
         self.micro_steps = num_micro_steps(global_batch, batch_per_rank, world.num_ranks)
 
-    def __call__(self) -> Iterator[BatchPlan]:
+    def __call__(self, numbers: Iterable[int]) -> Iterator[BatchPlan]:
+        """The plan of each; the caches of the selection hear which shards are needed next."""
         order = Order(self.selection.shard_samples, self.seed, self.global_batch, self.epoch_end)
-        first_step = self.position // self.global_batch
         caching = any(split.store.keeps_copies for split in self.selection.splits)
         told: set[int] = set()
-        worker = get_worker_info()
-        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        numbers: Iterable[int] = count(first, stride)
-        if self.end is not None:
-            last = (self.end - self.position) // self.global_batch * self.micro_steps
-            numbers = range(first, last, stride)
         for number in numbers:
             positions = micro_batch_positions(
-                first_step + number // self.micro_steps,
+                number // self.micro_steps,
                 number % self.micro_steps,
                 self.world,
                 self.batch_per_rank,

@@ -31,7 +31,7 @@ def test_examples_train(name, tmp_path, make_split):
     if needs and importlib.util.find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed: pip install {needs}")
     command = [sys.executable, "-m", f"examples.{name}", str(make_split("examples", [5, 4]).folder), "3"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(("3", "position 12"))

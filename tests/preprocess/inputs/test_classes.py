@@ -4,6 +4,7 @@ from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.classes import (
     ade20k_classes,
     ade20k_palette,
+    packaged_table,
     read_classes,
     read_object_info,
 )
@@ -65,3 +66,29 @@ def test_object_info_table(tmp_path):
 
 def test_the_list_in_configs_is_that_of_the_release(real_data):
     assert read_object_info(real_data / "ade20k" / "objectInfo150.txt") == ade20k_classes()
+
+
+def test_a_list_from_notepad(tmp_path):
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfroad\r\ncar\r\n")
+    assert read_classes(tmp_path / "classes.txt") == ("road", "car")
+
+
+def test_another_file_than_a_class_list(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("".join(f"{number}\n" for number in range(300_000)))
+    with pytest.raises(SourceError, match="has 300000 lines; at most 65534 classes"):
+        read_classes(path)
+    path.write_text("a\nb\x1b[2J\n")
+    with pytest.raises(SourceError, match=r"line 2: b\\x1b\[2J holds control characters"):
+        read_classes(path)
+    path.write_text("a\nb\nc\nb\n")
+    with pytest.raises(SourceError, match="line 4: 'b' stands twice, first in line 2"):
+        read_classes(path)
+
+
+def test_packaged_tables():
+    table = packaged_table("cityscapes")
+    assert len(table.names) == len(table.values) == len(table.palette) == 19
+    rule = table.rule(range(34))
+    assert rule.mapping[7] == (7, 0)
+    assert rule.mapping[6] == (6, None)

@@ -1,22 +1,15 @@
-import io
 import json
-import struct
-import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
-from maskshards.preprocess.inputs.labels import LabelRule, decode_label_file, read_mapping
+from maskshards.preprocess.inputs.labels import (
+    LabelRule,
+    choose_rule,
+    read_mapping,
+)
 from maskshards.shards.format.rle import IGNORE, encode_label_map
-
-
-def encode(array_or_image):
-    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
 
 
 def test_reduced_zero_label_is_void_and_the_rest_moves_down():
@@ -112,29 +105,38 @@ def test_impossible_class_counts():
             LabelRule(3, ignore_index=value)
 
 
-def test_label_files_keep_their_values():
-    values = np.array([[0, 1, 150], [255, 7, 9]], np.uint8)
-    assert decode_label_file(encode(values)).tolist() == values.tolist()
-    wide = np.array([[0, 300, 65535]], np.uint16)
-    assert decode_label_file(encode(wide)).tolist() == wide.tolist()
-    palette = Image.frombytes("P", (3, 2), values.tobytes())
-    palette.putpalette(bytes(range(256)) * 3)
-    assert decode_label_file(encode(palette)).tolist() == values.tolist()
+@pytest.mark.parametrize(
+    ("rule", "values", "hint"),
+    [
+        (LabelRule(11, None), range(12), r"0\.\.11 for 11 classes: did you mean --reduce-zero-label"),
+        (LabelRule(2, None), [0, 255], r"Values 0 and 255: a mask\? --mapping '\{\"0\": 0, \"255\": 1\}'"),
+        (LabelRule(3), [0, 7], "expected 0..2, or 255 for void$"),
+    ],
+)
+def test_values_that_do_not_fit_name_the_likely_rule(rule, values, hint):
+    with pytest.raises(RejectedInput, match=hint):
+        rule.apply(np.array([list(values)], np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1"])
-def test_label_maps_of_other_modes_are_refused(mode):
-    with pytest.raises(RejectedInput, match=r"label map is a .* PNG; expected one channel"):
-        decode_label_file(encode(Image.new(mode, (4, 4))))
+def test_a_class_is_void_only_when_asked_for():
+    names = tuple(f"c{number}" for number in range(300))
+    with pytest.raises(SourceError, match=r"also class 255, 'c255'.*--ignore-index none"):
+        choose_rule(names, None, False)
+    with pytest.raises(SourceError, match="also class 254"):
+        choose_rule(names[:255], None, True)
+    assert choose_rule(names, 255, False) == LabelRule(300, 255)
+    assert choose_rule(names, None, False, no_void=True) == LabelRule(300, None)
+    assert choose_rule(names[:255], None, False) == LabelRule(255, 255)
 
 
-def test_broken_and_bloated_label_files():
-    rng = np.random.default_rng(0)
-    good = encode(rng.integers(0, 9, (64, 64), dtype=np.uint8))
-    with pytest.raises(RejectedInput, match="label map: it does not decode"):
-        decode_label_file(good[: len(good) // 2])
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
-    chunk = b"IHDR" + header
-    bomb = good[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + good[33:]
-    with pytest.raises(RejectedInput, match="claims 60000x60000 pixels"):
-        decode_label_file(bomb)
+def test_a_mapping_may_stand_in_the_command_itself():
+    assert read_mapping('{"0": 0, "255": 1}', 2) == LabelRule(2, mapping=((0, 0), (255, 1)))
+    with pytest.raises(SourceError, match="--mapping: not a label mapping"):
+        read_mapping('{"0": ', 2)
+
+
+def test_more_classes_than_a_batch_carries_are_refused():
+    rule = LabelRule(400, 65535)
+    assert len(rule.encode(np.arange(254, dtype=np.uint16)[None]).labels) == 254
+    with pytest.raises(RejectedInput, match="255 classes in one image, but a batch carries at most 254"):
+        rule.encode(np.arange(255, dtype=np.uint16)[None])

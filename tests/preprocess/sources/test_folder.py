@@ -1,10 +1,11 @@
 import os
+import unicodedata
 
 import pytest
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.labels import LabelRule
-from maskshards.preprocess.sources.folder import FolderSource, find_labels_folder
+from maskshards.preprocess.sources.folder import FolderSource, find_images_folder, find_labels_folder
 
 CLASSES = ("sky", "road", "tree", "car", "person")
 RULE = LabelRule(5, reduce_zero_label=True)
@@ -60,12 +61,14 @@ def test_every_file_without_a_place_is_named(tmp_path):
     assert source.listing("train").names == ("a.jpg",)
     found = rejects_of(source)
     assert "image without a label map annotations/train/lonely.png" in found["images/train/lonely.jpg"]
-    assert "not an image" in found["images/train/notes.txt"]
     assert "duplicate key 'two'" in found["images/train/two.jpg"]
     assert "duplicate key 'two'" in found["images/train/two.png"]
     assert "label map without an image images/train/gone" in found["annotations/train/gone.png"]
-    assert "not a label map" in found["annotations/train/a.txt"]
-    assert len(found) == 6
+    assert len(found) == 4
+    assert source.listing("train").notes == (
+        "images/train: 1 file with other endings passed over (1 .txt)",
+        "annotations/train: 1 file with other endings passed over (1 .txt)",
+    )
 
 
 def test_links_to_folders_and_names_that_are_no_text(tmp_path):
@@ -104,7 +107,7 @@ def test_layouts_that_are_not_there(tmp_path):
     with pytest.raises(SourceError, match="no folder images/ in it; found an empty folder"):
         FolderSource(tmp_path, CLASSES, RULE).splits()
     touch(tmp_path, "images/train/a.jpg")
-    with pytest.raises(SourceError, match="expected the label maps in annotations or labels; found images"):
+    with pytest.raises(SourceError, match="in annotations or labels or masks; found images"):
         find_labels_folder(tmp_path)
     with pytest.raises(SourceError, match="annotations/train: no such folder"):
         FolderSource(tmp_path, CLASSES, RULE).listing("train")
@@ -127,3 +130,134 @@ def test_stamps_follow_the_files(tmp_path):
     assert source.stamp(item).startswith("gone ")
     with pytest.raises(RejectedInput, match=r"images/train/a\.jpg cannot be read: No such file"):
         source.read(item)
+
+
+def test_endings_are_compared_without_case_and_names_in_composed_form(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    touch(tmp_path, "images/train/a.JPG", "labels/train/a.PNG", f"images/train/{decomposed}.jpg")
+    touch(tmp_path, f"labels/train/{composed}.png")
+    source = FolderSource(tmp_path, CLASSES, RULE, labels_folder="labels")
+    listing = source.listing("train")
+    assert listing.rejects == ()
+    assert listing.names == (f"{decomposed}.jpg//{composed}.png", "a.JPG//a.PNG")
+    items = [source.item("train", name) for name in listing.names]
+    assert [item.label_path for item in items] == [f"labels/train/{composed}.png", "labels/train/a.PNG"]
+    assert all(source.read(item).label == b"x" for item in items)
+
+
+def test_two_label_maps_of_one_image_are_a_duplicate(tmp_path):
+    touch(tmp_path, "images/train/a.jpg", "labels/train/a.PNG", "labels/train/a.png")
+    source = FolderSource(tmp_path, CLASSES, RULE, labels_folder="labels")
+    assert "label maps of a.PNG and a.png would be one sample" in rejects_of(source)["images/train/a.jpg"]
+
+
+def test_what_operating_systems_leave_is_no_data(tmp_path):
+    touch(tmp_path, "images/train/a.jpg", "labels/train/a.png", "images/train/._a.jpg", "images/.DS_Store")
+    touch(tmp_path, "images/train/Thumbs.db", "labels/train/desktop.ini", "images/__MACOSX/train/._a.jpg")
+    source = FolderSource(tmp_path, CLASSES, RULE, labels_folder="labels")
+    assert source.splits() == ("train",)
+    listing = source.listing("train")
+    assert (listing.names, listing.rejects, listing.notes) == (("a.jpg",), (), ())
+
+
+def test_a_split_without_label_maps_is_left_out_and_named(tmp_path):
+    touch(tmp_path, "images/train/a.jpg", "labels/train/a.png", "images/test/b.jpg")
+    source = FolderSource(tmp_path, CLASSES, RULE, labels_folder="labels")
+    assert source.splits() == ("train",)
+    (note,) = source.left_out()
+    assert note.startswith("test: no label maps in labels/test/")
+    with pytest.raises(SourceError, match="name the splits to build with --splits"):
+        source.listing("test")
+
+
+def test_split_first_layouts(tmp_path):
+    touch(tmp_path, "Train/Rural/images_png/0.png", "Train/Rural/masks_png/0.png")
+    touch(tmp_path, "Train/Urban/images_png/0.png", "Train/Urban/masks_png/0.png")
+    touch(tmp_path, "Val/Rural/images_png/1.png", "Val/Rural/masks_png/1.png", "Train/readme.txt")
+    source = FolderSource(
+        tmp_path,
+        CLASSES,
+        RULE,
+        images_folder="{split}/*/images_png",
+        labels_folder="{split}/*/masks_png",
+    )
+    assert source.splits() == ("Train", "Val")
+    listing = source.listing("Train")
+    assert listing.rejects == ()
+    items = [source.item("Train", name) for name in listing.names]
+    assert [item.key for item in items] == ["Rural/0", "Urban/0"]
+    assert [item.image_path for item in items] == [
+        "Train/Rural/images_png/0.png",
+        "Train/Urban/images_png/0.png",
+    ]
+    assert items[1].label_path == "Train/Urban/masks_png/0.png"
+
+
+def test_usual_names_below_each_split_are_found(tmp_path):
+    touch(tmp_path, "train/images/a.jpg", "train/labels/a.png", "classes.txt")
+    assert (find_images_folder(tmp_path), find_labels_folder(tmp_path)) == (
+        "{split}/images",
+        "{split}/labels",
+    )
+
+
+def test_images_and_label_maps_in_one_folder(tmp_path):
+    names = ("a.jpg", "a_mask.png", "sub/b.png", "sub/b_mask.png", "notes.txt")
+    touch(tmp_path, *names)
+    source = FolderSource(
+        tmp_path,
+        CLASSES,
+        RULE,
+        images_folder=".",
+        labels_folder=".",
+        label_ending="_mask.png",
+        val_share=0.5,
+    )
+    listings = [source.listing(split) for split in ("training", "validation")]
+    assert sorted(name for listing in listings for name in listing.names) == ["a.jpg", "sub/b.png"]
+    assert [listing.rejects for listing in listings] == [(), ()]
+    item = source.item("training", "sub/b.png")
+    assert (item.key, item.label_path) == ("sub/b", "sub/b_mask.png")
+
+
+def test_a_share_is_drawn_by_name_alone(tmp_path):
+    touch(tmp_path, *(f"images/{number}.jpg" for number in range(200)))
+    touch(tmp_path, *(f"labels/{number}.png" for number in range(200)))
+    source = FolderSource(tmp_path, CLASSES, RULE, labels_folder="labels", val_share=0.2)
+    assert source.splits() == ("training", "validation")
+    training, validation = (set(source.listing(split).names) for split in source.splits())
+    assert not training & validation
+    assert len(training | validation) == 200
+    assert 20 < len(validation) < 60
+    touch(tmp_path, "images/more.jpg", "labels/more.png")
+    again = set(source.listing("validation").names)
+    assert again - {"more.jpg"} == validation
+
+
+def test_lists_of_names(tmp_path):
+    touch(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "JPEGImages/c.jpg", "Masks/a.png", "Masks/b.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.txt").write_text("a\nlost\n")
+    (tmp_path / "lists/val.txt").write_text("b.jpg\r\n")
+    (tmp_path / "lists/trainval.txt").write_text("a\nb\n")
+    source = FolderSource(
+        tmp_path, CLASSES, RULE, images_folder="JPEGImages", labels_folder="Masks", lists="lists"
+    )
+    assert source.splits() == ("train", "val")
+    listing = source.listing("train")
+    assert listing.names == ("a.jpg",)
+    assert listing.notes == ("train: 2 images that its list does not name are passed over",)
+    (reject,) = listing.rejects
+    assert str(reject) == "lists/train.txt: line 2 names 'lost', of which there is no image in JPEGImages/"
+    assert source.listing("val").names == ("b.jpg",)
+    assert source.listing("trainval").names == ("a.jpg", "b.jpg")
+
+
+def test_old_settings_stay_as_they_were(tmp_path):
+    assert FolderSource(tmp_path, CLASSES, RULE).settings() == {
+        "kind": "folder",
+        "images_folder": "images",
+        "labels_folder": "annotations",
+        "image_ending": "",
+        "label_ending": ".png",
+    }

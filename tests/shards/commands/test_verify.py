@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from maskshards.shards.commands.verify import MAX_LISTED, add_arguments, as_text, check_split, run
+from maskshards.shards.errors import ManifestError
 from maskshards.shards.format.manifest import open_split, write_split
 from maskshards.shards.format.record import Record
 from maskshards.shards.format.rle import encode_label_map
@@ -60,7 +61,8 @@ def test_an_intact_split_has_no_fault(intact):
         verdict = check_split(open_split(intact.folder), deep=deep)
         assert verdict["ok"], verdict
         assert verdict["samples_checked"] == 7
-        assert verdict["bytes_read"] == sum(path.stat().st_size for path in intact.folder.glob("*.tar"))
+        files = [*intact.folder.glob("*.tar"), intact.folder / "samples.parquet"]
+        assert verdict["bytes_read"] == sum(path.stat().st_size for path in files)
         assert verdict["masks_checked"] == sum(len(set(m[m != 65535])) for _, m in intact.truth.values())
 
 
@@ -104,9 +106,47 @@ def test_a_damaged_index_is_found_and_the_other_shards_are_still_checked(copied)
     folder, split, _ = copied
     edit(folder / "samples.parquet", 40, 255)
     verdict = check_split(open_split(folder))
-    assert verdict["num_faults"] >= 1
-    assert verdict["faults"][0]["shard"] == split.manifest.shards[0].name
+    places = [fault["shard"] for fault in verdict["faults"]]
+    assert places[:2] == ["samples.parquet", split.manifest.shards[0].name]
     assert verdict["samples_checked"] == 4
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "manifest.json", "*-00000.tar", "*-00001.tar"])
+def test_every_flipped_bit_of_every_file_is_found(intact, tmp_path, name):
+    folder = tmp_path / "split"
+    shutil.copytree(intact.folder, folder)
+    (path,) = folder.glob(name)
+    good = path.read_bytes()
+    rng = np.random.default_rng(len(good))
+    places = range(len(good)) if len(good) < 1500 else rng.choice(len(good), 150, replace=False)
+    for place in places:
+        edit(path, place, 1 << int(rng.integers(8)))
+        try:
+            assert not check_split(open_split(folder))["ok"], place
+        except ManifestError:
+            assert name == "manifest.json"
+        path.write_bytes(good)
+    assert check_split(open_split(folder))["ok"]
+
+
+def test_a_manifest_that_changes_no_value_is_told_from_the_written_one(intact, tmp_path):
+    folder = tmp_path / "split"
+    shutil.copytree(intact.folder, folder)
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"\n ", b"\n\t", 1))
+    (fault,) = check_split(open_split(folder))["faults"]
+    assert fault["shard"] == "manifest.json"
+    assert "with the same values" in fault["what"]
+
+
+def test_sets_of_early_versions_are_checked_by_their_values(intact, tmp_path):
+    folder = tmp_path / "split"
+    shutil.copytree(intact.folder, folder)
+    early = replace(open_split(folder).manifest, index_sha256="")
+    (folder / "manifest.json").write_bytes(early.to_bytes())
+    verdict = check_split(open_split(folder))
+    assert verdict["ok"]
+    assert "of samples.parquet, values alone" in as_text({"splits": [verdict]})
 
 
 def lie_about_height(data, entry):

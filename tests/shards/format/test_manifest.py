@@ -31,10 +31,11 @@ from maskshards.shards.format.tar import TarWriter
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = {
-    "manifest.json": "d2d93b40f5e10534",
+    "manifest.json": "68f8f79f304d661f",
     "samples.parquet": "59e31a8d1a681778",
     "t-00000.tar": "c41c5b735b9508c0",
 }
+EARLY_MANIFEST = "d2d93b40f5e10534"  # as written before it held the digest of the index file
 GOLDEN_FINGERPRINT = "927de2ca2c99f12f"
 DIGESTS = {"sha256": "ab" * 32, "index_sha256": "cd" * 32}
 
@@ -269,3 +270,7 @@ def test_bytes_are_those_on_file_for_the_pinned_libraries(tmp_path):
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in tmp_path.iterdir()
     } == GOLDEN
     assert made.fingerprint.startswith(GOLDEN_FINGERPRINT)
+    early = replace(made, index_sha256="")
+    assert hashlib.sha256(early.to_bytes()).hexdigest().startswith(EARLY_MANIFEST)
+    assert parse_manifest(early.to_bytes()) == early
+    assert made.index_sha256.startswith(GOLDEN["samples.parquet"])

@@ -15,6 +15,7 @@ from maskshards.shards.format.manifest import Split, open_split
 from maskshards.shards.loading import cache
 from maskshards.shards.loading.cache import CachedStore, CacheSettings, cached
 from maskshards.shards.loading.loader import Loader
+from maskshards.shards.loading.place import Share
 from maskshards.shards.storage.http import HttpStore
 from maskshards.shards.storage.retry import RetrySettings
 
@@ -257,7 +258,7 @@ def test_a_loader_fetches_its_shards_and_the_next_of_each_lane_ahead(server, mad
     asked = []
     monkeypatch.setattr(CachedStore, "prefetch", lambda store, names: asked.extend(names))
     with Loader(server.url, batch_per_rank=1, threads=1, cache=CacheSettings(tmp_path), end=12) as loader:
-        batches = iter(loader.pipeline().pipeline[0]())
+        batches = loader.plans(Share(0, 1, 12))
         next(batches)
         assert len(asked) == 2  # one lane: the shard that it is in, and the one after it
         list(batches)

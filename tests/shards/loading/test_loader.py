@@ -206,7 +206,7 @@ def test_the_first_batch_waits_for_few_others(made, monkeypatch):
     [
         {"threads": 0},
         {"prefetch_batches": 0},
-        {"processes": -1},
+        {"epochs": 0},
         {"policy": "ignore"},
         {"position": 1},
         {"global_batch": 5},
@@ -232,21 +232,6 @@ def test_evaluation_sees_each_sample_once_in_equal_steps(made, split, num_ranks,
             seen += [key for key, valid in zip(batch.keys, batch.valid, strict=True) if valid]
     assert seen == everything[:max_samples]
     assert len(steps) == 1
-
-
-def test_processes_give_the_same_batches_as_threads(split):
-    want = take(Loader(split, batch_per_rank=3, global_batch=6), 5)
-    got = take(Loader(split, batch_per_rank=3, global_batch=6, processes=2), 5)
-    for a, b in zip(want, got, strict=True):
-        assert (a.keys, a.positions, a.labels, a.run_offsets) == (
-            b.keys,
-            b.positions,
-            b.labels,
-            b.run_offsets,
-        )
-        assert torch.equal(a.pixels, b.pixels)
-        assert torch.equal(a.run_ends, b.run_ends)
-        assert torch.equal(a.run_owners, b.run_owners)
 
 
 def test_epochs_may_end_with_batches(split):

@@ -1,12 +1,10 @@
 """Order kept, errors in their turn, look-ahead bounded, and no thread left behind by any exit."""
 
 import threading
-from copy import deepcopy
 
 import pytest
 
-from maskshards.shards.errors import SampleError
-from maskshards.shards.loading.ordered_map import InOrder, errors_as_values, in_order, values_as_errors
+from maskshards.shards.loading.ordered_map import InOrder, in_order
 
 
 def live_threads():
@@ -52,15 +50,29 @@ def test_look_ahead_is_bounded():
     assert not live_threads()
 
 
-def test_stopping_from_outside_ends_the_threads():
-    stage = InOrder(lambda task: task, 2, 2)
-    results = stage(iter(range(100)))
-    next(results)
-    assert live_threads()
-    stage.close()
-    stage.close()
+def test_stopping_from_another_thread_ends_a_wait():
+    begun, gate = threading.Event(), threading.Event()
+
+    def work(task):
+        begun.set()
+        gate.wait(60)
+        return task
+
+    ahead = InOrder(iter(range(100)), work, 1, 3)
+    found = []
+    consumer = threading.Thread(target=lambda: found.extend(ahead))
+    consumer.start()
+    begun.wait(60)
+    closer = threading.Thread(target=ahead.close)
+    closer.start()
+    gate.set()  # the task in work ends; nobody works on the others any more
+    closer.join(60)
+    consumer.join(60)
+    assert not consumer.is_alive()
+    assert found in ([], [0])
+    assert list(ahead) == []
+    ahead.close()
     assert not live_threads()
-    assert list(results) == []
 
 
 def test_dropping_the_iterator_ends_the_threads():
@@ -78,20 +90,3 @@ def test_an_error_of_the_task_source_ends_the_threads():
     with pytest.raises(RuntimeError, match="source"):
         list(in_order(tasks(), lambda task: task, 2, 5))
     assert not live_threads()
-
-
-def test_without_threads_the_consumer_works():
-    stage = InOrder(lambda task: threading.current_thread().name, 0, 1)
-    assert list(stage([1, 2])) == [threading.current_thread().name] * 2
-
-
-def test_an_error_crosses_to_another_process_whole():
-    def results():
-        yield 0
-        raise SampleError("broken", shard="s.tar", key="k")
-
-    arrived = values_as_errors(deepcopy(list(errors_as_values(results()))))  # goes by the same reduction
-    assert next(arrived) == 0
-    with pytest.raises(SampleError, match=r"s\.tar, sample 'k': broken") as caught:
-        next(arrived)
-    assert (caught.value.what, caught.value.shard, caught.value.key) == ("broken", "s.tar", "k")

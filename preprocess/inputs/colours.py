@@ -1,0 +1,149 @@
+"""Label maps that show each class in a colour of its own, and the table of those colours.
+
+The table is text: a class and its red, green and blue on each line (`road,128,64,128`), with or without a
+header. Several colours may stand for one class; `void` in the place of the class marks pixels of none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskshards.preprocess.errors import RejectedInput, SourceError
+from maskshards.preprocess.inputs.label_file import npy_bytes
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.inputs.pillow import opened
+from maskshards.preprocess.inputs.png import SIGNATURE, read_header
+
+VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
+FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
+SHOWN = 5
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ColourTable:
+    """Which class a colour stands for."""
+
+    entries: tuple[tuple[Color, int | None], ...]  # RGB 0..255 -> class id, None for void
+    num_classes: int
+
+    @property
+    def void(self) -> int:
+        """The value of void pixels in `values`."""
+        return 255 if self.num_classes <= 255 else 65535
+
+    def rule(self) -> LabelRule:
+        """What `values` means."""
+        return LabelRule(self.num_classes, self.void)
+
+    def to_json(self) -> list[list[Any]]:
+        """The table as it stands in the manifest."""
+        return [[*colour, label] for colour, label in self.entries]
+
+    @classmethod
+    def from_json(cls, rows: list[list[Any]], num_classes: int) -> ColourTable:
+        """The inverse of `to_json`."""
+        return cls(tuple(((red, green, blue), label) for red, green, blue, label in rows), num_classes)
+
+    def palette(self) -> tuple[Color, ...] | None:
+        """The first colour of each class; None where a class has none."""
+        first = {label: colour for colour, label in reversed(self.entries) if label is not None}
+        known = set(first) == set(range(self.num_classes))
+        return tuple(first[label] for label in range(self.num_classes)) if known else None
+
+    def facts(self, data: bytes) -> dict[str, Any]:
+        """The digest of the file as the source has it, for the record."""
+        return {"label_sha256": hashlib.sha256(data).hexdigest()}
+
+    def values(self, data: bytes) -> bytes:
+        """The class ids in a coloured label file, as an NPY file; RejectedInput for other colours."""
+        colours = _decode(data)
+        packed = (colours[..., 0].astype(np.uint32) << 16) | (colours[..., 1].astype(np.uint32) << 8)
+        packed |= colours[..., 2]
+        keys = np.array([(red << 16) | (green << 8) | blue for (red, green, blue), _ in self.entries])
+        labels = np.array([self.void if label is None else label for _, label in self.entries])
+        order = np.argsort(keys)
+        places = np.searchsorted(keys[order], packed).clip(max=len(keys) - 1)
+        unknown = keys[order][places] != packed
+        if unknown.any():
+            raise RejectedInput(_unknown(packed[unknown], len(keys)))
+        kind = np.uint8 if self.void == 255 else np.uint16
+        return npy_bytes(labels[order].astype(kind)[places])
+
+
+def read_colours(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], ColourTable]:
+    """The class names and the table in a file; names come from `classes` where those are given, else from
+    the file, in its order. SourceError names the line that is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"colour table {path} cannot be read: {error}") from error
+    rows = [(number, *_row(line, f"{path}, line {number}", number)) for number, line in enumerate(lines, 1)]
+    kept = [(number, name, colour) for number, name, colour in rows if colour is not None]
+    names = list(dict.fromkeys(name for _, name, _ in kept if name.lower() not in VOID_NAMES))
+    numbered = classes is not None and not set(names) <= set(classes)
+    known = {name: label for label, name in enumerate(classes or names)}
+    entries: dict[Color, int | None] = {}
+    for number, name, colour in kept:
+        if colour in entries:
+            raise SourceError(f"{path}, line {number}: colour {colour} stands twice")
+        void = name.lower() in VOID_NAMES and name not in known
+        label = None if void else known.get(name)
+        if label is None and not void and numbered and name.isdecimal() and int(name) < len(known):
+            label = int(name)
+        if label is None and not void:
+            raise SourceError(f"{path}, line {number}: {name!r} is no class of the list, nor 'void'")
+        entries[colour] = label
+    if not entries or not known:
+        raise SourceError(f"{path}: no colours in it; expected lines such as road,128,64,128")
+    return classes or tuple(names), ColourTable(tuple(entries.items()), len(known))
+
+
+def _row(line: str, place: str, number: int) -> tuple[str, Color | None]:
+    """Class and colour of one line; no colour for an empty line, a comment, or a header."""
+    text = line.strip()
+    fields = [part.strip() for part in text.split(",")]
+    if len(fields) == 1:  # CamVid's own table: 64 128 64<tab>Animal
+        match = re.fullmatch(r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)", text)
+        fields = [match[4], *match.groups()[:3]] if match else fields
+    numbers = [int(part) for part in fields[1:4] if part.isdecimal()]
+    if not text or text.startswith("#") or (number == 1 and len(fields) >= 4 and not numbers):
+        return "", None
+    if len(fields) != 4 or len(numbers) != 3 or max(numbers) > 255 or not fields[0]:
+        raise SourceError(f"{place}: expected class,r,g,b such as road,128,64,128, found {line!r}")
+    return fields[0], (numbers[0], numbers[1], numbers[2])
+
+
+def _decode(data: bytes) -> np.ndarray:
+    """(H, W, 3) uint8 of a coloured label file."""
+    if data[:8] == SIGNATURE and read_header(data).bit_depth == 16:
+        raise RejectedInput(f"label map is a {read_header(data)}; colours have 8 bits a channel")
+    if data[:2] == b"\xff\xd8":
+        raise RejectedInput("label map is a JPEG, whose colours are smeared at borders; save it as PNG")
+    try:
+        with opened(data, FORMATS) as image:
+            if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] != 255:
+                raise RejectedInput("transparent pixels have no colour; save it without alpha")
+            if image.mode not in ("RGB", "RGBA", "P", "L", "1", "LA", "PA"):
+                raise RejectedInput(f"{image.mode} pixels have no colour; save it as 8-bit RGB")
+            return np.asarray(image.convert("RGB"))
+    except RejectedInput as error:
+        raise RejectedInput(f"label map: {error}") from error
+
+
+def _unknown(packed: np.ndarray, known: int) -> str:
+    found, counts = np.unique(packed, return_counts=True)
+    most = np.argsort(-counts)[:SHOWN]
+    shown = ", ".join(f"{tuple(int(found[i]) >> shift & 255 for shift in (16, 8, 0))}" for i in most)
+    more = ", ..." if len(found) > SHOWN else ""
+    return (
+        f"colours that the table does not have: {shown}{more} ({len(packed)} pixels);"
+        f" expected one of its {known}"
+    )

@@ -1,0 +1,104 @@
+"""Files that hold label values, one a pixel: PNG, TIFF of one band, NPY. The one place that decodes them.
+
+Values come out as they are stored: a palette's indices, never its colours, and all 16 bits. What holds no
+whole numbers is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+
+from maskshards.preprocess.errors import RejectedInput
+from maskshards.preprocess.inputs import png
+from maskshards.preprocess.inputs.labels import LARGEST_VALUE
+from maskshards.preprocess.inputs.pillow import check_size, opened
+
+NPY_START, NPY_HEADER_BYTES = b"\x93NUMPY", 10_000
+TIFF_STARTS = (b"II*\x00", b"MM\x00*")
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # TIFF tag 262: values are stored upside down
+
+
+def decode_label_file(data: bytes) -> np.ndarray:
+    """(H, W) uint8 or uint16 values of a label file: PNG with 8 or 16 bit grey, or a palette whose indices
+    are the values; TIFF with one band of whole numbers; NPY.
+    """
+    try:
+        if data.startswith(NPY_START):
+            return _decode_npy(data)
+        if data.startswith(TIFF_STARTS):
+            return _decode_tiff(data)
+        return _decode_png(data)
+    except RejectedInput as error:
+        said = str(error)
+        raise RejectedInput(said if said.startswith("label map") else f"label map: {said}") from error
+
+
+def npy_bytes(values: np.ndarray) -> bytes:
+    """Label values as the bytes of an NPY file, for sources that compute them."""
+    out = io.BytesIO()
+    np.save(out, values, allow_pickle=False)
+    return out.getvalue()
+
+
+def _decode_png(data: bytes) -> np.ndarray:
+    header = png.read_header(data)
+    if header.colour != png.PALETTE and (header.colour, header.bit_depth) not in (
+        (png.GREY, 8),
+        (png.GREY, 16),
+    ):
+        raise RejectedInput(
+            f"label map is a {header}; expected one channel: 8 or 16 bit grey, or a palette whose indices "
+            "are the labels; for a colour a class say --colours FILE"
+        )
+    check_size(header.height, header.width)
+    with opened(data, ("PNG",)) as image:
+        values = np.asarray(image)
+    return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def _decode_tiff(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings(action="ignore"), opened(data, ("TIFF",)) as image:  # of damaged tags
+        bands = len(image.getbands())
+        if bands != 1 or image.mode in ("1", "F"):
+            kind = {"1": "1-bit", "F": "floating-point"}.get(image.mode, f"{image.mode} ({bands} bands)")
+            raise RejectedInput(
+                f"label map is a TIFF of {kind} pixels; expected one band of whole numbers of 8, 16 or 32"
+                " bits; for a colour a class say --colours FILE"
+            )
+        if getattr(image, "n_frames", 1) > 1 or image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
+            raise RejectedInput("label map is a TIFF of several pages, or one that counts down from white")
+        return _small(np.asarray(image))
+
+
+def _decode_npy(data: bytes) -> np.ndarray:
+    """Parsed by numpy's own reader of headers, without pickles, and with sizes checked before use."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read(file, max_header_size=NPY_HEADER_BYTES)
+        if len(shape) != 2 or dtype.kind not in "iu":
+            raise RejectedInput(f"label map is an NPY of {dtype}, shape {shape}; expected (H, W) integers")
+        check_size(*shape)
+        flat = np.frombuffer(data, dtype, shape[0] * shape[1], file.tell())
+    except (ValueError, KeyError) as error:
+        if isinstance(error, RejectedInput):
+            raise
+        raise RejectedInput(f"not a whole NPY file ({error})") from error
+    return _small(flat.reshape(shape, order="F" if fortran else "C"))
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+    """As uint8 or uint16; RejectedInput for values that no rule can name."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > LARGEST_VALUE:
+        raise RejectedInput(f"label values from {low} to {high}; 0 to {LARGEST_VALUE} are possible")
+    return values.astype(np.uint16)

@@ -1,0 +1,78 @@
+"""Where one kind of file lies below the root: `images`, `{split}/images`, `{split}/*/images_png`.
+
+`{split}` stands for the split's name, or for a part of a folder's name (`{split}2017`); without it a folder
+for each split follows at the end. `*` stands for any one folder below, whose name becomes part of the key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.sources.file_listing import is_junk
+
+SPLIT, STAR = "{split}", "*"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderPattern:
+    """The folder of images, or of label maps, as a pattern."""
+
+    text: str
+    flat: bool = False  # one folder for all splits
+
+    def base(self, split: str) -> str:
+        """The folder below the root that holds all files of the split, '' for the root itself."""
+        parts = self._parts(split)
+        return "/".join(parts[: parts.index(STAR)] if STAR in parts else parts)
+
+    def stem(self, split: str, path: str) -> str | None:
+        """The key part of a path below `base`: what the stars stand for, then the rest; None = no match."""
+        inner = self._inner(split)
+        if not inner:
+            return path
+        parts = path.split("/")
+        if len(parts) <= len(inner):
+            return None
+        for expected, found in zip(inner, parts, strict=False):
+            if expected not in (STAR, found):
+                return None
+        stars = [found for expected, found in zip(inner, parts, strict=False) if expected == STAR]
+        return "/".join([*stars, *parts[len(inner) :]])
+
+    def path(self, split: str, stem: str) -> str:
+        """The path below `base` of which `stem` is the key part."""
+        inner = self._inner(split)
+        if not inner:
+            return stem
+        parts = stem.split("/")
+        stars = iter(parts)
+        filled = [next(stars) if part == STAR else part for part in inner]
+        return "/".join([*filled, *stars])
+
+    def splits(self, root: Path) -> tuple[str, ...]:
+        """The names of splits for which there is a folder, sorted. SourceError where none can be."""
+        parts = self._parts(SPLIT)
+        place = next(number for number, part in enumerate(parts) if SPLIT in part)
+        if STAR in parts[:place]:
+            raise SourceError(f"folder pattern {self.text!r}: '*' may stand after {SPLIT} only")
+        parent = root.joinpath(*parts[:place])
+        if not parent.is_dir():
+            return ()
+        before, _, after = parts[place].partition(SPLIT)
+        pattern = re.compile(re.escape(before) + "(.+)" + re.escape(after))
+        found = (pattern.fullmatch(entry.name) for entry in os.scandir(parent) if entry.is_dir())
+        names = sorted(match[1] for match in found if match and not is_junk(match[0]))
+        return tuple(name for name in names if (root / self.base(name)).is_dir())
+
+    def _parts(self, split: str) -> list[str]:
+        text = self.text if self.flat or SPLIT in self.text else f"{self.text}/{SPLIT}"
+        return [part for part in text.replace(SPLIT, split).split("/") if part not in ("", ".")]
+
+    def _inner(self, split: str) -> list[str]:
+        """The folders from the first star on."""
+        parts = self._parts(split)
+        return parts[parts.index(STAR) :] if STAR in parts else []
