@@ -2,9 +2,10 @@
 benchmarks/activation_memory.py
 
 Tensors have shapes but no data (torch's fake tensors), so a 7B backbone can be counted on a laptop. Added up
-are the distinct tensors that autograd keeps for the backward pass under bfloat16 autocast, with norms as
-CUDA's autocast treats torch's own (float32) and the fused deformable attention (keeps its inputs only), for
-one and for two images: the difference is the cost of an image, the rest are bfloat16 copies of the weights.
+are the distinct tensors that autograd keeps for the backward pass under bfloat16 autocast, with the types and
+layouts that CUDA's rules give (see maskshards.train.bench.cuda_rules) and the fused deformable attention (it
+keeps its inputs only), for one and for two images: the difference is the cost of an image, the rest are
+bfloat16 copies of the weights.
 Weights, gradients and AdamW's two moments are 16 bytes a trainable parameter, the frozen backbone 2 bytes.
 Temporaries of the backward pass, the loss and the allocator's slack come on top, so the true peak is higher.
 """
@@ -12,15 +13,14 @@ Temporaries of the backward pass, the loss and the allocator's slack come on top
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from maskshards.train.bench.cuda_rules import CudaRules
 from maskshards.train.config.schema import DecoderConfig
 from maskshards.train.model.backbone.architectures import architecture
 from maskshards.train.model.backbone.load import load_backbone
@@ -61,18 +61,6 @@ class Count:
         return (self.state + self.fixed + batch * self.image) / 1e9
 
 
-def like_cuda(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A norm that autocast runs in float32, which CUDA's does and the CPU's does not."""
-
-    def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not torch.is_autocast_enabled("cpu"):
-            return norm(x, *args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            return norm(x.float(), *args, **kwargs)
-
-    return wrapped
-
-
 def kept_bytes(decoder: nn.Module, width: int, batch: int) -> int:
     """Bytes of distinct tensors, other than parameters, that autograd keeps for one forward pass."""
     parameters = {p.untyped_storage()._cdata for p in decoder.parameters()}
@@ -86,7 +74,8 @@ def kept_bytes(decoder: nn.Module, width: int, batch: int) -> int:
 
     images = torch.empty(batch, 3, CROP_PX, CROP_PX)
     features = tuple(torch.empty(batch, width, CROP_PX // 16, CROP_PX // 16) for _ in range(4))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    with hooks, torch.autocast("cpu", torch.bfloat16), CudaRules():
         decoder(images, features)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -106,7 +95,6 @@ def count(name: str, hidden_dim: int) -> Count:
 def main() -> None:
     """Print the table as markdown, in GB."""
     nn.init.trunc_normal_ = nn.init.normal_  # the real one looks at values, and there are none
-    F.layer_norm, F.group_norm = like_cuda(F.layer_norm), like_cuda(F.group_norm)
     deformable_attention.kernels_fit = lambda value: True
     deformable_attention.deformable_attention_kernel = lambda v, s, p, w: KeepsInputs.apply(v, p, w)
     lines = [["backbone, hidden width", "state", "fixed", "an image", *(f"B={batch}" for batch in BATCHES)]]

@@ -20,13 +20,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from activation_memory import like_cuda
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import (
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
+from maskshards.train.bench.cuda_rules import CudaRules
 from maskshards.train.config.schema import BackboneLayers, DecoderConfig
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.ops import deformable_attention
@@ -39,6 +43,20 @@ FREE = frozenset(
     "squeeze as_strided reshape unflatten flatten _unsafe_view empty empty_like empty_strided new_empty "
     "new_empty_strided device lift_fresh".split()
 )  # operations that move nothing
+
+
+aten = torch.ops.aten
+
+
+@register_flop_formula(aten._scaled_dot_product_flash_attention_for_cpu)
+def attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """The CPU's attention does what CUDA's kernels do; torch's counter does not know it."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+@register_flop_formula(aten._scaled_dot_product_flash_attention_for_cpu_backward)
+def attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
 @dataclass
@@ -109,7 +127,6 @@ def count(backbone: str, width: int, batch: int) -> Ledger:
     )
     ledger = Ledger()
     nn.init.trunc_normal_ = nn.init.normal_  # the real one looks at values, and there are none
-    F.layer_norm, F.group_norm = like_cuda(F.layer_norm), like_cuda(F.group_norm)
     deformable_attention.deformable_attention = lambda value, _, locations, weights, **__: Fused.apply(
         value, locations, weights
     )
@@ -120,7 +137,7 @@ def count(backbone: str, width: int, batch: int) -> Ledger:
         images = torch.empty(batch, 3, CROP_PX, CROP_PX)
         mark(ledger, segmenter)
         with ledger:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16), CudaRules():
                 features = segmenter.features(images)
                 ledger.phase = "adapter"
                 answer = decoder(images, features, torch.ones(batch, 6))

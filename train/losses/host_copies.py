@@ -29,7 +29,7 @@ class HostCopy:
             return
         self._values = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
         self._values.copy_(source, non_blocking=True)
-        self._done = torch.cuda.Event()
+        self._done = torch.cuda.Event(blocking=True)  # the waiting thread sleeps: spinning takes a core
         self._done.record()
 
     def wait(self) -> np.ndarray:

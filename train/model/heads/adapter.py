@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
 from maskshards.train.model.ops.autocast_norms import LayerNorm, lowered
 from maskshards.train.model.ops.deformable_attention import DeformableAttention, Shapes, reference_points
+from maskshards.train.model.ops.resize import resized
 
 NUM_EXTRACTORS = 6  # one for each of the four maps, and two more after the last
 DROP_PATH_RATE = 0.3
@@ -180,16 +181,12 @@ class Adapter(Recomputing):
             for tokens, shape in zip(pyramid.split([h * w for h, w in shapes], 1), shapes, strict=True)
         )
         maps = (self.up(c2) + c1, c2, c3, c4)
-        summed = [m + _resize(f, m) for m, f in zip(maps, features, strict=True)]
+        summed = [m + resized(f, (m.shape[-2], m.shape[-1])) for m, f in zip(maps, features, strict=True)]
         return self.norm1(summed[0]), self.norm2(summed[1]), self.norm3(summed[2]), self.norm4(summed[3])
 
     def _extractors(self) -> list[list[Extractor]]:
         """Those of each patch map, in the order in which they run."""
         return [i.extractors() for i in self.interactions.children() if isinstance(i, Interaction)]
-
-
-def _resize(features: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:

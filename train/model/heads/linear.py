@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from maskshards.train.model.ops.resize import resized
 
 
 class LinearHead(nn.Module):
@@ -21,10 +22,8 @@ class LinearHead(nn.Module):
         """features (B, D, h, w) each, keep (B, channels) factors of channel dropout -> (B, num_classes, h,
         w).
         """
-        size = features[0].shape[-2:]
-        resized = [features[0]]
-        resized += [F.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in features[1:]]
-        x = torch.cat(resized, 1)
+        size = features[0].shape[-2], features[0].shape[-1]
+        x = torch.cat([features[0], *(resized(f, size) for f in features[1:])], 1)
         if keep is not None:
             x = x * keep[:, :, None, None].to(x.dtype)
         return self.conv(self.batchnorm_layer(x))

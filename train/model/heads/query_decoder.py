@@ -17,6 +17,7 @@ from maskshards.train.model.heads.adapter import to_tokens
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
 from maskshards.train.model.ops.autocast_norms import lowered
+from maskshards.train.model.ops.resize import resized
 from maskshards.train.model.ops.sine_position import sine_position
 
 NUM_LAYERS = 9
@@ -180,8 +181,3 @@ def allowed_places(vectors: Tensor, small_features: Tensor) -> Tensor:
     with torch.no_grad():
         blocked = (vectors @ small_features.flatten(2)).sigmoid() < 0.5
         return ~(blocked & ~blocked.all(-1, keepdim=True))
-
-
-def resized(maps: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(B, C, *shape), bilinear as the published decoder resizes its masks."""
-    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False)

@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maskshards.train.model.ops.deformable_fused import kernels_fit
+from maskshards.train.model.ops.resize import resized
 
 
 def doubled(maps: Tensor, *, fused: bool = True) -> Tensor:
@@ -28,8 +28,7 @@ def doubled(maps: Tensor, *, fused: bool = True) -> Tensor:
 
 
 def _interpolated(maps: Tensor) -> Tensor:
-    height, width = maps.shape[-2:]
-    return F.interpolate(maps, size=(2 * height, 2 * width), mode="bilinear", align_corners=False)
+    return resized(maps, (2 * maps.shape[-2], 2 * maps.shape[-1]))
 
 
 @torch.library.custom_op("maskshards::doubled", mutates_args=())

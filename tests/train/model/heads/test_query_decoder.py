@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskshards.train.model.heads.query_decoder import Attention, QueryDecoder, allowed_places, resized
+from maskshards.train.model.heads.query_decoder import Attention, QueryDecoder, allowed_places
+from maskshards.train.model.ops.resize import resized
 from maskshards.train.model.ops.sine_position import sine_position
 
 WIDTH, CLASSES = 32, 5
