@@ -31,7 +31,7 @@ import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
-sys.path.insert(0, "tests/train/model")
+sys.path.insert(0, "tests/train/model/ops")
 from test_sync_batch_norm import COUNTS, learned, whole_batch
 from maskshards.train.model.ops.sync_batch_norm import SyncedBatchNorm
 
