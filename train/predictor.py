@@ -6,7 +6,6 @@ images gives a list of answers and goes through the model together.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from maskshards.train.config.plain_values import check_plain
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.evaluation.evaluate import evaluation_settings
 from maskshards.train.evaluation.inference import InferenceSettings, label_maps, probability_maps
-from maskshards.train.evaluation.provenance import check_backbone, told_differences
+from maskshards.train.evaluation.provenance import check_trained_on
 from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.prediction.devices import choose_device
 from maskshards.train.prediction.hub_model import fetch_model, is_hub_id
@@ -36,9 +35,6 @@ from maskshards.train.prediction.image_files import PredictError
 from maskshards.train.prediction.mosaic import label_mosaic
 from maskshards.train.trainer.build import autocast_dtype, build_model
 from maskshards.train.trainer.hub_pin import with_rule
-from maskshards.train.trainer.resume import trained_rule
-
-logger = logging.getLogger(__name__)
 
 MOSAIC_PX = 1 << 26  # pixels from which an image is labelled window by window at its own scale
 BATCH_PX = 1 << 23  # pixels of the images that go through the model together
@@ -206,11 +202,7 @@ def load_model(
     config = with_rule(stored_config(checkpoint, recipe, words), state.config if state else None)
     place = choose_device(device)
     segmenter = build_model(config, place)
-    if state is not None:
-        check_position_rule(state, segmenter, str(checkpoint.path))
-        check_backbone(state, config, segmenter.backbone.digest, str(checkpoint.path))
-        for line in told_differences(state, config):
-            logger.warning("%s: %s", checkpoint.path, line)
+    check_trained_on(state, config, segmenter.backbone, str(checkpoint.path))
     load_weights(segmenter.decoder, checkpoint)
     segmenter.decoder.eval()
     names = checked_names(class_names, config, state, str(checkpoint.path))
@@ -235,15 +227,6 @@ def stored_config(checkpoint: Checkpoint, recipe: str | Path | None, overrides: 
     if config.model.dino_hub is None:
         raise PredictError("model.dino_hub is not set: which backbone was the head trained on?")
     return config
-
-
-def check_position_rule(state: TrainState, segmenter: Segmenter, where: str) -> None:
-    """PredictError if the backbone resizes its positions otherwise than in the training."""
-    if trained_rule(state) != segmenter.backbone.position_rule:
-        raise PredictError(
-            f"{where} was trained with model.position_rule={trained_rule(state)}, not "
-            f"{segmenter.backbone.position_rule}: leave the key out, and the checkpoint's is taken"
-        )
 
 
 def checked_names(

@@ -226,5 +226,5 @@ def test_the_rule_for_positions_is_the_checkpoints(recorded, rule, tmp_path):
     run = save_run(tmp_path / "run", config=config)
     assert load_model(run).segmenter.backbone.position_rule == rule
     other = {"size": "offset", "offset": "size"}[rule]
-    with pytest.raises(PredictError, match=f"position_rule={rule}, not {other}"):
+    with pytest.raises(ValueError, match=f"position_rule={rule}, not {other}"):
         load_model(run, overrides=[f"model.position_rule={other}"])

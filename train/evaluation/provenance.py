@@ -7,15 +7,27 @@ on purpose is told by name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from maskshards.shards.format.manifest import Manifest
 from maskshards.train.checkpoint.train_state import TrainState
 from maskshards.train.config.schema import ConfigError, TrainConfig
+from maskshards.train.model.backbone.architectures import trained_position_rule
+from maskshards.train.model.backbone.frozen import FrozenBackbone
+
+logger = logging.getLogger(__name__)
 
 
-def check_backbone(state: TrainState, config: TrainConfig, digest: str, where: str) -> None:
-    """ConfigError if the weights at `where` were trained on another backbone than the one now loaded."""
+def check_trained_on(
+    state: TrainState | None, config: TrainConfig, backbone: FrozenBackbone, where: str
+) -> None:
+    """ConfigError if the weights at `where` were trained on another backbone than the one now loaded, or
+    under another rule for its positions. Another mean or std is told: it may be meant.
+    """
+    if state is None:
+        return
+    digest = backbone.digest
     if (state.backbone, state.backbone_digest) != (config.model.dino_hub, digest):
         weights = config.model.weights or config.model.pretrained_weights or "its published weights"
         raise ConfigError(
@@ -23,6 +35,29 @@ def check_backbone(state: TrainState, config: TrainConfig, digest: str, where: s
             f"model.dino_hub={config.model.dino_hub} from {weights} has digest {digest}; "
             "point model.weights at the weights of the training run"
         )
+    if trained_rule(state) != backbone.position_rule:
+        raise ConfigError(
+            f"{where} was trained with model.position_rule={trained_rule(state)}, not "
+            f"{backbone.position_rule}: leave the key out, and the checkpoint's is taken"
+        )
+    for line in told_differences(state, config):
+        logger.warning("%s: %s", where, line)
+
+
+def warn_of_another_rule(state: TrainState | None, backbone: FrozenBackbone, where: str) -> None:
+    """Training may start from weights that saw features of another rule, but not unsaid."""
+    if state is not None and state.backbone == backbone.arch.name:
+        before, now = trained_rule(state), backbone.position_rule
+        if before != now:
+            logger.warning(
+                "%s was trained with model.position_rule=%s and goes on with %s: features differ by some %%",
+                *(where, before, now),
+            )
+
+
+def trained_rule(state: TrainState) -> str | None:
+    """The rule for positions that the weights beside `state` were trained under."""
+    return trained_position_rule({**state.config.get("model", {}), "dino_hub": state.backbone})
 
 
 def check_classes(trained: Sequence[str], manifest: Manifest, where: str) -> None:
@@ -43,21 +78,19 @@ def check_classes(trained: Sequence[str], manifest: Manifest, where: str) -> Non
     )
 
 
-def check_against_split(state: TrainState | None, manifest: Manifest, where: str) -> list[str]:
-    """Compare a model's facts with the split that it is to be scored on.
+def check_against_split(state: TrainState | None, manifest: Manifest, where: str) -> None:
+    """ConfigError if the model was trained on other classes than those of the split that it is scored on.
 
-    ConfigError for other classes; returns what else differs, a sentence each: the rule by which labels
-    became classes. Nothing is compared with weights that came without facts.
+    Another rule by which labels became classes is told. Nothing is compared with weights without facts.
     """
     if state is None:
-        return []
+        return
     check_classes(state.class_names, manifest, where)
-    if state.label_rule is None or state.label_rule == manifest.label_rule:
-        return []
-    return [
-        f"the label rule was {_rule(state.label_rule)} in the training shards and is "
-        f"{_rule(manifest.label_rule)} in those of {manifest.dataset!r} ({manifest.split})"
-    ]
+    if state.label_rule is not None and state.label_rule != manifest.label_rule:
+        logger.warning(
+            "%s: the label rule was %s in the training shards and is %s in those of %r (%s)",
+            *(where, _rule(state.label_rule), _rule(manifest.label_rule), manifest.dataset, manifest.split),
+        )
 
 
 def told_differences(state: TrainState, config: TrainConfig) -> list[str]:

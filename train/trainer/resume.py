@@ -17,7 +17,6 @@ from maskshards.train.checkpoint.checkpoint import (
     OPTIMIZER,
     STATE,
     WEIGHTS,
-    Checkpoint,
     CheckpointError,
     TrainState,
     check_digest,
@@ -39,8 +38,7 @@ from maskshards.train.checkpoint.retention import (
 from maskshards.train.config.load import ConfigError, flatten, to_plain
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.model.backbone.architectures import trained_position_rule
-from maskshards.train.model.backbone.frozen import FrozenBackbone
+from maskshards.train.evaluation.provenance import trained_rule, warn_of_another_rule
 from maskshards.train.optim.optimizer import load_optimizer_tensors
 from maskshards.train.tracking.metrics_log import METRICS
 from maskshards.train.trainer.build import Parts
@@ -84,7 +82,7 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
         load_weights(parts.segmenter.decoder, checkpoint)
-        warn_of_another_rule(checkpoint, parts.segmenter.backbone)
+        warn_of_another_rule(checkpoint.state, parts.segmenter.backbone, str(checkpoint.path))
         if parts.average is not None:
             parts.average.restart()
         logger.info("weights from %s; the schedule starts anew", checkpoint.path)
@@ -213,7 +211,11 @@ def continue_from(folder: Path, config: TrainConfig, parts: Parts, run: Path) ->
             folder,
             state.step,
         )
-    best = None if is_left_behind(folder) else best_score(run, state.step, config.metric_to_save)
+    best = (
+        None
+        if is_left_behind(folder)
+        else best_score(run, state.step, config.metric_to_save, parts.val_split.manifest.fingerprint)
+    )
     return Start(state.step, best, state.order)
 
 
@@ -261,8 +263,10 @@ def leaves(content: dict[str, object]) -> list[tuple[str, object]]:
     return [(key, value_at(key)) for key in flatten(content)]
 
 
-def best_score(run: Path, step: int, metric: str) -> float | None:
-    """The score of the best checkpoint written at or before `step`; None if another metric picked it."""
+def best_score(run: Path, step: int, metric: str, val_fingerprint: str | None = None) -> float | None:
+    """The score of the best checkpoint written at or before `step`; None if another metric picked it, or if
+    it was taken on another validation split than that of `val_fingerprint`, which is told.
+    """
     for folder in reversed(checkpoints_of(run, BEST)):
         try:
             state = read_state(folder / STATE)
@@ -270,6 +274,14 @@ def best_score(run: Path, step: int, metric: str) -> float | None:
             logger.warning("passing over a damaged checkpoint: %s", error)
             continue
         if state.step <= step:
+            before = state.val_fingerprint
+            if None not in (before, val_fingerprint) and before != val_fingerprint:
+                logger.warning(
+                    "the validation split was %s when %s scored %s and is %s now: scores on the two do not "
+                    "compare, and the next evaluation counts as the best",
+                    *(str(before)[:16], folder.name, state.score, str(val_fingerprint)[:16]),
+                )
+                return None
             return state.score if state.config.get("metric_to_save", metric) == metric else None
     return None
 
@@ -303,40 +315,3 @@ def state_of(
 def weights_of(parts: Parts) -> dict[str, torch.Tensor]:
     """Trainables and their buffers under the reference's key names; never the backbone."""
     return dict(parts.segmenter.decoder.state_dict())
-
-
-def check_trained_on(checkpoint: Checkpoint, config: TrainConfig, backbone: FrozenBackbone) -> None:
-    """ConfigError if `checkpoint` says that it was trained on another backbone than the one now loaded."""
-    state = checkpoint.state
-    if state is None:
-        return
-    if (state.backbone, state.backbone_digest) != (config.model.dino_hub, backbone.digest):
-        raise ConfigError(
-            f"{checkpoint.path} was trained on {state.backbone} with weights {state.backbone_digest[:16]}, "
-            f"but model.dino_hub={config.model.dino_hub} has weights {backbone.digest[:16]}; "
-            "name the backbone of that run"
-        )
-    if trained_rule(state) != backbone.position_rule:
-        raise ConfigError(
-            f"{checkpoint.path} was trained with model.position_rule={trained_rule(state)}, not "
-            f"{backbone.position_rule}: leave the key out, and the checkpoint's is taken"
-        )
-
-
-def warn_of_another_rule(checkpoint: Checkpoint, backbone: FrozenBackbone) -> None:
-    """Training may start from weights that saw features of another rule, but not unsaid."""
-    state = checkpoint.state
-    if state is not None and state.backbone == backbone.arch.name:
-        before, now = trained_rule(state), backbone.position_rule
-        if before != now:
-            logger.warning(
-                "%s was trained with model.position_rule=%s and goes on with %s: features differ by some %%",
-                checkpoint.path,
-                before,
-                now,
-            )
-
-
-def trained_rule(state: TrainState) -> str | None:
-    """The rule for positions that the weights beside `state` were trained under."""
-    return trained_position_rule({**state.config.get("model", {}), "dino_hub": state.backbone})

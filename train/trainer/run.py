@@ -14,6 +14,7 @@ from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.evaluation.metrics import EvalResult
+from maskshards.train.evaluation.provenance import check_against_split, check_trained_on
 from maskshards.train.evaluation.results import write_results
 from maskshards.train.tracking.data_order import OrderChain
 from maskshards.train.tracking.metrics_log import MetricsFile
@@ -30,7 +31,7 @@ from maskshards.train.trainer.diagnosis import Diagnosis
 from maskshards.train.trainer.guards import Guard
 from maskshards.train.trainer.hub_pin import like_last_run, with_commit, with_rule
 from maskshards.train.trainer.loop import train
-from maskshards.train.trainer.resume import begin, check_trained_on
+from maskshards.train.trainer.resume import begin
 from maskshards.train.trainer.run_folder import run_folder
 from maskshards.train.trainer.session import Session
 from maskshards.train.trainer.validate import score_split
@@ -92,8 +93,9 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         trained = checkpoint.state.config if checkpoint.state else None
         config = with_rule(with_commit(config, trained), trained)
         split = open_validation_split(config)
+        check_against_split(checkpoint.state, split.manifest, str(checkpoint.path))
         segmenter = build_model(config, ranks.device)
-        check_trained_on(checkpoint, config, segmenter.backbone)
+        check_trained_on(checkpoint.state, config, segmenter.backbone, str(checkpoint.path))
         load_weights(segmenter.decoder, checkpoint)
         result = score_split(config, ranks, stop, segmenter, split)
         if ranks.is_first:

@@ -12,9 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from maskshards.shards.storage.file_lock import LockedError, held
+from maskshards.train.checkpoint.checkpoint import FINAL
 from maskshards.train.checkpoint.checkpoint import FOLDER as CHECKPOINTS
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.tracking.metrics_log import METRICS
 from maskshards.train.tracking.tensorboard import FOLDER as BOARDS
 from maskshards.train.trainer.build import NONFINITE
 
@@ -42,10 +44,22 @@ def run_folder(config: TrainConfig, ranks: Ranks) -> Iterator[Path]:
                 f"output_dir {folder}: another run is writing here ({error.holder or 'it left no name'}); "
                 "let it end, or stop it and say resume_from=auto, or name another folder"
             ) from error
+        if config.load_from is not None:
+            check_no_run(folder)
         return str(folder)
 
     with ExitStack() as stack:
         yield Path(ranks.from_first(claim))
+
+
+def check_no_run(folder: Path) -> None:
+    """ConfigError if a training ran in this folder: an evaluation would overwrite its files."""
+    for name in (METRICS, FINAL, CHECKPOINTS):
+        if (folder / name).exists():
+            raise ConfigError(
+                f"output_dir {folder} holds a training ({name}), whose config.yaml and results an evaluation "
+                f"would overwrite; name another folder, for example output_dir={folder / 'evaluation'}"
+            )
 
 
 def check_place(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """What must agree between a model and its data is an error with the first class that differs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,11 @@ from maskshards.train.config.load import to_plain
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.evaluation.provenance import (
     check_against_split,
-    check_backbone,
     check_classes,
+    check_trained_on,
     told_differences,
+    trained_rule,
+    warn_of_another_rule,
 )
 
 RULE = {"num_classes": 3, "reduce_zero_label": False}
@@ -24,11 +28,19 @@ STATE = TrainState(
 )
 
 
-def test_the_same_is_silent():
-    assert check_against_split(STATE, MANIFEST, "x.pth") == []
-    assert check_against_split(None, MANIFEST, "x.pth") == []
+def backbone(digest: str = "d" * 8, rule: str | None = None) -> Any:
+    arch = SimpleNamespace(name="dinov3_tiny16")
+    return SimpleNamespace(digest=digest, position_rule=rule, arch=arch)
+
+
+def test_the_same_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    check_against_split(STATE, MANIFEST, "x.pth")
+    check_against_split(None, MANIFEST, "x.pth")
+    check_trained_on(STATE, CONFIG, backbone(), "x.pth")
+    check_trained_on(None, CONFIG, backbone(), "x.pth")
+    warn_of_another_rule(STATE, backbone(), "x.pth")
     assert told_differences(STATE, CONFIG) == []
-    check_backbone(STATE, CONFIG, "d" * 8, "x.pth")
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
@@ -46,18 +58,30 @@ def test_other_classes_are_an_error_with_the_first_that_differs(names, words):
         check_against_split(replace(STATE, class_names=names), MANIFEST, "x.pth")
 
 
-def test_another_label_rule_is_told():
+def test_another_label_rule_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    check_against_split(replace(STATE, label_rule=None), MANIFEST, "x.pth")  # of an older version
+    assert caplog.text == ""
     other = replace(STATE, label_rule={"num_classes": 3, "reduce_zero_label": True})
-    (line,) = check_against_split(other, MANIFEST, "x.pth")
-    assert "was num_classes=3, reduce_zero_label=True in the training shards and is num_classes=3, " in line
-    assert check_against_split(replace(STATE, label_rule=None), MANIFEST, "x.pth") == []
+    check_against_split(other, MANIFEST, "x.pth")
+    assert (
+        "was num_classes=3, reduce_zero_label=True in the training shards and is num_classes=3, "
+        in caplog.text
+    )
 
 
-def test_another_backbone_is_an_error():
+def test_another_backbone_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"digest dddddddd, but .* has digest eeee"):
-        check_backbone(STATE, CONFIG, "eeee", "x.pth")
+        check_trained_on(STATE, CONFIG, backbone("eeee"), "x.pth")
     with pytest.raises(ConfigError, match="trained on the backbone dinov2_tiny14"):
-        check_backbone(replace(STATE, backbone="dinov2_tiny14"), CONFIG, "d" * 8, "x.pth")
+        check_trained_on(replace(STATE, backbone="dinov2_tiny14"), CONFIG, backbone(), "x.pth")
+    with pytest.raises(ConfigError, match="position_rule=None, not size"):
+        check_trained_on(STATE, CONFIG, backbone(rule="size"), "x.pth")
+
+
+def test_starting_from_another_rule_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert trained_rule(STATE) is None
+    warn_of_another_rule(STATE, backbone(rule="size"), "x.pth")
+    assert "model.position_rule=None and goes on with size" in caplog.text
 
 
 def test_another_scale_of_pixels_is_told():

@@ -19,13 +19,13 @@ from maskshards.train.checkpoint.retention import prune
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.evaluation.provenance import check_trained_on
 from maskshards.train.optim.optimizer import optimizer_tensors
 from maskshards.train.trainer.build import Parts, build_parts
 from maskshards.train.trainer.resume import (
     Start,
     begin,
     best_score,
-    check_trained_on,
     newest_whole,
     state_of,
     weights_of,
@@ -184,15 +184,27 @@ def test_a_half_removed_best_stops_no_run(
     assert "passing over a damaged checkpoint" in caplog.text
 
 
+def test_a_score_of_another_validation_split_counts_no_more(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = state_of(load_config(arguments), parts, 8, 50.0)
+    save_best(tmp_path, state, weights_of(parts))
+    assert best_score(tmp_path, 8, "mIoU", state.val_fingerprint) == 50.0
+    assert best_score(tmp_path, 8, "mIoU", "another") is None
+    assert f"the validation split was {str(state.val_fingerprint)[:16]} when best-00000008" in caplog.text
+    save_best(tmp_path, replace(state, val_fingerprint=None), weights_of(parts))  # of an older version
+    assert best_score(tmp_path, 8, "mIoU", "another") == 50.0
+
+
 def test_scores_come_from_the_backbone_that_was_trained_on(
     arguments: list[str], parts: Parts, tmp_path: Path
 ) -> None:
     config = load_config(arguments)
     checkpoint = read_checkpoint(save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts)))
-    check_trained_on(checkpoint, config, parts.segmenter.backbone)
+    check_trained_on(checkpoint.state, config, parts.segmenter.backbone, "x")
     parts.segmenter.backbone.digest = "another"
-    with pytest.raises(ConfigError, match="was trained on dinov3_tiny16"):
-        check_trained_on(checkpoint, config, parts.segmenter.backbone)
+    with pytest.raises(ConfigError, match="was trained on the backbone dinov3_tiny16"):
+        check_trained_on(checkpoint.state, config, parts.segmenter.backbone, "x")
 
 
 def test_a_run_without_one_whole_checkpoint_is_not_started_anew(
@@ -374,13 +386,13 @@ def test_another_rule_for_positions_than_the_checkpoints_is_refused(
     with pytest.raises(ConfigError, match=r"model\.position_rule was offset and is size now"):
         begin(config, ALONE, by_size, tmp_path)
     with pytest.raises(ConfigError, match=r"trained with model\.position_rule=offset, not size"):
-        check_trained_on(read_checkpoint(folder), config, by_size.segmenter.backbone)
+        check_trained_on(read_checkpoint(folder).state, config, by_size.segmenter.backbone, "x")
     without_rule(folder)
     assert begin(config, ALONE, by_size, tmp_path).step == 4
     with pytest.raises(ConfigError, match=r"model\.position_rule was size and is offset now"):
         begin(config, ALONE, published, tmp_path)
     with pytest.raises(ConfigError, match=r"trained with model\.position_rule=size, not offset"):
-        check_trained_on(read_checkpoint(folder), config, published.segmenter.backbone)
+        check_trained_on(read_checkpoint(folder).state, config, published.segmenter.backbone, "x")
 
 
 def test_starting_from_weights_of_another_rule_is_said(

@@ -11,6 +11,7 @@ from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.tracking.metrics_log import read_metrics
 from maskshards.train.trainer.run import run
+from tests.train.conftest import CLASSES, write_shards
 
 ALONE = Ranks(World(), torch.device("cpu"))
 
@@ -38,6 +39,25 @@ def test_load_from_evaluates_what_training_left(arguments: list[str], tmp_path: 
     assert (tmp_path / "e" / "results-semantic-segmentation.csv").is_file()
 
 
+def test_an_evaluation_never_overwrites_a_training(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"holds a training \(metrics\.jsonl\).*name another folder"):
+        go([*arguments, f"load_from={tmp_path / 'run'}"])
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_scores_under_other_class_names_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    go(arguments)
+    other = tmp_path / "other"
+    write_shards(other, "training", range(4), (CLASSES[1], CLASSES[0], CLASSES[2]))
+    write_shards(other, "validation", range(100, 104), (CLASSES[1], CLASSES[0], CLASSES[2]))
+    words = [f"load_from={tmp_path / 'run'}", f"output_dir={tmp_path / 'e'}", f"datasets.root={other}"]
+    with pytest.raises(ConfigError, match="class 0 is 'ground' in the model and 'box' in the shards; they"):
+        go([*arguments, *words])
+    assert not (tmp_path / "e" / "results-semantic-segmentation.csv").exists()
+
+
 def test_max_val_samples_limits_the_evaluation(arguments: list[str], tmp_path: Path) -> None:
     assert "over 3 images" in go([*arguments, "eval.max_val_samples=3"])
 
@@ -57,14 +77,14 @@ def test_a_checkpoint_of_another_model_is_refused(arguments: list[str], tmp_path
     go(arguments)
     weights = f"load_from={tmp_path / 'run' / 'model_final.pth'}"
     with pytest.raises(CheckpointError, match=r"is of another model: .*missing"):
-        go([*arguments, weights, "decoder_head.type=m2f"])
+        go([*arguments, weights, f"output_dir={tmp_path / 'e'}", "decoder_head.type=m2f"])
 
 
 def test_another_backbone_than_the_checkpoints_is_refused(arguments: list[str], tmp_path: Path) -> None:
     go(arguments)
-    weights = f"load_from={tmp_path / 'run' / 'model_final.pth'}"
-    with pytest.raises(ConfigError, match="trained on dinov3_tiny16"):
-        go([*arguments, weights, "model.dino_hub=dinov2_tiny14", "eval.crop_size=56", "eval.stride=28"])
+    words = [f"load_from={tmp_path / 'run' / 'model_final.pth'}", f"output_dir={tmp_path / 'e'}"]
+    with pytest.raises(ConfigError, match="trained on the backbone dinov3_tiny16"):
+        go([*arguments, *words, "model.dino_hub=dinov2_tiny14", "eval.crop_size=56", "eval.stride=28"])
 
 
 def test_an_output_folder_that_is_a_file(arguments: list[str], tmp_path: Path) -> None:
