@@ -24,8 +24,8 @@ from maskshards.train.bench.cuda_rules import CudaRules
 from maskshards.train.config.schema import DecoderConfig
 from maskshards.train.model.backbone.architectures import architecture
 from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.heads.mask2former import MaskDecoder
 from maskshards.train.model.ops import deformable_attention
-from maskshards.train.model.segmenter import MaskDecoder
 
 CASES = [
     ("dinov3_vits16", 256),

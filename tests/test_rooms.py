@@ -21,10 +21,10 @@ ORDER = {
     # First the facts that need no torch, which the configuration is checked against.
     "train": (
         "keys", "model.backbone.architectures", "model.heads.rules", "losses.settings",
-        "config", "model.ops", "model.backbone", "checkpoint", "model.heads", "model", "evaluation", "report",
-        "distributed", "tracking", "losses", "optim", "trainer", "prediction", "predictor", "api", "predict",
-        "export", "bench",
-        "__main__",
+        "config", "model.ops", "model.backbone", "checkpoint", "model.heads.prediction", "losses",
+        "model.heads", "model", "evaluation", "report", "distributed", "tracking", "optim", "trainer",
+        "prediction", "predictor", "api", "predict",
+        "export", "bench", "__main__",
     ),
 }  # fmt: skip
 

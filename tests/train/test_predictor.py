@@ -49,7 +49,7 @@ def test_labels_are_those_of_the_segmenter_asked_by_hand(model):
     expected = model.segmenter.scores(pixels)[0].argmax(0).numpy()
     found = model.predict(image)
     assert found.dtype == np.uint8
-    assert len(np.unique(found)) > (model.segmenter.kind == "linear")
+    assert len(np.unique(found)) > (model.segmenter.decoder.rules.name == "linear")
     assert np.array_equal(found, expected)
     assert evaluation_settings(config).inference == model.settings
 

@@ -32,6 +32,8 @@ from maskshards.train.config.load import load_config, read_recipe, split_argumen
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.evaluation.evaluate import evaluation_settings
 from maskshards.train.evaluation.inference import label_maps
+from maskshards.train.model.heads.mask2former import Mask2Former
+from maskshards.train.model.heads.registry import head_called
 from maskshards.train.tracking.phase_timer import HOST_PHASE, PhaseClock
 from maskshards.train.trainer.build import autocast_dtype, open_training_split
 
@@ -125,7 +127,7 @@ def bench(config: TrainConfig, options: argparse.Namespace) -> Report:
     report = Report(name, torch.__version__, {**model, "input": config.datasets.root})
     if options.only in (None, "step"):
         measure_steps(config, options, device, report)
-    if config.decoder_head.type == "m2f" and (
+    if isinstance(head_called(config.decoder_head.type), Mask2Former) and (
         options.only == "loss" or (options.only is None and options.compare)
     ):
         report.loss_ms = loss_ms(config, device, options.warmup, options.steps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +19,18 @@ from maskshards.shards.augment.targets import class_masks
 from maskshards.shards.batch import CropBatch, RaggedBatch
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
-from maskshards.train.losses.matched_loss import linear_loss
 from maskshards.train.model.compile import begin_step, compile_in_place, uses_cuda_graphs
+from maskshards.train.model.heads.mask2former import MaskLoss
 from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.heads.registry import head_called
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.optim.optimizer import build_optimizer, clip_gradients
 from maskshards.train.tracking.phase_timer import PhaseClock, mark_after, phase_modules
-from maskshards.train.trainer.build import autocast_dtype, build_matched_loss, build_model, crop_settings
+from maskshards.train.trainer.build import autocast_dtype, build_model, crop_settings
 from maskshards.train.trainer.step import drops_on
 
-Loss = Callable[[Sequence[Prediction], CropBatch], Tensor]
+Loss = Callable[[Any, CropBatch], Tensor]  # of a head's answer
 
 
 @dataclass
@@ -109,19 +111,16 @@ def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = Fa
 
 
 def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Loss:
-    """The loss as a function of predictions and crops."""
-    if config.decoder_head.type == "linear":
-        return lambda logits, crops: linear_loss(logits, crops)  # type: ignore[arg-type]
-    wanted = config.m2f_train
-    if reference:
+    """The loss as a function of the head's answer and crops."""
+    loss, wanted = head_called(config.decoder_head.type).loss(config), config.m2f_train
+    if reference and isinstance(loss, MaskLoss):
         layered = MaskClassificationLoss(
             wanted.num_points, wanted.oversample_ratio, wanted.importance_sample_ratio,
             wanted.mask_coefficient, wanted.dice_coefficient, wanted.class_coefficient,
             config.decoder_head.num_classes, wanted.no_object_coefficient,
         ).to(device)  # fmt: skip
         return lambda predictions, crops: layer_by_layer(layered, predictions, crops)
-    matched = build_matched_loss(config)
-    return lambda predictions, crops: matched(predictions, crops, seed=config.seed, world_reduce=None).total
+    return lambda answer, crops: loss(answer, crops, seed=config.seed, reduce=None).total
 
 
 def layer_by_layer(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskshards.shards.storage.atomic_write import replacing, write_through
 from maskshards.train.checkpoint.checkpoint import TrainState
+from maskshards.train.model.heads.rules import HeadRules, head_rules
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "maskshards"
@@ -64,7 +65,7 @@ def write_folder(folder: Path, state: TrainState, weights: dict[str, Tensor]) ->
         "config": shareable(state.config),
         "digests": {WEIGHTS: hashlib.sha256(data).hexdigest()},
         "model_type": MODEL_TYPE,
-        "architectures": ["MaskDecoder" if head_of(state)["type"] == "m2f" else "LinearDecoder"],
+        "architectures": [head_of(state).decoder],
         "id2label": {str(k): name for k, name in enumerate(state.class_names)},
         "label2id": {name: k for k, name in enumerate(state.class_names)},
     }
@@ -94,17 +95,17 @@ def is_local(weights: str) -> bool:
     return Path(weights).exists() or weights.count("/") != 1 or weights.startswith((".", "~", "/"))
 
 
-def head_of(state: TrainState) -> dict[str, Any]:
-    return dict(state.config["decoder_head"])
+def head_of(state: TrainState) -> HeadRules:
+    return head_rules(str(state.config["decoder_head"]["type"]))
 
 
 def model_card(state: TrainState) -> str:
     """README.md of the folder, with a script that loads it."""
-    is_m2f = head_of(state)["type"] == "m2f"
+    head = head_of(state)
     metric = state.config.get("metric_to_save", "score")
     return _CARD.format(
-        tags=f", {state.backbone.split('_')[0]}" + (", mask2former" if is_m2f else ""),
-        kind="Mask2Former head with a ViT adapter" if is_m2f else "Linear head",
+        tags="".join(f", {tag}" for tag in (state.backbone.split("_")[0], *head.tags)),
+        kind=head.title,
         backbone=state.backbone,
         num_classes=len(state.class_names),
         step=state.step,

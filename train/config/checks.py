@@ -24,7 +24,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 def check_training(config: TrainConfig) -> None:
-    """What training needs beyond evaluation: a crop that the head can take, and terms that exist."""
+    """What training needs beyond evaluation: a split, and a crop that the head can take."""
     train = config.transforms.train
     if train.img_size is None or train.crop_size is None:
         raise ConfigError(
@@ -36,10 +36,6 @@ def check_training(config: TrainConfig) -> None:
         check_side(config, "transforms.train.crop_size", side)
     if not config.datasets.train:
         raise ConfigError("datasets.train is not set; name the split, for example datasets.train=training")
-    if config.decoder_head.type == "linear" and config.train.diceloss_weight:
-        raise ConfigError(
-            "train.diceloss_weight: the linear head trains with cross entropy only; set it to 0"
-        )
 
 
 def check_side(config: TrainConfig, key: str, side_px: int) -> None:

@@ -50,8 +50,15 @@ class OptimizerConfig:
 class LinearLossConfig:
     """`train`: the loss of the linear head."""
 
-    diceloss_weight: float = key(0.0, "always 0 for the linear head, which has cross entropy only")
+    diceloss_weight: float = key(0.0, "always 0: the linear head has cross entropy only")
     celoss_weight: float = key(1.0, "weight of the linear head's cross entropy")
+
+    def check(self) -> None:
+        """ConfigError for a term that does not exist."""
+        if self.diceloss_weight:
+            raise ConfigError(
+                "train.diceloss_weight: the linear head trains with cross entropy only; set it to 0"
+            )
 
 
 @dataclass

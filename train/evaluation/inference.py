@@ -168,7 +168,7 @@ def probability_maps(
     """
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     totals = [_zeros(segmenter.num_classes, image) for image in images]
-    bounded = is_single(settings) and segmenter.kind == "m2f"
+    bounded = is_single(settings) and segmenter.decoder.rules.scores_are_shares
     for number, mirrored, scores in _scores_of_variants(segmenter, images, settings, autocast_dtype):
         for rows, strip in _strips(scores, sizes[number]):
             strip = strip.flip(-1) if mirrored else strip

@@ -2,8 +2,8 @@
 
 Only training runs compiled: there every batch has one shape, so each piece is compiled once. Evaluation
 meets windows and images of many sizes and runs eagerly (`Segmenter.scores`), so it never compiles again and
-scores do not depend on the choice. The pieces are the backbone's blocks (which share one program), the
-adapter, the pixel decoder and the query decoder, or the linear head. Pieces rather than one whole, because a
+scores do not depend on the choice. The pieces are the backbone's blocks (which share one program), and those
+that the head names. Pieces rather than one whole, because a
 phase clock hooks between them.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from maskshards.train.model.backbone.frozen import blocks_of
 from maskshards.train.model.segmenter import Segmenter
@@ -33,7 +32,7 @@ def compile_in_place(segmenter: Segmenter, what: str, **options: Any) -> None:
     torch._dynamo.config.optimize_ddp = False
     segmenter.backbone.compile_blocks(**options)
     if what == "model":
-        for piece in trained_pieces(segmenter):
+        for piece in segmenter.decoder.pieces():
             # nn.Module.compile would take the piece's hooks into the graph, and a clock must not be traced.
             piece.__dict__["forward"] = torch.compile(piece.forward, **options)
     segmenter.compiled = True
@@ -43,17 +42,9 @@ def run_eagerly(segmenter: Segmenter) -> None:
     """Take back what `compile_in_place` did: forwards are the modules' own again."""
     for block in blocks_of(segmenter.backbone.vit):
         block._compiled_call_impl = None
-    for piece in trained_pieces(segmenter):
+    for piece in segmenter.decoder.pieces():
         piece.__dict__.pop("forward", None)
     segmenter.compiled = False
-
-
-def trained_pieces(segmenter: Segmenter) -> list[nn.Module]:
-    """The decoder's modules that are compiled, one graph each."""
-    adapter, head = segmenter.decoder.segmentation_model
-    if segmenter.kind == "linear":
-        return [head]
-    return [adapter, *head.children()]
 
 
 def uses_cuda_graphs(mode: str) -> bool:

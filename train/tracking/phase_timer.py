@@ -91,16 +91,7 @@ def mark_after(clock: PhaseClock, modules: dict[str, nn.Module]) -> Callable[[],
 
 def phase_modules(segmenter: Segmenter) -> dict[str, nn.Module]:
     """The modules whose forward ends a phase, by the phase's name, in the order in which they run."""
-    adapter, head = segmenter.decoder.segmentation_model
-    if segmenter.kind == "linear":
-        return {"backbone": segmenter.backbone, "linear head": head}
-    parts = dict(head.named_children())
-    return {
-        "backbone": segmenter.backbone,
-        "adapter": adapter,
-        "pixel decoder": parts["pixel_decoder"],
-        "query decoder": parts["predictor"],
-    }
+    return {"backbone": segmenter.backbone, **segmenter.decoder.phases()}
 
 
 class StepPhases:

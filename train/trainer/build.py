@@ -22,17 +22,17 @@ from maskshards.shards.order.selection import Selection, whole
 from maskshards.train.config.data import LSJ, split_url
 from maskshards.train.config.schema import ConfigError, ModelDtype, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
-from maskshards.train.losses.matched_loss import MatchedLoss
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import compile_in_place
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
+from maskshards.train.model.heads.registry import head_called
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.model.ops.sync_batch_norm import sync_batch_norms
 from maskshards.train.model.segmenter import Segmenter, build_segmenter
 from maskshards.train.optim.ema import Ema
 from maskshards.train.optim.lr_schedule import Schedule, build_schedule
 from maskshards.train.optim.optimizer import build_optimizer
-from maskshards.train.trainer.step import Forward, MaskObjective, Objective, PixelObjective
+from maskshards.train.trainer.step import Objective
 
 NONFINITE = "nonfinite"  # folder in a run for what was not finite
 
@@ -166,24 +166,18 @@ def count_micro_steps(config: TrainConfig, ranks: Ranks) -> int:
 
 def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, decoder: nn.Module) -> Objective:
     """What turns a batch into a loss, for the head of `config`; `decoder` is the segmenter's, wrapped."""
-    forward = Forward(
+    return Objective(
         segmenter,
         decoder,
+        head_called(config.decoder_head.type).loss(config),
         crop_settings(config),
         config.seed,
         ranks.device,
         autocast_dtype(config, ranks.device),
         crops_by_position=config.datasets.repeat_threshold is not None,
+        reduce=ranks.sum if ranks.world.num_ranks > 1 else None,
+        dump_dir=nonfinite_folder(config),
     )
-    reduce = ranks.sum if ranks.world.num_ranks > 1 else None
-    if config.decoder_head.type == "linear":
-        return PixelObjective(forward, config.train.celoss_weight, reduce)
-    return MaskObjective(forward, build_matched_loss(config), reduce, nonfinite_folder(config))
-
-
-def build_matched_loss(config: TrainConfig) -> MatchedLoss:
-    """The loss of the m2f head, as `m2f_train` shapes it."""
-    return MatchedLoss(config.m2f_train, config.decoder_head.num_classes, fused=config.fused_kernels)
 
 
 def nonfinite_folder(config: TrainConfig) -> Path:

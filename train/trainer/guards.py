@@ -9,8 +9,7 @@ linear head matches nothing: there a copy of one number goes along with each ste
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,9 +105,3 @@ class Guard:
         if self.skipped > self.config.max_skipped:
             raise NonFiniteError(f"{message}\n{self.skipped} such steps, guards.max_skipped allows fewer")
         logger.error("%s\nthe step was left out", message)
-
-
-def poisoned(predictions: Iterable[Any]) -> Tensor:
-    """A loss that is NaN and reaches every parameter: how one rank tells all that a step cannot count."""
-    sums = [p.class_logits.float().sum() + p.mask_logits.float().sum() for p in predictions]
-    return torch.stack(sums).sum() * torch.nan

@@ -82,7 +82,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
     segmenter, folder = parts.segmenter, nonfinite_folder(config)
     diagnosis = Diagnosis(ranks, segmenter, segmenter.decoder, parts.objective.alone, folder)
-    carried = parts.objective.carries
+    carried = parts.objective.loss.carries
     return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis, carried=carried)
 
 

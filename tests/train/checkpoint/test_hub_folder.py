@@ -53,7 +53,7 @@ def trained(kind: str = "linear") -> tuple[Segmenter, TrainState]:
 
 def classifier_of(segmenter: Segmenter) -> nn.Module:
     head = segmenter.decoder.segmentation_model[1]
-    return head.conv if segmenter.kind == "linear" else head.predictor.class_embed
+    return head.conv if segmenter.decoder.rules.name == "linear" else head.predictor.class_embed
 
 
 @pytest.fixture(params=["linear", "m2f"])
@@ -84,7 +84,7 @@ def test_the_folder_is_a_checkpoint_that_loads_strictly(shared: tuple[Path, Segm
     checkpoint = read_checkpoint(folder)
     assert checkpoint.state is not None
     assert checkpoint.state.class_names == NAMES
-    fresh, _ = trained(segmenter.kind)
+    fresh, _ = trained(segmenter.decoder.rules.name)
     with torch.no_grad():
         classifier_of(fresh).weight.zero_()
     load_weights(fresh.decoder, checkpoint)

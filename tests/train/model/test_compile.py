@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskshards.train.model.backbone.load import load_backbone
-from maskshards.train.model.compile import begin_step, compile_in_place, trained_pieces, uses_cuda_graphs
+from maskshards.train.model.compile import begin_step, compile_in_place, uses_cuda_graphs
 from maskshards.train.model.heads import pixel_decoder
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.heads.prediction import Prediction
@@ -160,7 +160,7 @@ def test_nothing_is_compiled_where_nothing_is_asked_for() -> None:
 def test_the_pieces_are_all_that_trains() -> None:
     for kind, number in (("m2f", 3), ("linear", 1)):
         segmenter = tiny(kind)
-        pieces = trained_pieces(segmenter)
+        pieces = segmenter.decoder.pieces()
         assert len(pieces) == number
         assert list(nn.ModuleList(pieces).parameters()) == list(segmenter.decoder.parameters())
 

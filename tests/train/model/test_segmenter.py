@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from maskshards.train.keys import ConfigError
 from maskshards.train.model.backbone.architectures import ModelError
 from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.heads.mask2former import semantic_scores
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops.sync_batch_norm import SyncedBatchNorm, sync_batch_norms
-from maskshards.train.model.segmenter import Segmenter, build_segmenter, semantic_scores
+from maskshards.train.model.segmenter import Segmenter, build_segmenter
 
 
 @dataclass

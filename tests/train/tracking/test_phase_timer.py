@@ -56,13 +56,18 @@ def test_hooks_mark_after_each_module_until_removed() -> None:
     assert list(clock.medians_ms(0)) == ["a", "b", "step"]
 
 
+class Answering(nn.Module):
+    """A decoder that names its phases."""
+
+    def phases(self) -> dict[str, nn.Module]:
+        return {"linear head": self.segmentation_model[1]}
+
+
 class Model:
     """What StepPhases looks at of a segmenter with a linear head."""
 
-    kind = "linear"
-
     def __init__(self) -> None:
-        self.backbone, self.decoder = nn.Linear(1, 1), nn.Module()
+        self.backbone, self.decoder = nn.Linear(1, 1), Answering()
         self.decoder.segmentation_model = nn.ModuleList([nn.Identity(), nn.Linear(1, 1)])
 
     def step(self, phases: StepPhases) -> None:

@@ -9,6 +9,7 @@ from maskshards.shards.order.order import World
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError
 from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.model.heads.mask2former import MaskLoss
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.trainer.build import (
     autocast_dtype,
@@ -19,7 +20,6 @@ from maskshards.train.trainer.build import (
     open_training_split,
     select,
 )
-from maskshards.train.trainer.step import MaskObjective
 
 ALONE = Ranks(World(), torch.device("cpu"))
 
@@ -51,8 +51,8 @@ def test_fused_kernels_reach_every_part_that_has_them(tiny_run: list[str], on: b
     parts = build_parts(load_config([*tiny_run, f"fused_kernels={on}"]), ALONE)
     modules = list(parts.segmenter.decoder.modules())
     assert [module.fused for module in modules if isinstance(module, DeformableAttention)] == [on] * 12
-    assert isinstance(parts.objective, MaskObjective)
-    assert parts.objective.loss.fused == on
+    assert isinstance(parts.objective.loss, MaskLoss)
+    assert parts.objective.loss.matched.fused == on
 
 
 def test_the_seed_makes_the_head(tiny_run: list[str]) -> None:

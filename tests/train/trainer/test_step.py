@@ -9,7 +9,7 @@ from maskshards.shards.order.order import World
 from maskshards.train.config.load import load_config
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.trainer.build import Parts, build_parts, open_loader
-from maskshards.train.trainer.step import Losses, PixelObjective, drops_on
+from maskshards.train.trainer.step import Losses, drops_on
 
 ALONE = Ranks(World(), torch.device("cpu"))
 
@@ -86,7 +86,6 @@ def test_the_linear_head_divides_by_the_pixels_of_all_ranks(tiny_run: list[str])
     parts = build_parts(config, ALONE)
     with open_loader(config, ALONE, parts.selection, 0) as loader:
         batch = next(islice(loader, 1))
-    assert isinstance(parts.objective, PixelObjective)
     two = replace(parts.objective, reduce=lambda numbers: numbers + torch.tensor([0, 1]))
     assert two(batch).total.item() == pytest.approx(2 * parts.objective(batch).total.item())
 
@@ -124,4 +123,4 @@ def test_the_matching_carries_a_value_to_the_host(
     with open_loader(load_config(tiny_run), ALONE, parts.selection, 0) as loader:
         losses = parts.objective(next(iter(loader)), torch.tensor([0.75]))
     assert losses.carried == carried
-    assert parts.objective.carries is (carried is not None)
+    assert parts.objective.loss.carries is (carried is not None)

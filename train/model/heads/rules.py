@@ -37,6 +37,10 @@ class HeadRules:
     num_maps: int | None  # blocks of the backbone that it reads; None: any number
     coarsest_stride_px: int  # of the maps that it makes of the image; 1 where it makes none
     has_width: bool  # whether `hidden_dim` shapes it
+    scores_are_shares: bool  # whether its scores are bounded, as sums of probabilities are
+    decoder: str  # name of the class of its trained part
+    title: str  # of a model card
+    tags: tuple[str, ...] = ()  # of a model card
 
     def size_multiple(self, patch_px: int) -> int:
         """What both sides of an input must divide by, px."""
@@ -67,11 +71,19 @@ HEAD_RULES = MappingProxyType(
     {
         rules.name: rules
         for rules in (
-            HeadRules("m2f", num_maps=4, coarsest_stride_px=32, has_width=True),
-            HeadRules("linear", num_maps=None, coarsest_stride_px=1, has_width=False),
+            HeadRules(
+                "m2f", num_maps=4, coarsest_stride_px=32, has_width=True, scores_are_shares=True,
+                decoder="MaskDecoder",
+                title="Mask2Former head with a ViT adapter", tags=("mask2former",),
+            ),
+            HeadRules(
+                "linear", num_maps=None, coarsest_stride_px=1, has_width=False, scores_are_shares=False,
+                decoder="LinearDecoder",
+                title="Linear head",
+            ),
         )
     }
-)
+)  # fmt: skip
 
 
 def head_rules(name: str) -> HeadRules:
