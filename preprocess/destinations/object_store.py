@@ -13,21 +13,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import fsspec
-
 from maskshards.preprocess.destinations.local import Destination, build_files
 from maskshards.preprocess.errors import BuildError
+from maskshards.shards.errors import StoreError
 from maskshards.shards.format.index import INDEX_NAME, SampleEntry
 from maskshards.shards.format.index_parquet import write_index
 from maskshards.shards.format.manifest import MANIFEST_NAME, Manifest, finish_manifest
+from maskshards.shards.storage.object_store import PACKAGES, file_system, sha256_of, tried
+from maskshards.shards.storage.retry import PATIENT, Transient
 
-SCHEMES = ("s3", "gs", "hf", "memory")
-ATTEMPTS = 3  # of each operation; a connection may fail in the middle
-READ_BYTES = 8 << 20
+PATIENCE = PATIENT  # as for reading
 Answer = TypeVar("Answer")
 
 
@@ -67,16 +65,16 @@ class ObjectDestination(Destination):
 
         def put(files: Any, target: str) -> None:
             files.put_file(str(path), target)
-            found = _sha256(files, target)
+            found = sha256_of(files, target)
             if found != sha256:
-                raise TransferError(f"sha256 {found} arrived, {sha256} was sent")
+                raise Transient(f"sha256 {found} arrived, {sha256} was sent")
 
         self._try("write", name, put)
 
     def sha256(self, name: str) -> str | None:
         """See Destination; reads the whole object."""
         try:
-            found: str = self._try("read", name, _sha256)
+            found: str = self._try("read", name, sha256_of)
         except FileNotFoundError:
             return None
         return found
@@ -84,7 +82,7 @@ class ObjectDestination(Destination):
     def names(self) -> tuple[str, ...]:
         """See Destination."""
         found: list[str] = self._try("list", "", lambda files, path: files.find(path))
-        base = file_system(self.url)._strip_protocol(self.url).rstrip("/") + "/"
+        base = self._driver()._strip_protocol(self.url).rstrip("/") + "/"
         return tuple(sorted(path.partition(base)[2] for path in found))
 
     def remove(self, name: str) -> None:
@@ -111,49 +109,35 @@ class ObjectDestination(Destination):
         return self.url
 
     def _try(self, verb: str, name: str, do: Callable[[Any, str], Answer]) -> Answer:
-        """Do it, again if it fails. On reading, FileNotFoundError passes; all else ends as TransferError."""
+        """Do it, again while its failure may pass. On reading, FileNotFoundError passes; all else ends as
+        TransferError, or BuildError where there is no driver for the URL.
+        """
         path = f"{self.url}/{name}" if name else self.url
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return do(file_system(self.url), path)
-            except FileNotFoundError as error:
-                if verb == "read":
-                    raise
-                raise TransferError(
-                    f"cannot {verb} {path}: {error}; make sure that the bucket is there"
-                ) from error
-            except BuildError:
-                raise  # no driver for this URL: trying again does not help
-            except Exception as error:
-                # Drivers raise their network library's own types, which share no base but this one.
-                if attempt == ATTEMPTS:
-                    reason = str(error) or type(error).__name__
-                    raise TransferError(
-                        f"cannot {verb} {path}: {reason} ({ATTEMPTS} attempts). Finished shards are kept:"
-                        " the same command goes on from there"
-                    ) from error
-        raise AssertionError("the loop above returns or raises")
+        self._driver()
+        try:
+            return tried(lambda files: do(files, path), path, PATIENCE)
+        except FileNotFoundError as error:
+            if verb == "read":
+                raise
+            raise TransferError(
+                f"cannot {verb} {path}: {error}; make sure that the bucket is there"
+            ) from error
+        except StoreError as error:
+            raise TransferError(
+                f"cannot {verb} {error} Finished shards are kept: the same command goes on from there"
+            ) from error
 
-
-@lru_cache(maxsize=8)
-def file_system(url: str) -> Any:
-    """The fsspec driver of a URL, without its cache of listings; BuildError where it is not installed."""
-    scheme = url.partition("://")[0]
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise BuildError(f"{url}: shards can be built to a local folder, {known}, not to {scheme}://")
-    try:
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-        raise BuildError(f"{url}: {error}. Install the driver: pip install 'maskshards[{scheme}]'") from error
-
-
-def _sha256(files: Any, path: str) -> str:
-    digest = hashlib.sha256()
-    with files.open(path, "rb", block_size=READ_BYTES, cache_type="readahead") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    def _driver(self) -> Any:
+        scheme = self.url.partition("://")[0]
+        if scheme not in PACKAGES:
+            known = ", ".join(f"{name}://" for name in PACKAGES)
+            raise BuildError(
+                f"{self.url}: shards can be built to a local folder, {known}, not to {scheme}://"
+            )
+        try:
+            return file_system(self.url)
+        except StoreError as error:
+            raise BuildError(str(error)) from error
 
 
 def _remove(files: Any, path: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ from maskshards.shards.format.locate import MANIFEST_NAME, splits_below, what_is
 from maskshards.shards.format.record import FORMAT_VERSION
 from maskshards.shards.storage.base import FILE_NAME, Store
 from maskshards.shards.storage.open_store import open_store
+
+log = logging.getLogger(__name__)
 
 FORMAT_NAME = "maskshards"
 MAX_MANIFEST_BYTES = 1 << 29  # about two million shards
@@ -275,6 +278,7 @@ class Split:
         self._start()
 
     def _start(self) -> None:
+        self._process = os.getpid()
         self._reader: IndexReader | None = None
         self._lock = threading.Lock()
 
@@ -285,15 +289,27 @@ class Split:
 
     def index(self, shard_number: int) -> ShardIndex:
         """The rows of one shard, read and checked anew at each call. ManifestError where they are wrong."""
+        try:
+            return self._index_reader().read(shard_number)
+        except ManifestError as error:
+            if not self.store.again(INDEX_NAME):
+                raise
+            log.warning("%s/%s is asked for again: %s", self.base, INDEX_NAME, error)
+            with self._lock:  # what it read of the file is not to be trusted either
+                self._reader = None
+            return self._index_reader().read(shard_number)
+
+    def _index_reader(self) -> IndexReader:
+        if self._process != os.getpid():  # forked, perhaps while another thread held the lock
+            self._start()
         with self._lock:
             if self._reader is None:
                 self._reader = IndexReader(IndexFile(self.store), self.manifest.shards)
-        return self._reader.read(shard_number)
+            return self._reader
 
     def close(self) -> None:
         """Let go of files and connections; the split may be used again afterwards."""
-        with self._lock:
-            self._reader = None
+        self._start()  # without waiting for the lock: its holder may wait for what is closed here
         self.store.close()
 
     def __getstate__(self) -> tuple[Manifest, Store]:
@@ -305,21 +321,33 @@ class Split:
 
 
 def open_split(place: str | Path) -> Split:
-    """The split in a folder or below a URL. ManifestError says what was found where there is none."""
+    """The split in a folder or below a URL. ManifestError says what was found where there is none.
+
+    Over a network, a manifest that arrives damaged is asked for once more.
+    """
     store = open_store(place)
     try:
-        num_bytes = store.size(MANIFEST_NAME)
-        if num_bytes > MAX_MANIFEST_BYTES:
-            raise ManifestError(
-                f"{place}/{MANIFEST_NAME} has {num_bytes} bytes, more than {MAX_MANIFEST_BYTES}"
-            )
-        data = store.read(MANIFEST_NAME, 0, num_bytes)
-    except StoreError as error:
-        raise ManifestError(what_is_there(str(place), error)) from error
-    try:
-        return Split(parse_manifest(data), store)
+        return Split(_read_manifest(store), store)
     except ManifestError as error:
+        store.close()
         raise ManifestError(f"{place}: {error}") from error
+    except StoreError as error:
+        store.close()
+        raise ManifestError(what_is_there(str(place), error)) from error
+
+
+def _read_manifest(store: Store) -> Manifest:
+    for may_help in (store.again(MANIFEST_NAME), False):
+        try:
+            num_bytes = store.size(MANIFEST_NAME)
+            if num_bytes > MAX_MANIFEST_BYTES:
+                raise ManifestError(f"{MANIFEST_NAME} has {num_bytes} bytes, more than {MAX_MANIFEST_BYTES}")
+            return parse_manifest(store.read(MANIFEST_NAME, 0, num_bytes))
+        except ManifestError as error:
+            if not may_help:
+                raise
+            log.warning("%s/%s is asked for again: %s", store.base, MANIFEST_NAME, error)
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def open_splits(place: str | Path) -> tuple[Split, ...]:

@@ -1,19 +1,88 @@
-"""Ranges of files in object stores, through fsspec: s3:// (s3fs), gs:// (gcsfs), hf:// (huggingface_hub).
+"""Files in object stores, through fsspec: s3:// (s3fs), gs:// (gcsfs), hf:// (huggingface_hub).
 
 The list of schemes is closed, so that no URL can chain file systems, start a program or run code. Credentials
-are found by those libraries in their usual places; they never stand in a URL here.
+are found by those libraries in their usual places; they never stand in a URL here. Which driver, which errors
+may pass and how often a request is tried is decided here, for reading and for building alike.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import re
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from maskshards.shards.errors import StoreError
 from maskshards.shards.storage.base import SCHEME, Store, checked_name
 from maskshards.shards.storage.retry import PATIENT, RetrySettings, Transient, with_retries
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "memory": "fsspec"}
+READ_BYTES = 8 << 20
+LOOK_UP_S = 0.5  # while an answer is waited for
+LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+# Client libraries have errors of their own that share no base: by name, those that another try cannot mend.
+LASTING_NAME = re.compile(r"Credential|Auth|Forbidden|Denied|NotFound|Gated|Validation|Invalid")
+
+Result = TypeVar("Result")
+
+
+def scheme_of(url: str) -> str:
+    """The URL's scheme; StoreError unless it is a plain URL of an object store, with a bucket."""
+    found = SCHEME.match(url)
+    if found is None or found[1] not in PACKAGES or "::" in url:
+        raise StoreError(f"{url}: not a place that shards are read from; use a folder, http(s), s3, gs or hf")
+    if not url[found.end() :].strip("/"):
+        raise StoreError(f"{url}: name a bucket or repository and a folder in it")
+    return found[1]
+
+
+def file_system(url: str) -> Any:
+    """The fsspec driver of a URL, kept by fsspec for each process; StoreError where it is not installed."""
+    import fsspec
+
+    scheme = scheme_of(url)
+    try:
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        package = PACKAGES[scheme]
+        raise StoreError(f"{url}: {scheme}:// needs {package}: pip install {package} ({error})") from error
+
+
+def tried(
+    request: Callable[[Any], Result],
+    url: str,
+    settings: RetrySettings = PATIENT,
+    stopped: threading.Event | None = None,
+) -> Result:
+    """`request(driver)`, tried again while its failure may pass; StoreError that names the URL in the end.
+
+    FileNotFoundError is an answer, and passes through.
+    """
+
+    def attempt() -> Result:
+        try:
+            return request(file_system(url))
+        except (StoreError, Transient, FileNotFoundError):
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, LASTING) or LASTING_NAME.search(type(error).__name__):
+                raise StoreError(f"{url} refuses ({what}); is it right, and may you use it?") from error
+            raise Transient(what) from error
+
+    return with_retries(attempt, url, settings, stopped or threading.Event())
+
+
+def sha256_of(files: Any, path: str) -> str:
+    """Hex digest of a whole object, read in pieces."""
+    digest = hashlib.sha256()
+    with files.open(path, "rb", block_size=READ_BYTES, cache_type="readahead") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class CloudStore(Store):
@@ -22,19 +91,8 @@ class CloudStore(Store):
     num_connections = 8
 
     def __init__(self, base: str, settings: RetrySettings = PATIENT) -> None:
-        scheme = SCHEME.match(base)
-        if scheme is None or scheme[1] not in PACKAGES or "::" in base:
-            raise StoreError(
-                f"{base}: not a place that shards are read from; use a folder, http(s), s3, gs or hf"
-            )
-        if not base[scheme.end() :].strip("/"):
-            raise StoreError(f"{base}: name a bucket or repository and a folder in it")
-        self.base, self.settings, self._scheme = base.rstrip("/"), settings, scheme[1]
-        self._start()
-
-    def _start(self) -> None:
-        self._system: Any = None
-        self._lock = threading.Lock()
+        scheme_of(base)
+        self.base, self.settings = base.rstrip("/"), settings
         self._stopped = threading.Event()
 
     def __getstate__(self) -> tuple[str, RetrySettings]:
@@ -46,61 +104,54 @@ class CloudStore(Store):
     def read(self, name: str, offset: int, size: int) -> bytes:
         if size == 0:
             return b""
-        path = self._path(name)
-
-        def attempt() -> bytes:
-            data = self._guarded(lambda: self._open().cat_file(path, start=offset, end=offset + size), path)
-            if len(data) != size:
-                raise Transient(f"{len(data)} bytes came for a range of {size}")
-            return data
-
-        return with_retries(attempt, path, self.settings, self._stopped)
+        data = self._ask(name, size, "cat_file", start=offset, end=offset + size)
+        return bytes(data)
 
     def size(self, name: str) -> int:
-        path = self._path(name)
-        found = with_retries(
-            lambda: self._guarded(lambda: self._open().info(path)["size"], path),
-            path,
-            self.settings,
-            self._stopped,
-        )
+        found = self._ask(name, 0, "info")["size"]
         if not isinstance(found, int):
-            raise StoreError(f"{path}: its size is not known there ({found!r})")
+            raise StoreError(f"{self.base}/{name}: its size is not known there ({found!r})")
         return found
 
     def close(self) -> None:
-        self._stopped.set()
-        self._stopped = threading.Event()
+        stopped, self._stopped = self._stopped, threading.Event()
+        stopped.set()
 
     def again(self, name: str) -> bool:
         return True
 
-    def _path(self, name: str) -> str:
-        return f"{self.base}/{checked_name(name)}"
+    def _ask(self, name: str, size: int, method: str, **words: int) -> Any:
+        """The answer of a driver's method about one file; `size` bytes of it if that is not 0."""
+        path, stopped = f"{self.base}/{checked_name(name)}", self._stopped
+        patience_s = self.settings.total_s + size / self.settings.slowest_bytes_per_s
 
-    def _open(self) -> Any:
-        with self._lock:
-            if self._system is None:
-                import fsspec
+        def request(files: Any) -> Any:
+            answer = _answer(files, method, path, words, time.monotonic() + patience_s, stopped)
+            if size and len(answer) != size:
+                raise Transient(f"{len(answer)} bytes came for a range of {size}")
+            return answer
 
-                try:
-                    self._system = fsspec.filesystem(self._scheme)
-                except ImportError as error:
-                    package = PACKAGES[self._scheme]
-                    raise StoreError(f"{self._scheme}:// needs {package}: pip install {package}") from error
-            return self._system
-
-    @staticmethod
-    def _guarded(request: Any, path: str) -> Any:
         try:
-            return request()
-        except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-            raise StoreError(
-                f"{path} cannot be read ({type(error).__name__}: {error}); is it right?"
-            ) from error
-        except StoreError:
-            raise
-        except (OSError, EOFError) as error:
-            raise Transient(f"{type(error).__name__}: {error}") from error
-        except Exception as error:  # client libraries have errors of their own, such as missing credentials
-            raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+            return tried(request, path, self.settings, stopped)
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} cannot be read (FileNotFoundError: {error}); is it right?") from error
+
+
+def _answer(
+    files: Any, method: str, path: str, words: dict[str, int], deadline: float, stopped: threading.Event
+) -> Any:
+    """Call the driver; where it is asynchronous, stop waiting for it at the deadline or once `stopped`."""
+    if not getattr(files, "async_impl", False):
+        return getattr(files, method)(path, **words)
+    coming = asyncio.run_coroutine_threadsafe(getattr(files, f"_{method}")(path, **words), files.loop)
+    try:
+        while not coming.done():
+            if stopped.is_set() or time.monotonic() > deadline:
+                raise Transient("the answer did not come in time")
+            try:
+                coming.exception(LOOK_UP_S)
+            except TimeoutError:
+                continue
+        return coming.result()
+    finally:
+        coming.cancel()

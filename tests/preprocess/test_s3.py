@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from maskshards.preprocess.__main__ import main
-from maskshards.preprocess.destinations.object_store import file_system
+from maskshards.shards.storage.object_store import file_system
 
 s3fs = pytest.importorskip("s3fs", reason="the extra 's3' is not installed")
 pytest.importorskip("moto.server", reason="moto's S3 server is not installed")
@@ -117,7 +117,6 @@ def bucket(server, monkeypatch):
 
 def forget():
     """Drop drivers that hold the settings of another test."""
-    file_system.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -5,8 +5,10 @@ import pytest
 
 from maskshards.preprocess.__main__ import main
 from maskshards.preprocess.destinations import object_store
-from maskshards.preprocess.destinations.object_store import ATTEMPTS, ObjectDestination, TransferError
+from maskshards.preprocess.destinations.object_store import ObjectDestination, TransferError
 from maskshards.preprocess.errors import BuildError
+from maskshards.shards.storage import object_store as shared
+from maskshards.shards.storage.retry import RetrySettings
 
 
 def words(root, out, *more):
@@ -86,6 +88,14 @@ def test_small_objects(url):
     assert place.names() == ()
 
 
+ATTEMPTS = 3
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(object_store, "PATIENCE", RetrySettings(attempts=ATTEMPTS, first_delay_s=0.001))
+
+
 class Broken:
     """A driver whose first puts break or arrive damaged."""
 
@@ -108,7 +118,7 @@ class Broken:
 def breaking(monkeypatch):
     def breaking(*faults):
         files = Broken(fsspec.filesystem("memory"), faults)
-        monkeypatch.setattr(object_store, "file_system", lambda url: files)
+        monkeypatch.setattr(shared, "file_system", lambda url: files)
 
     return breaking
 
@@ -133,7 +143,7 @@ def test_a_store_that_stays_away_stops_the_build_which_goes_on_later(
     assert main(words(root, url)) == 2
     told = capsys.readouterr().err
     assert "cannot write memory://" in told
-    assert "reset by peer (3 attempts)" in told
+    assert "ConnectionResetError: reset by peer, 3 attempts in all" in told
     assert "training/.build/training-00000.tar.json" in remote(url)
     assert main(words(root, url)) == 0
     assert remote(url) == local(tmp_path / "out")
@@ -171,4 +181,4 @@ def test_other_schemes_are_refused_by_name(make_root, capsys):
     assert told.startswith("error: ftp://host/x/training: shards can be built to a local folder, s3://")
     assert "attempts" not in told
     with pytest.raises(BuildError, match=r"to a local folder, s3://, gs://, hf://, memory://, not to ftp://"):
-        object_store.file_system("ftp://host/x")
+        ObjectDestination("ftp://host/x").names()

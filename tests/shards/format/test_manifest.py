@@ -274,3 +274,49 @@ def test_bytes_are_those_on_file_for_the_pinned_libraries(tmp_path):
     assert hashlib.sha256(early.to_bytes()).hexdigest().startswith(EARLY_MANIFEST)
     assert parse_manifest(early.to_bytes()) == early
     assert made.index_sha256.startswith(GOLDEN["samples.parquet"])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "samples.parquet"])
+@pytest.mark.parametrize("whole_file_bytes", [0, 1 << 20])
+def test_a_bit_flipped_once_on_the_way_ends_nothing(make_split, serve, name, whole_file_bytes, monkeypatch):
+    """In whichever answer about the file the bit flips: its size, its footer, one of its row groups."""
+    monkeypatch.setattr("maskshards.shards.storage.base.WHOLE_FILE_BYTES", whole_file_bytes)
+    made = make_split("flipped", [2, 3])
+    server = serve(made.folder)
+    want = [open_split(made.folder).index(number).sha256() for number in (0, 1)]
+    for place in range(8):
+        server.faults[name] = [""] * place + ["flip"]
+        split = open_split(server.url)
+        assert [split.index(number).sha256() for number in (0, 1)] == want
+        split.close()
+    assert server.faults[name]  # the last one was beyond the last answer
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "samples.parquet"])
+def test_a_file_that_is_damaged_each_time_is_named(make_split, serve, name):
+    made = make_split("spoiled", [2])
+    server = serve(made.folder)
+    server.faults[name] = ["", "flip"] * 8
+    with pytest.raises(ManifestError, match=name):
+        open_split(server.url).index(0)
+
+
+FORKED = """
+import os, sys
+from maskshards.shards.format.manifest import open_split
+split = open_split(sys.argv[1])
+want = split.index(0).sha256()
+with split._lock:  # another thread's, as far as the child can know
+    child = os.fork()
+    if not child:
+        os._exit(0 if split.index(0).sha256() == want and split.index(1) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert split.index(0).sha256() == want
+"""
+
+
+def test_a_forked_child_reads_the_index_by_itself(make_split, serve):
+    made = make_split("forked", [2, 3])
+    for place in (str(made.folder), serve(made.folder).url):
+        done = subprocess.run([sys.executable, "-c", FORKED, place], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")

@@ -1,13 +1,18 @@
 """Object stores through fsspec, with its file system in memory; and what happens when one misbehaves."""
 
+import asyncio
 import copy
+import hashlib
+import threading
 
 import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
-from maskshards.shards.errors import StoreError
+from maskshards.shards.errors import StoreError, UnreachableError
 from maskshards.shards.format.manifest import open_split
-from maskshards.shards.storage.object_store import CloudStore
+from maskshards.shards.storage import object_store
+from maskshards.shards.storage.object_store import CloudStore, file_system, sha256_of, tried
 from maskshards.shards.storage.open_store import open_store
 from maskshards.shards.storage.retry import RetrySettings
 
@@ -37,7 +42,7 @@ def test_missing_files_and_short_answers_are_errors(store):
 
 
 def test_what_may_pass_is_tried_again(store, monkeypatch):
-    system = store._open()
+    system = file_system(store.base)
     honest, failures = system.cat_file, [TimeoutError("slow"), ConnectionResetError("cut")]
 
     def cat_file(path, start, end):
@@ -63,15 +68,15 @@ def test_errors_of_client_libraries_become_ours(store, monkeypatch):
     def info(path):
         raise NoCredentialsError("unable to locate credentials")
 
-    monkeypatch.setattr(store._open(), "info", info)
-    with pytest.raises(StoreError, match=r"a\.tar cannot be read \(NoCredentialsError: unable to locate"):
+    monkeypatch.setattr(file_system(store.base), "info", info)
+    with pytest.raises(StoreError, match=r"a\.tar refuses \(NoCredentialsError: unable to locate"):
         store.size("a.tar")
     with pytest.raises(StoreError, match="name a bucket"):
         open_store("s3://")
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    def unknown(scheme):
+    def unknown(scheme, **words):
         raise ImportError(scheme)
 
     monkeypatch.setattr(fsspec, "filesystem", unknown)
@@ -87,3 +92,61 @@ def test_a_whole_split_streams_from_there(make_split, take_keys):
     assert take_keys("memory://bucket", 2, batch_per_rank=7) == take_keys(made.folder, 2, batch_per_rank=7)
     assert open_split("memory://bucket").manifest == made.manifest
     system.rm("/bucket", recursive=True)
+
+
+class Hanging(AsyncFileSystem):
+    """A driver of a store that does not answer; `asked` is set once it waits."""
+
+    cachable = False
+
+    def __init__(self, asked):
+        super().__init__()
+        self.asked, self.cancelled = asked, threading.Event()
+
+    async def _cat_file(self, path, start, end):
+        self.asked.set()
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def _info(self, path):
+        raise TimeoutError("its own")
+
+
+def test_closing_ends_a_wait_and_the_request_behind_it(monkeypatch):
+    system = Hanging(threading.Event())
+    monkeypatch.setattr(object_store, "file_system", lambda url: system)
+    store, errors = CloudStore("memory://split", RetrySettings(first_delay_s=1e6, longest_delay_s=1e6)), []
+
+    def read():
+        try:
+            store.read("a.tar", 0, 5)
+        except StoreError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    assert system.asked.wait(60)
+    store.close()
+    thread.join(60)
+    assert [("the store was closed meanwhile" in error) for error in errors] == [True]
+    assert system.cancelled.wait(60)
+
+
+def test_an_answer_that_never_comes_is_given_up_and_asked_for_again(monkeypatch):
+    system = Hanging(threading.Event())
+    monkeypatch.setattr(object_store, "file_system", lambda url: system)
+    store = CloudStore("memory://split", RetrySettings(attempts=2, first_delay_s=0.001, total_s=0.0))
+    with pytest.raises(UnreachableError, match="did not come in time, 2 attempts in all"):
+        store.read("a.tar", 0, 5)
+    with pytest.raises(UnreachableError, match="TimeoutError: its own, 2 attempts in all"):
+        store.size("a.tar")
+
+
+def test_a_digest_is_that_of_the_whole_object_and_a_missing_one_is_an_answer(store):
+    found = tried(lambda files: sha256_of(files, "memory://split/a.tar"), "memory://split/a.tar", QUICK)
+    assert found == hashlib.sha256(bytes(range(100))).hexdigest()
+    with pytest.raises(FileNotFoundError):
+        tried(lambda files: sha256_of(files, "memory://split/b.tar"), "memory://split/b.tar", QUICK)
