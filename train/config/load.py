@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import logging
 import math
 import typing
@@ -34,6 +35,12 @@ FREE_FORM = (
     "optimizer.lr_multipliers",
 )  # dictionaries whose keys their reader checks, not the schema
 RESERVED = "config"
+SHORT = {"data": "datasets.root", "out": "output_dir", "--output-dir": "output_dir"}  # other words for keys
+PLACES = (  # keys whose text may be a local path; `~` is the home folder in all of them
+    "output_dir", "load_from", "init_from", "resume_from", "datasets.root", "datasets.train", "datasets.val",
+    "loader.cache_dir", "model.weights", "model.pretrained_weights",
+)  # fmt: skip
+KEPT_ABSOLUTE = ("datasets.root", "model.weights", "model.pretrained_weights")  # found again from anywhere
 MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
 
 
@@ -44,6 +51,7 @@ def load_config(argv: list[str]) -> TrainConfig:
     """
     arguments, recipe = split_arguments(argv)
     merged = merge(read_recipe(recipe) if recipe else {}, arguments)
+    settle_places(merged)
     config = to_config(merged)
     check_config(config)
     return config
@@ -61,8 +69,23 @@ def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
         if key == RESERVED:
             recipe = find_recipe(value)
         else:
-            arguments.append(f"output_dir={value}" if key == "--output-dir" else argument)
+            arguments.append(f"{SHORT.get(key, key)}={value}")
     return arguments, recipe
+
+
+def settle_places(merged: DictConfig) -> None:
+    """Expand `~` in every key that may be a path, and make absolute what must be found from elsewhere later.
+
+    Other words in the same keys (hub ids, URLs, `random`, `auto`, names of splits) stay as they are.
+    """
+    for key in PLACES:
+        value = OmegaConf.select(merged, key, throw_on_missing=False)
+        if not isinstance(value, str):
+            continue
+        if value.startswith("~"):
+            OmegaConf.update(merged, key, str(Path(value).expanduser()))
+        elif key in KEPT_ABSOLUTE and value != "random" and Path(value).exists():
+            OmegaConf.update(merged, key, str(Path(value).absolute()))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -95,7 +118,10 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
     """Defaults, then the recipe, then the command line; ConfigError names the key that does not fit."""
     named = [argument for argument in arguments if argument.startswith(MULTIPLIERS)]
     try:
-        overrides = OmegaConf.from_dotlist([argument for argument in arguments if argument not in named])
+        texts = text_keys()
+        overrides = OmegaConf.from_dotlist(
+            [as_text(argument, texts) for argument in arguments if argument not in named]
+        )
         content = OmegaConf.to_container(overrides)
         factors = dict(multiplier(argument) for argument in named)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -106,6 +132,30 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
         return typing.cast(DictConfig, OmegaConf.merge(defaults, recipe, overrides, last))
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
+
+
+def text_keys() -> set[str]:
+    """Dotted keys whose value is text, or text or null."""
+    return {key for key, hint in hints_of(TrainConfig, "") if hint in (str, str | None)}
+
+
+def hints_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, type) of everything in the schema."""
+    for name, hint in typing.get_type_hints(kind).items():
+        yield prefix + name, hint
+        if dataclasses.is_dataclass(hint):
+            yield from hints_of(typing.cast(type, hint), f"{prefix}{name}.")
+
+
+def as_text(argument: str, texts: set[str]) -> str:
+    """A `key=value` whose value YAML leaves alone where the key holds text: 2024_11_29 and 007 are text.
+
+    `null` and nothing at all stay what they are, and so does text that stands in quotes already.
+    """
+    key, equals, value = argument.partition("=")
+    if key not in texts or not equals or value in ("", "null") or value[0] in "'\"":
+        return argument
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def multiplier(argument: str) -> tuple[str, Any]:

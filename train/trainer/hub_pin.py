@@ -1,12 +1,13 @@
 """One commit of the hub, and one rule for positions, for all lives of a run and for what follows it.
 
-Nothing comes from the hub without a commit (`weight_files`), and a head is used with the backbone that it was
-trained on. Whoever continues a run in its folder or evaluates its weights need not repeat either: they stand
-in the run's `config.yaml` and in every checkpoint.
+Nothing comes from the hub without a commit (`weight_files`); the first start of a run looks up the newest
+one. A head is used with the backbone that it was trained on. Whoever continues a run in its folder or
+evaluates its weights need not repeat either: they stand in the run's `config.yaml` and in every checkpoint.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,13 @@ from typing import Any
 
 import yaml
 
+from maskshards.train.config.model import ModelConfig
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.backbone.architectures import position_rule, trained_position_rule
+from maskshards.train.model.backbone.hub_commit import WHOLE, hub_id_of, newest_commit
+
+logger = logging.getLogger(__name__)
 
 SAME = ("dino_hub", "weights", "pretrained_weights")  # keys of `model` that name the repository
 
@@ -49,7 +54,7 @@ def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
     """Both from `config.yaml` of the run in this folder, which the first rank reads for all."""
 
     def revision() -> str:
-        return with_commit(config, last_config(run)).model.revision or ""
+        return commit_of(with_commit(config, last_config(run)).model) or ""
 
     def rule() -> str:
         return with_rule(config, last_config(run)).model.position_rule or ""
@@ -60,6 +65,19 @@ def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
         position_rule=ranks.from_first(rule) or None,
     )
     return replace(config, model=model)
+
+
+def commit_of(model: ModelConfig) -> str | None:
+    """The whole commit at which the backbone is fetched, looked up now if none is known; None where nothing
+    comes from the hub. ModelError where it cannot be told.
+    """
+    weights = model.weights or model.pretrained_weights
+    hub_id = hub_id_of(model.dino_hub or "", weights)
+    if hub_id is None or (model.revision is not None and WHOLE.fullmatch(model.revision)):
+        return model.revision
+    commit = newest_commit(hub_id, model.revision)
+    logger.info("the backbone is %s at commit %s; config.yaml keeps it", hub_id, commit)
+    return commit
 
 
 def last_config(run: Path) -> dict[str, Any] | None:

@@ -214,3 +214,40 @@ def test_plain_form_and_yaml_round_trip(tmp_path: Path) -> None:
 def test_known_keys_hold_sections_and_leaves() -> None:
     keys = set(known_keys())
     assert {"eval", "eval.max_val_samples", "m2f_train.num_points", "transforms.train.crop_size"} <= keys
+
+
+@pytest.mark.parametrize("word", ["2024_11_29", "007", "1e3", "on", "~tilde", "a: b", 'quo"te', "[x]", "ü ö"])
+def test_text_stays_text(word: str) -> None:
+    config = load_config(
+        ["config=demo", "datasets.root=x", f"output_dir={word}", f"log.wandb_project={word}"]
+    )
+    assert config.log.wandb_project == word
+    assert config.output_dir == (str(Path(word).expanduser()) if word[0] == "~" else word)
+
+
+def test_null_and_quotes_stay_what_they_are() -> None:
+    config = load_config(["config=demo", "data='a b'", "out=y", "log.wandb_project=null"])
+    assert (config.datasets.root, config.log.wandb_project) == ("a b", None)
+
+
+def test_home_is_known_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(
+        ["config=demo", "data=~/shards", "out=~/run", "model.weights=~/w.pth", "loader.cache_dir=~/c"]
+    )
+    assert config.datasets.root == f"{tmp_path}/shards"
+    assert config.output_dir == f"{tmp_path}/run"
+    assert config.model.weights == f"{tmp_path}/w.pth"
+    assert config.loader.cache_dir == f"{tmp_path}/c"
+
+
+def test_shards_and_weights_are_found_again_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "random").mkdir()
+    config = load_config(["config=demo", "data=shards", "out=run", "model.weights=random"])
+    assert config.datasets.root == str(tmp_path / "shards")
+    assert (config.model.weights, config.output_dir) == ("random", "run")
+    assert load_config(["config=demo", "data=https://host/a", "out=run"]).datasets.root == "https://host/a"
