@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     finish = command("finish", "publish what the parts of an array job built")
     finish.add_argument("out", type=_place, help="the --out of the parts")
     _add_allow_rejects(finish)
+    _add_license(finish)
     verify = command("verify", "compare every byte and pixel of shards with their source")
     verify.add_argument("out", type=_place, help="the folder that was built, or one split of it")
     verify.add_argument("--against", required=True, metavar="ROOT", help="the source data set")
@@ -131,6 +132,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     shards.add_argument("--samples-per-shard", type=int, default=256)
     shards.add_argument("--seed", type=int, default=0, help="of the permutation that deals samples to shards")
     _add_allow_rejects(shards)
+    _add_license(shards)
     work = build.add_argument_group("work")
     work.add_argument(
         "--part", default="", metavar="I/N", help="only every N-th shard, from I (from 0); then finish"
@@ -144,6 +146,12 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 def _add_allow_rejects(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--allow-rejects", type=int, default=0, metavar="K", help="publish without up to K refused inputs"
+    )
+
+
+def _add_license(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--license", default="unknown", metavar="ID", help="of the data set, for its card, such as cc-by-4.0"
     )
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from maskshards.preprocess.arguments import build_settings, part_of, source_request
 from maskshards.preprocess.bench import bench
 from maskshards.preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs, refuse_listed
+from maskshards.preprocess.destinations.card import write_card
 from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
 from maskshards.preprocess.errors import BuildError, printable
@@ -50,9 +51,10 @@ def run_build(words: argparse.Namespace) -> str:
         if words.part:
             return _part_summary(words.out, part, outcomes)
         done = publish_splits([job.destination for job in jobs], words.allow_rejects)
+        told = _describe(place, words.license) if done else []
     fresh = {entry.manifest.split for entry in done}
     lines = [f"{place.split(name)}: published already, nothing to do" for name in splits if name not in fresh]
-    return "\n".join([*(_summary(entry) for entry in done), *lines, *_class_lines(place, splits)])
+    return "\n".join([*(_summary(entry) for entry in done), *lines, *told, *_class_lines(place, splits)])
 
 
 def _execute(
@@ -97,8 +99,19 @@ def run_finish(words: argparse.Namespace) -> str:
                 f"{words.out}: nothing to finish there; build its parts: maskshards build ... --part I/N"
             )
         done = publish_splits(destinations, words.allow_rejects)
+        told = _describe(place, words.license)
     splits = tuple(entry.manifest.split for entry in done)
-    return "\n".join([*(_summary(entry) for entry in done), *_class_lines(place, splits)])
+    return "\n".join([*(_summary(entry) for entry in done), *told, *_class_lines(place, splits)])
+
+
+def _describe(place: Place, license_name: str) -> list[str]:
+    """Card and class list of all splits that are there; what was left alone, in lines."""
+    opened = open_splits(place.out)
+    try:
+        return write_card(place.root(), opened, license_name)
+    finally:
+        for split in opened:
+            split.close()
 
 
 def _tell(notes: list[str]) -> None:

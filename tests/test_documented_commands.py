@@ -343,6 +343,8 @@ TABLE = {
     "pip install maskshards[export]": Elsewhere("installs"),
     "pip install 'maskshards[wandb]'": Elsewhere("installs"),
     "hf auth login": Elsewhere("asks for an account of the hub"),
+    "hf upload ORG/NAME SHARDS --repo-type dataset": Elsewhere("asks for an account of the hub"),
+    "maskshards check SHARDS": Elsewhere("the same command with other names is run"),
 }
 
 

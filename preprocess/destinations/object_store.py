@@ -114,8 +114,13 @@ class ObjectDestination(Destination):
         """
         path = f"{self.url}/{name}" if name else self.url
         self._driver()
+
+        def attempt(files: Any) -> Answer:
+            files.invalidate_cache()  # workers write here as well, and hf:// keeps its listings
+            return do(files, path)
+
         try:
-            return tried(lambda files: do(files, path), path, PATIENCE)
+            return tried(attempt, path, PATIENCE)
         except FileNotFoundError as error:
             if verb == "read":
                 raise

@@ -30,6 +30,10 @@ class Place:
             return ObjectDestination(f"{self.out.rstrip('/')}/{name}")
         return LocalDestination(Path(self.out) / name)
 
+    def root(self) -> Destination:
+        """Where the files go that describe all splits."""
+        return ObjectDestination(self.out.rstrip("/")) if self.is_url else LocalDestination(Path(self.out))
+
     def lock(self, part: tuple[int, int] | None = None) -> AbstractContextManager[None]:
         """Keep other builders out while this one works; object stores have no locks and need none."""
         return nullcontext() if self.is_url else build_lock(Path(self.out), part)

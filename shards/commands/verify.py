@@ -25,6 +25,7 @@ import zstandard
 from PIL import Image
 from tqdm import tqdm
 
+from maskshards.shards.commands.root_files import root_faults
 from maskshards.shards.decode.jpeg import decode_image
 from maskshards.shards.errors import ManifestError, SampleError, StoreError
 from maskshards.shards.format.index import INDEX_NAME, OFFSET_COLUMNS, SIZE_COLUMNS, SampleEntry, ShardIndex
@@ -33,6 +34,7 @@ from maskshards.shards.format.manifest import Split, is_as_written, open_splits
 from maskshards.shards.format.record import from_members, member_names
 from maskshards.shards.format.tar import BLOCK, END, check_member, tar_header
 from maskshards.shards.storage.local import LocalStore
+from maskshards.shards.storage.open_store import open_store
 
 READ_BYTES = 8 << 20  # at once, unless one sample is larger
 MAX_LISTED = 100  # faults of a split that are told in full; the rest are counted
@@ -60,7 +62,9 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
     if words.sample is not None and words.sample < 1:
         raise ValueError(f"--sample {words.sample}: give a number of samples, at least 1")
     verdicts = [check_split(split, words.sample, words.deep) for split in open_splits(words.url)]
-    return {"ok": all(verdict["ok"] for verdict in verdicts), "splits": verdicts}
+    faults, notes = root_faults(open_store(words.url))
+    ok = not faults and all(verdict["ok"] for verdict in verdicts)
+    return {"ok": ok, "splits": verdicts, "root_faults": faults, "root_notes": notes}
 
 
 def check_split(split: Split, num_samples: int | None = None, deep: bool = False) -> dict[str, Any]:
@@ -275,7 +279,8 @@ def _check_image_header(image: bytes, entry: SampleEntry) -> None:
 
 def as_text(facts: dict[str, Any]) -> str:
     """For reading."""
-    pages = []
+    pages = [f"FAULT: {fault}" for fault in facts.get("root_faults", ())]
+    pages += [f"note: {note}" for note in facts.get("root_notes", ())]
     for split in facts["splits"]:
         word = "ok" if split["ok"] else f"{split['num_faults']} FAULTS"
         how = "images decoded" if split["deep"] else "image headers read"

@@ -74,6 +74,8 @@ def built(make_root, tmp_path):
 def test_what_is_published(built):
     _, out, found = built
     assert sorted(found) == [
+        "README.md",
+        "classes.json",
         "training/manifest.json",
         "training/samples.parquet",
         "training/training-00000.tar",

@@ -1,0 +1,64 @@
+"""The two files at the root of a data set, `classes.json` and the card `README.md`, sealed against damage.
+
+Each holds a digest of itself, so a flipped bit is told. A card may be written to by people, which breaks its
+seal as well; that is told apart from nothing else, so it is a note and no fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from maskshards.shards.errors import StoreError
+from maskshards.shards.storage.base import Store
+
+CARD_NAME, CLASSES_NAME = "README.md", "classes.json"
+_SEAL = re.compile(rb"\n<!-- maskshards ([0-9a-f]{64}) -->\n\Z")
+
+
+def sealed_card(text: str) -> bytes:
+    """A card with the digest of its text in its last line."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data + f"\n<!-- maskshards {hashlib.sha256(data).hexdigest()} -->\n".encode()
+
+
+def card_is_sealed(data: bytes) -> bool:
+    """Whether a card is as `sealed_card` made it."""
+    seal = _SEAL.search(data)
+    return seal is not None and hashlib.sha256(data[: seal.start()]).hexdigest() == seal[1].decode()
+
+
+def sealed_classes(facts: dict[str, Any]) -> bytes:
+    """JSON with the digest of everything else as its last field."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**facts, "checksum": digest}, indent=1) + "\n").encode()
+
+
+def classes_are_sealed(data: bytes) -> bool:
+    """Whether a class list is as `sealed_classes` made it, to the byte."""
+    try:
+        facts = json.loads(data)
+        facts.pop("checksum")
+        return data == sealed_classes(facts)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def root_faults(store: Store) -> tuple[list[str], list[str]]:
+    """(faults, notes) about the files at the root of a data set, in words; none where they are not there."""
+    faults, notes = [], []
+    classes, card = _read(store, CLASSES_NAME), _read(store, CARD_NAME)
+    if classes is not None and not classes_are_sealed(classes):
+        faults.append(f"{CLASSES_NAME} was changed or damaged: its checksum does not fit; build it again")
+    if card is not None and not card_is_sealed(card):
+        notes.append(f"{CARD_NAME} is not as it was made: somebody wrote to it, or it was damaged")
+    return faults, notes
+
+
+def _read(store: Store, name: str) -> bytes | None:
+    try:
+        return store.read(name, 0, store.size(name))
+    except StoreError:
+        return None
