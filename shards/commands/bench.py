@@ -26,13 +26,13 @@ from maskshards.shards.commands.interference import interference
 from maskshards.shards.commands.stopwatch import Timing, best_of, time_stream, time_work
 from maskshards.shards.decode.jpeg import decode_image
 from maskshards.shards.decode.nvjpeg import GpuDecoder
+from maskshards.shards.format.batch_runs import BatchRuns, unpack_batch
 from maskshards.shards.format.manifest import Split, open_splits
-from maskshards.shards.format.record import Members
-from maskshards.shards.format.rle import unpack_runs
 from maskshards.shards.loading.batch_reader import BatchReader, Decoded
 from maskshards.shards.loading.device_prefetcher import DevicePrefetcher
-from maskshards.shards.loading.loader import Loader, select
+from maskshards.shards.loading.loader import Loader
 from maskshards.shards.loading.ordered_map import in_order
+from maskshards.shards.loading.selecting import select
 from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans
 from maskshards.shards.order.order import World
 
@@ -170,6 +170,7 @@ class Bench:
         self.plans = list(plans(range(num_batches)))
         self.members = [self._read(plan) for plan in self.plans]
         self.samples = [self._samples(plan) for plan in self.plans]
+        self.runs = [self._decompress(number) for number in range(num_batches)]
         self.batches = [self.reader.read(plan) for plan in self.plans]
         self.on_device = [batch.to(device) for batch in self.batches]
         self.decoder = decoder
@@ -204,34 +205,35 @@ class Bench:
         for _ in in_order(tasks, work, self.threads, self.threads):
             pass
 
-    def _read(self, plan: BatchPlan) -> list[Members]:
-        places = zip(plan.parts, plan.places, strict=True)
-        return [self.reader.members(self.reader.row(part, place)) for part, place in places]
+    def _read(self, plan: BatchPlan) -> list[tuple[bytes, bytes]]:
+        return [self.reader.source.image_and_runs(row) for row in self.reader.rows(plan)]
 
     def _samples(self, plan: BatchPlan) -> list[Decoded]:
-        rows = [self.reader.row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
         return [
             self.reader.sample(row, np.empty((row.entry.height, row.entry.width, 3), np.uint8))
-            for row in rows
+            for row in self.reader.rows(plan)
         ]
 
-    def _decompress(self, number: int) -> None:
-        decompressor = zstandard.ZstdDecompressor()
-        for members, sample in zip(self.members[number], self.samples[number], strict=True):
-            entry = sample.row.entry
-            unpack_runs(members[2][1], entry.height, entry.width, decompressor)
+    def _decompress(self, number: int) -> BatchRuns:
+        entries = [sample.row.entry for sample in self.samples[number]]
+        return unpack_batch(
+            [packed for _, packed in self.members[number]],
+            [entry.height for entry in entries],
+            [entry.width for entry in entries],
+            zstandard.ZstdDecompressor(),
+        )
 
     def _decode(self, number: int) -> None:
         for members, sample in zip(self.members[number], self.samples[number], strict=True):
-            decode_image(members[0][1], sample.row.entry.image_format, sample.pixels)
+            decode_image(members[0], sample.row.entry.image_format, sample.pixels)
 
     def _decode_bare(self, number: int) -> None:
         """The decoder alone, into memory that is there; what is no JPEG goes the usual way."""
         for members, sample in zip(self.members[number], self.samples[number], strict=True):
             if sample.row.entry.image_format == "jpg":
-                simplejpeg.decode_jpeg(members[0][1], "RGB", buffer=sample.pixels)
+                simplejpeg.decode_jpeg(members[0], "RGB", buffer=sample.pixels)
             else:
-                decode_image(members[0][1], sample.row.entry.image_format, sample.pixels)
+                decode_image(members[0], sample.row.entry.image_format, sample.pixels)
 
     def _decode_on_device(self) -> None:
         for encoded in self.encoded:
@@ -239,7 +241,9 @@ class Bench:
             self.decoder(encoded)
 
     def _pack(self, number: int) -> None:
-        self.reader.pack(self.plans[number], self.samples[number], self.batches[number].pixels)
+        self.reader.pack(
+            self.plans[number], self.samples[number], self.runs[number], self.batches[number].pixels
+        )
 
     def _cropped(self, batches: Iterable[RaggedBatch]) -> Iterator[None]:
         """Crops each batch and lets go of it, as a training step would."""

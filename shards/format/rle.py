@@ -107,7 +107,7 @@ def unpack_runs(
     Memory is bounded by 4 bytes a pixel whatever `data` says. A decompressor must not be shared by threads.
     """
     _check_size(height, width)
-    payload = _decompress(data, height * width, decompressor or zstandard.ZstdDecompressor())
+    payload = decompress_runs(data, height * width, decompressor or zstandard.ZstdDecompressor())
     magic, flags, num_labels, found_height, found_width, num_runs = HEADER.unpack_from(payload)
     if magic != MAGIC:
         raise RunsError(
@@ -180,8 +180,10 @@ def _paint(values: NDArray, runs: LabelledRuns, height: int, width: int) -> NDAr
     return np.repeat(values, runs.lengths).reshape(height, width)
 
 
-def _decompress(data: bytes, num_pixels: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
-    """One zstd frame that declares its size. The library obeys the declared size, so it is checked first."""
+def decompress_runs(data: bytes, num_pixels: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+    """One zstd frame that declares its size; RunsError for another. The size is checked first: the library
+    obeys it.
+    """
     largest = HEADER.size + 2 * min(num_pixels, IGNORE) + 4 * num_pixels
     try:
         declared = zstandard.get_frame_parameters(data).content_size

@@ -122,26 +122,51 @@ def read_members(source: BinaryIO | ByteReader, entry: SampleEntry, *, shard: st
     `source` is an open local file, or a function from (offset, size) to bytes. SampleError names `shard`, key
     and member; an OSError of the source passes through.
     """
-    read = source if callable(source) else _file_reader(source)
+    first, whole = _read_sample(source, entry, shard)
     places = (
         (entry.image_offset, entry.image_size, entry.image_crc32c),
         (entry.json_offset, entry.json_size, entry.json_crc32c),
         (entry.runs_offset, entry.runs_size, entry.runs_crc32c),
     )
+    members: Members = []
+    for name, (offset, size, crc32c) in zip(member_names(entry.key, entry.image_format), places, strict=True):
+        data = whole[max(offset - first, 0) : max(offset - first, 0) + size]
+        check_member(data, name, size, crc32c, shard=shard, key=entry.key)
+        members.append((name, data))
+    return members
+
+
+def read_image_and_runs(
+    source: BinaryIO | ByteReader, entry: SampleEntry, *, shard: str
+) -> tuple[bytes, bytes]:
+    """What a training reads of a sample, each checked against its crc32c; the JSON is passed over.
+
+    Raises as `read_members` does.
+    """
+    first, whole = _read_sample(source, entry, shard)
+    image = whole[entry.image_offset - first : entry.image_offset - first + entry.image_size]
+    runs = whole[entry.runs_offset - first : entry.runs_offset - first + entry.runs_size]
+    for data, size, crc32c, which in (
+        (image, entry.image_size, entry.image_crc32c, 0),
+        (runs, entry.runs_size, entry.runs_crc32c, 2),
+    ):
+        if len(data) != size or google_crc32c.value(data) != crc32c:
+            name = member_names(entry.key, entry.image_format)[which]
+            check_member(data, name, size, crc32c, shard=shard, key=entry.key)
+    return image, runs
+
+
+def _read_sample(source: BinaryIO | ByteReader, entry: SampleEntry, shard: str) -> tuple[int, bytes]:
+    """(offset in the shard, bytes) of all members of a sample, in one read."""
+    read = source if callable(source) else _file_reader(source)
     first, last = entry.image_offset, entry.runs_offset + entry.runs_size
-    # One read for all: what lies between is two headers and paddings, unless the index is false.
+    # What lies between members is two headers and paddings, unless the index is false.
     apart = last - first - entry.image_size - entry.json_size - entry.runs_size
     if not (0 <= apart <= 4 * BLOCK and first >= BLOCK):
         raise SampleError(
             "the index puts its members apart; it is not of this shard", shard=shard, key=entry.key
         )
-    whole = memoryview(read(first, last - first))
-    members: Members = []
-    for name, (offset, size, crc32c) in zip(member_names(entry.key, entry.image_format), places, strict=True):
-        data = bytes(whole[max(offset - first, 0) : max(offset - first, 0) + size])
-        check_member(data, name, size, crc32c, shard=shard, key=entry.key)
-        members.append((name, data))
-    return members
+    return first, read(first, last - first)
 
 
 def check_member(data: bytes, name: str, size: int, crc32c: int, *, shard: str, key: str) -> None:

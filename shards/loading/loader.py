@@ -15,21 +15,24 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from maskshards.shards.batch import EncodedBatch, RaggedBatch
-from maskshards.shards.format.manifest import Split, open_split
+from maskshards.shards.format.manifest import Split
 from maskshards.shards.loading.batch_reader import BatchReader
-from maskshards.shards.loading.cache import CacheSettings, cached
+from maskshards.shards.loading.cache import CacheSettings
+from maskshards.shards.loading.class_maps import ignore_index_of
 from maskshards.shards.loading.ordered_map import InOrder, in_order
 from maskshards.shards.loading.place import Place, Share
+from maskshards.shards.loading.selecting import reopened, select
+from maskshards.shards.loading.transform import Transform
+from maskshards.shards.loading.transformed_reader import TransformedReader
 from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans, announced, evaluation_plans
 from maskshards.shards.order.order import ORDER_VERSION, Order, World, num_micro_steps
-from maskshards.shards.order.selection import Selection, whole
+from maskshards.shards.order.selection import Selection
 
 STATE_VERSION = 1
 ALONE = World()
@@ -53,10 +56,13 @@ class Loader(IterableDataset[Any]):
     drawn from (seed, position), counted in `num_replaced` and in each batch. `cache`: where whole shards of
     a remote split are kept; without one its samples are fetched by ranges. `decode`: with one, images stay
     as their files hold them while threads read, and it decodes them, on a GPU for instance, in the
-    consumer's thread. `stages`: generators from batches to batches, run in the consumer's thread after that;
-    they must hand over one batch for each that they take.
+    consumer's thread. `transform`: a function of one sample, (image (H, W, 3) uint8, class map (H, W),
+    numpy generator) -> (image, class map), run by the reading threads; the generator's numbers are a
+    function of (seed, epoch, key), and `ignore_index` marks pixels in no class. `as_dict`: batches are plain
+    dicts of tensors, see `transform.stacked`, all images of one size. `stages`: generators from batches to
+    batches, run in the consumer's thread at last; they must hand over one batch for each that they take.
 
-    May be pickled and copied at any time; the copy continues after the last whole global batch.
+    May be pickled and copied at any time; a copy continues after the last whole global batch.
     """
 
     def __init__(
@@ -77,6 +83,8 @@ class Loader(IterableDataset[Any]):
         policy: str = "raise",
         cache: CacheSettings | None = None,
         decode: Callable[[EncodedBatch], RaggedBatch] | None = None,
+        transform: Transform | None = None,
+        as_dict: bool = False,
         stages: tuple[Stage, ...] = (),
     ) -> None:
         self.selection = select(split, cache)
@@ -90,7 +98,15 @@ class Loader(IterableDataset[Any]):
         order = Order(self.selection.shard_samples, seed, self.global_batch, epoch_end)
         self.num_samples, self.epoch_end = order.num_samples, epoch_end
         self.wait_ms = 0.0  # how long the consumer has waited for batches, all together
-        self._reader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin)
+        self._reader: BatchReader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin)
+        if as_dict or transform is not None:
+            self._reader = TransformedReader(
+                self.selection, seed=seed, policy=policy, pin=pin, transform=transform
+            )
+        self.as_dict, manifest = as_dict, self.selection.splits[0].manifest
+        self.ignore_index = ignore_index_of(len(manifest.classes))
+        if decode is not None and (transform is not None or as_dict):
+            raise ValueError("decode leaves images to the consumer; transform and as_dict need them decoded")
         self.end, self.epochs = end, epochs
         per_pass = None if epochs is None else _steps_of(epochs, order) * self.micro_steps
         self._place = Place(
@@ -162,7 +178,11 @@ class Loader(IterableDataset[Any]):
                 self.close()
 
     def _pipeline(self, share: Share) -> Iterator[Any]:
-        read = self._reader.read_encoded if self.decode else self._reader.read
+        read: Callable[[BatchPlan], Any] = self._reader.read
+        if self.decode:
+            read = self._reader.read_encoded
+        elif self.as_dict and isinstance(self._reader, TransformedReader):
+            read = self._reader.read_tensors
         ahead = max(self.prefetch_batches, self.threads)
         self._reading = InOrder(self.plans(share), read, self.threads, ahead)
         batches: Iterator[Any] = iter(self._reading)
@@ -174,15 +194,14 @@ class Loader(IterableDataset[Any]):
 
     def plans(self, share: Share) -> Iterator[BatchPlan]:
         """Which samples the batches of a share are made of, nothing read yet; caches hear of them."""
-        plans = TrainingPlans(
+        return TrainingPlans(
             self.selection,
             self.seed,
             world=self.world,
             batch_per_rank=self.batch_per_rank,
             global_batch=self.global_batch,
             epoch_end=self.epoch_end,
-        )
-        return plans(share.numbers())
+        )(share.numbers())
 
     def close(self) -> None:
         """Stop reading ahead and end its threads, from any thread. The loader can be iterated again."""
@@ -211,7 +230,9 @@ class Loader(IterableDataset[Any]):
         if self._place.go_to_pass(epoch):
             self.close()
 
-    def state_dict(self, position: int | None = None, *, after: RaggedBatch | None = None) -> dict[str, Any]:
+    def state_dict(
+        self, position: int | None = None, *, after: RaggedBatch | dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """JSON fields from which `load_state_dict` continues, on any world size.
 
         Every batch handed out by this object counts as trained. Where batches are fetched ahead of their
@@ -277,12 +298,13 @@ class Loader(IterableDataset[Any]):
             )
         return position // self.global_batch * self.micro_steps
 
-    def _number_of(self, batch: RaggedBatch) -> int:
+    def _number_of(self, batch: RaggedBatch | dict[str, Any]) -> int:
         """Which of this rank's batches it is, counted from position 0."""
-        step, slot = divmod(batch.positions[0], self.global_batch)
+        positions = batch["positions"].tolist() if isinstance(batch, dict) else batch.positions
+        step, slot = divmod(int(positions[0]), self.global_batch)
         micro_step = slot // self.batch_per_rank - self.world.rank * self.micro_steps
         if not 0 <= micro_step < self.micro_steps:
-            raise ValueError(f"the batch at position {batch.positions[0]} is another rank's")
+            raise ValueError(f"the batch at position {positions[0]} is another rank's")
         return step * self.micro_steps + micro_step
 
     def __getstate__(self) -> dict[str, Any]:
@@ -304,23 +326,6 @@ def _steps_of(epochs: int, order: Order) -> int:
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; expected at least 1, or None for a stream without end")
     return -(-epochs * order.epoch_samples // order.global_batch)
-
-
-def select(split: Selection | Split | str | Path, cache: CacheSettings | None = None) -> Selection:
-    """A selection as it is; a split, or the one at a URL or in a folder, as a whole. Read through a cache if
-    given.
-    """
-    if not isinstance(split, Selection):
-        split = whole(split if isinstance(split, Split) else open_split(str(split)))
-    if cache is None:
-        return split
-    return replace(split, splits=tuple(cached(part, cache) for part in split.splits))
-
-
-def reopened(selection: Selection) -> Selection:
-    """The same selection with stores that share no lock, file or connection with the given one."""
-    splits = tuple(Split(split.manifest, copy.deepcopy(split.store)) for split in selection.splits)
-    return replace(selection, splits=splits)
 
 
 def evaluation_batches(

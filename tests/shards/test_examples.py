@@ -11,7 +11,13 @@ import pytest
 from examples import plain_pytorch
 
 ROOT = Path(__file__).parents[2]
-FOREIGN = {"plain_pytorch": None, "lightning_loop": "lightning", "hf_trainer": "accelerate"}
+FOREIGN = {
+    "plain_pytorch": None,
+    "lightning_loop": "lightning",
+    "hf_trainer": "accelerate",
+    "notebook_albumentations": "albumentations",
+    "torchdata_loop": "torchdata",
+}
 
 
 @pytest.mark.parametrize("name", FOREIGN)

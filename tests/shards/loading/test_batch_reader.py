@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskshards.shards.errors import SampleError, ShardError, StoreError
@@ -51,7 +52,13 @@ def entry(folder, shard, row):
     return open_split(str(folder)).index(shard).entry(row)
 
 
-@pytest.mark.parametrize("member", ["image", "json", "runs"])
+def test_the_json_is_no_part_of_a_batch(damaged):
+    whole_batch = reader(damaged).read(plan((1, 2)))
+    flip(damaged / "training-00001.tar", entry(damaged, 1, 2).json_offset + 5)
+    assert torch.equal(reader(damaged).read(plan((1, 2))).pixels, whole_batch.pixels)
+
+
+@pytest.mark.parametrize("member", ["image", "runs"])
 def test_a_flipped_bit_names_shard_key_and_member(damaged, made, member):
     row = entry(damaged, 1, 2)
     flip(damaged / "training-00001.tar", getattr(row, f"{member}_offset") + 5)
