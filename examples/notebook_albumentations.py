@@ -1,4 +1,4 @@
-"""A notebook's cells, with albumentations: python -m examples.notebook_albumentations SHARDS/training [STEPS]"""
+"""A notebook with albumentations: python -m examples.notebook_albumentations SHARDS/training [STEPS]"""
 
 # %% look at the data
 import sys
@@ -11,13 +11,7 @@ from maskshards import Loader
 from maskshards.shards.loading.samples import open_split
 
 split = open_split(sys.argv[1])
-print(
-    len(split),
-    "samples;",
-    split[0].key,
-    split[0].image.shape,
-    [split.manifest.classes[k] for k in split[0].labels],
-)
+print(len(split), "samples;", split[0].key, split[0].image.shape, split[0].labels)
 
 
 # %% augment, in the threads that read

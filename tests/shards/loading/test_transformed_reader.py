@@ -1,6 +1,8 @@
 """A user's function in the stream: right samples, own sizes, equal in any world, dicts where asked for."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,3 +136,15 @@ def test_albumentations_draws_from_the_samples_generator(split):
         )
 
     assert stream(1) == stream(3)
+
+
+def test_the_documented_transform_runs(split):
+    pytest.importorskip("albumentations")
+    text = (Path(__file__).parents[3] / "docs/augmentation.md").read_text()
+    (program,) = re.findall(r"```python\n(import albumentations.*?)```", text, re.DOTALL)
+    left = {"SPLIT": split}
+    exec(program, left)
+    left["loader"].close()
+    assert left["batch"]["images"].shape == (4, 3, 256, 256)
+    assert left["batch"]["images"].dtype == torch.float32
+    assert len(program[program.index("def transform") : program.index("loader =")].strip().splitlines()) < 10
