@@ -96,7 +96,7 @@ TABULATED = "results-semantic-segmentation.csv"
 RECIPE = "config=configs/config-ade20k-m2f-training.yaml"
 FIRST_BUILD = f"maskshards build --dataset ade20k --root {ADE} --out {SHARDS}"
 FIRST_TRAINING = (
-    f"maskshards train {RECIPE} datasets.root={SHARDS} output_dir={RUN} model.dino_hub=dinov3_vitl16"
+    f"maskshards train {RECIPE} output_dir={RUN} model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}"
 )
 UNZIPPED = "tests/preprocess/sources runs it on files laid out as unzipped"
 PART = "maskshards build --dataset ade20k --root {} --out {} --part {}/16 --quiet"
@@ -194,10 +194,12 @@ TABLE = {
     "maskshards bench loader URL --interference": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
     "maskshards bench loader URL --device cuda *": Elsewhere("needs a CUDA device"),
     # training
+    "maskshards train config=ade20k-vitl data=data/ade20k-shards out=runs/ade20k-vitl": Small(
+        (SHARDS,), more=(*ONE, "decoder_head.num_classes=null"), leaves=("runs/ade20k-vitl/model_final.pth",)
+    ),
     FIRST_TRAINING: trained(RUN),
     f"torchrun --nproc-per-node 8 --no-python maskshards train {RECIPE} datasets.root={SHARDS}"
     f" output_dir={RUN} model.dino_hub=dinov3_vitl16": torchrun(RUN),
-    ade("config-ade20k-m2f-training", "ade20k", "maskshards"): trained(RUN, slow=True),
     ade("config-ade20k-m2f-training", "ade20k") + " resume_from=auto": torchrun(RUN),
     "torchrun --nnodes 2 --node-rank $NODE_RANK --nproc-per-node 8 --max-restarts 3 --master-addr $FIRST_NODE"
     f" --master-port 29500 --no-python maskshards train {RECIPE} output_dir=/shared/runs/ade20k"

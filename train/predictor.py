@@ -233,7 +233,7 @@ def checked_names(
     given: Sequence[str] | None, config: TrainConfig, state: TrainState | None, where: str
 ) -> tuple[str, ...]:
     """Names as given, else from the checkpoint, else numbers; PredictError unless there is one a class."""
-    count = config.decoder_head.num_classes
+    count = config.decoder_head.classes
     names = given or (state.class_names if state else [f"class {k}" for k in range(count)])
     if len(names) != count:
         origin = "given" if given else f"in {where}"

@@ -201,7 +201,7 @@ def open_input(config: TrainConfig, device: torch.device) -> Iterator[RaggedBatc
     """Batches without end: from shards where datasets.root names some, else made up."""
     pin = device.type == "cuda"
     if config.datasets.root == SYNTHETIC:
-        return synthetic_batches(config.bs, config.decoder_head.num_classes, pin)
+        return synthetic_batches(config.bs, config.decoder_head.classes, pin)
     split = open_training_split(config)
     return iter(
         Loader(
@@ -215,7 +215,7 @@ def measure_validation(config: TrainConfig, device: torch.device, step_ms: float
     """Images a second of sliding evaluation, and the share of a whole run that its validations take."""
     rig = build_rig(config, device)
     rig.segmenter.eval()
-    batch = synthetic_batch(4, config.decoder_head.num_classes).to(device)
+    batch = synthetic_batch(4, config.decoder_head.classes).to(device)
     images = list(batch.pixels.view(4, batch.heights[0], batch.widths[0], 3))
     settings = evaluation_settings(config).inference
     label_maps(rig.segmenter, images[:1], settings, rig.autocast)[0].cpu()

@@ -58,7 +58,7 @@ def in_turns(
 
 def loss_ms(config: TrainConfig, device: torch.device, warmup: int, steps: int) -> dict[str, float]:
     """The matched loss and the loss called layer by layer on dense masks."""
-    batch = synthetic_batch(config.bs, config.decoder_head.num_classes).to(device)
+    batch = synthetic_batch(config.bs, config.decoder_head.classes).to(device)
     settings = crop_settings(config)
     crops = crop(batch, draw_crops(batch, config.seed, settings), settings)
 
@@ -85,7 +85,7 @@ def random_predictions(config: TrainConfig, crops: CropBatch, seed: int) -> list
         return torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_()
 
     sizes = (
-        (batch, head.num_queries, head.num_classes + 1),
+        (batch, head.num_queries, head.classes + 1),
         (batch, head.num_queries, height // 4, width // 4),
     )
     return [Prediction(draw(*sizes[0]), draw(*sizes[1])) for _ in range(NUM_LAYERS)]

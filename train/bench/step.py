@@ -117,7 +117,7 @@ def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Lo
         layered = MaskClassificationLoss(
             wanted.num_points, wanted.oversample_ratio, wanted.importance_sample_ratio,
             wanted.mask_coefficient, wanted.dice_coefficient, wanted.class_coefficient,
-            config.decoder_head.num_classes, wanted.no_object_coefficient,
+            config.decoder_head.classes, wanted.no_object_coefficient,
         ).to(device)  # fmt: skip
         return lambda predictions, crops: layer_by_layer(layered, predictions, crops)
     return lambda answer, crops: loss(answer, crops, seed=config.seed, reduce=None).total

@@ -24,7 +24,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 def check_training(config: TrainConfig) -> None:
-    """What training needs beyond evaluation: a split, and a crop that the head can take."""
+    """What training needs beyond evaluation: a crop that the head can take."""
     train = config.transforms.train
     if train.img_size is None or train.crop_size is None:
         raise ConfigError(
@@ -34,8 +34,6 @@ def check_training(config: TrainConfig) -> None:
         raise ConfigError(f"transforms.train.crop_size is {list(train.crop_size)}, expected [height, width]")
     for side in train.crop_size:
         check_side(config, "transforms.train.crop_size", side)
-    if not config.datasets.train:
-        raise ConfigError("datasets.train is not set; name the split, for example datasets.train=training")
 
 
 def check_side(config: TrainConfig, key: str, side_px: int) -> None:

@@ -11,6 +11,7 @@ from maskshards.train.keys import ConfigError, key, section
 
 LSJ = "lsj"
 SPLIT_OF_WORD = {"TRAIN": "training", "VAL": "validation"}
+ALIASES = {"training": "train", "train": "training", "validation": "val", "val": "validation"}
 
 
 @dataclass
@@ -18,18 +19,17 @@ class DatasetConfig:
     """`datasets`: where the shards lie."""
 
     root: str = key(MISSING, "folder or URL that holds the splits; no default on purpose")
-    train: str = key("", "training split: a name under root, a URL or absolute path, or NAME:split=TRAIN")
-    val: str = key("", "validation split, in the same forms")
+    train: str = key(
+        "",
+        "training split: a name under root, a URL or absolute path, or NAME:split=TRAIN; "
+        "empty: training or train",
+    )
+    val: str = key("", "validation split, in the same forms; empty: validation or val")
     repeat_threshold: float | None = key(
         None,
         "images with classes in fewer than this share of the images are repeated (LVIS); null: each once",
         above=0,
     )
-
-    def check(self) -> None:
-        """ConfigError without a validation split; what trains needs the other one too."""
-        if not self.val:
-            raise ConfigError("datasets.val is not set; name the split, for example datasets.val=validation")
 
 
 @dataclass
@@ -130,3 +130,9 @@ def split_url(root: str, descriptor: str) -> str:
             )
         descriptor = SPLIT_OF_WORD.get(split.upper(), split)
     return f"{root.rstrip('/')}/{descriptor}"
+
+
+def other_name(descriptor: str) -> str | None:
+    """The other usual name of the split that `descriptor` means; None where it has only one."""
+    name, colon, word = descriptor.partition(":split=")
+    return ALIASES.get(SPLIT_OF_WORD.get(word.upper(), word) if colon else name)

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import math
+import os
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def settle_places(merged: DictConfig) -> None:
         if not isinstance(value, str):
             continue
         if value.startswith("~"):
-            OmegaConf.update(merged, key, str(Path(value).expanduser()))
+            OmegaConf.update(merged, key, os.path.expanduser(value))  # an unknown ~user stays
         elif key in KEPT_ABSOLUTE and value != "random" and Path(value).exists():
             OmegaConf.update(merged, key, str(Path(value).absolute()))
 
@@ -134,9 +135,9 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
         raise ConfigError(one_line(error)) from error
 
 
-def text_keys() -> set[str]:
-    """Dotted keys whose value is text, or text or null."""
-    return {key for key, hint in hints_of(TrainConfig, "") if hint in (str, str | None)}
+def text_keys() -> dict[str, bool]:
+    """Dotted keys whose value is text -> whether it may be null instead."""
+    return {key: hint != str for key, hint in hints_of(TrainConfig, "") if hint in (str, str | None)}
 
 
 def hints_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -147,13 +148,13 @@ def hints_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from hints_of(typing.cast(type, hint), f"{prefix}{name}.")
 
 
-def as_text(argument: str, texts: set[str]) -> str:
+def as_text(argument: str, texts: dict[str, bool]) -> str:
     """A `key=value` whose value YAML leaves alone where the key holds text: 2024_11_29 and 007 are text.
 
-    `null` and nothing at all stay what they are, and so does text that stands in quotes already.
+    `null`, or nothing at all, is null where the key allows it; text in quotes stays as it is.
     """
     key, equals, value = argument.partition("=")
-    if key not in texts or not equals or value in ("", "null") or value[0] in "'\"":
+    if key not in texts or not equals or (texts[key] and value in ("", "null")) or value[:1] in ("'", '"'):
         return argument
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 

@@ -7,7 +7,7 @@ from enum import Enum, StrEnum
 
 from maskshards.train.keys import ConfigError, key
 from maskshards.train.model.backbone.architectures import ARCHITECTURES, POSITION_RULES
-from maskshards.train.model.heads.rules import HEAD_RULES, head_rules
+from maskshards.train.model.heads.rules import HEAD_RULES, head_rules, num_classes_of
 
 
 class ModelDtype(Enum):
@@ -72,11 +72,18 @@ class DecoderConfig:
     use_batchnorm: bool = key(True, "always True: heads have their norms")
     use_cls_token: bool = key(False, "always False: heads read patches only")
     use_backbone_norm: bool = key(True, "always True: the backbone's last norm is applied")
-    num_classes: int = key(150, "classes of the data set", at_least=1)
+    num_classes: int | None = key(
+        None, "classes; null: as many as the manifest of the shards lists", at_least=1
+    )
     hidden_dim: int = key(2048, "width of the head (m2f), a multiple of 32")
     ffn_dim: int = key(4096, "inner width of the feed-forward layers (m2f)", at_least=1)
     num_queries: int = key(100, "masks that the head can name at once (m2f)", at_least=1)
     dropout: float = key(0.1, "share of channels that training drops (linear)", at_least=0, below=1)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, once it is known; ConfigError before."""
+        return num_classes_of(self)
 
     def check(self) -> None:
         """ConfigError for a head that cannot be built."""

@@ -18,7 +18,7 @@ from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.model.heads.head import Decoder
 from maskshards.train.model.heads.pixel_decoder import PRECISIONS
 from maskshards.train.model.heads.registry import head_called
-from maskshards.train.model.heads.rules import HeadSettings
+from maskshards.train.model.heads.rules import HeadSettings, num_classes_of
 from maskshards.train.model.ops.activation_checkpoint import set_recompute
 
 
@@ -93,4 +93,4 @@ def build_segmenter(
         torch.manual_seed(seed)
         built = head.build(backbone.embed_dim, len(indices), decoder, precision)
     set_recompute(built, checkpointing)
-    return Segmenter(backbone, built, indices, decoder.num_classes)
+    return Segmenter(backbone, built, indices, num_classes_of(decoder))

@@ -87,7 +87,7 @@ def open_checked(config: TrainConfig, descriptor: str) -> Split:
 
 
 def check_classes(config: TrainConfig, split: Split) -> None:
-    manifest, wanted = split.manifest, config.decoder_head.num_classes
+    manifest, wanted = split.manifest, config.decoder_head.classes
     if len(manifest.classes) != wanted:
         raise ConfigError(
             f"decoder_head.num_classes is {wanted}, but the manifest of {manifest.dataset!r} "

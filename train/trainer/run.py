@@ -27,6 +27,7 @@ from maskshards.train.trainer.build import (
     nonfinite_folder,
     open_validation_split,
 )
+from maskshards.train.trainer.data_facts import with_data_facts
 from maskshards.train.trainer.diagnosis import Diagnosis
 from maskshards.train.trainer.guards import Guard
 from maskshards.train.trainer.hub_pin import like_last_run, with_commit, with_rule
@@ -47,7 +48,7 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     """Start or continue the run of `output_dir` and take it to its end."""
     with run_folder(config, ranks) as folder:
-        config = like_last_run(config, folder, ranks)
+        config = with_data_facts(like_last_run(config, folder, ranks))
         check_trackers(config, ranks)
         parts = build_parts(config, ranks)
         start = begin(config, ranks, parts, folder)
@@ -91,7 +92,7 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     with run_folder(config, ranks) as folder:
         checkpoint = read_checkpoint(config.load_from or "")
         trained = checkpoint.state.config if checkpoint.state else None
-        config = with_rule(with_commit(config, trained), trained)
+        config = with_data_facts(with_rule(with_commit(config, trained), trained))
         split = open_validation_split(config)
         check_against_split(checkpoint.state, split.manifest, str(checkpoint.path))
         segmenter = build_model(config, ranks.device)

@@ -83,7 +83,7 @@ def open_gallery(session: Session) -> Gallery | None:
     if not (session.ranks.is_first and session.config.log.report):
         return None
     expected = num_expected(session.parts.val_split.manifest, evaluation_settings(session.config))
-    return Gallery(session.config.decoder_head.num_classes, expected // session.ranks.world.num_ranks)
+    return Gallery(session.config.decoder_head.classes, expected // session.ranks.world.num_ranks)
 
 
 def score_split(

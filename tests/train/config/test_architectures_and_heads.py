@@ -25,6 +25,7 @@ def config_of(name: str, kind: str) -> TrainConfig:
             "output_dir=out", "datasets.root=shards", "datasets.train=training", "datasets.val=validation",
             f"model.dino_hub={name}", "transforms.eval.img_size=448", "eval.crop_size=448", "eval.stride=448",
             f"decoder_head.type={kind}", "decoder_head.backbone_out_layers=FOUR_EVEN_INTERVALS",
+            "decoder_head.num_classes=5",
             "decoder_head.hidden_dim=64", "decoder_head.ffn_dim=32", "decoder_head.num_queries=4",
             "transforms.train.img_size=448", "transforms.train.crop_size=[448,448]",
         ]

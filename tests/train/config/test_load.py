@@ -89,7 +89,7 @@ def test_every_recipe_opens_with_its_command_hardware_time_and_score(
     launcher, arguments = words[: words.index("train")], words[words.index("train") + 1 :]
     monkeypatch.chdir(CONFIGS.parent)
     config = load_config(arguments)
-    assert arguments[0] == f"config=configs/{path.name}"
+    assert arguments[0] in (f"config=configs/{path.name}", f"config={path.stem}")
     if launcher[0] == "torchrun":
         assert launcher[launcher.index("--nproc-per-node") + 1] == str(config.n_gpus)
     assert config == load_config([f"config={path}", *arguments[1:]])
@@ -222,7 +222,7 @@ def test_text_stays_text(word: str) -> None:
         ["config=demo", "datasets.root=x", f"output_dir={word}", f"log.wandb_project={word}"]
     )
     assert config.log.wandb_project == word
-    assert config.output_dir == (str(Path(word).expanduser()) if word[0] == "~" else word)
+    assert config.output_dir == word
 
 
 def test_null_and_quotes_stay_what_they_are() -> None:

@@ -12,7 +12,7 @@ def test_schema_is_accepted_by_omegaconf_with_the_reference_defaults() -> None:
     tree = OmegaConf.structured(TrainConfig)
     assert (tree.bs, tree.n_gpus, tree.num_workers, tree.seed) == (2, 8, 6, 100)
     assert (tree.optimizer.lr, tree.optimizer.gradient_clip) == (1e-3, 35.0)
-    assert (tree.decoder_head.num_classes, tree.decoder_head.hidden_dim) == (150, 2048)
+    assert (tree.decoder_head.num_classes, tree.decoder_head.hidden_dim) == (None, 2048)
     assert list(tree.transforms.mean) == [123.675, 116.28, 103.53]
 
 

@@ -123,7 +123,7 @@ def crops(setting: Setting) -> Figures:
     """Making a batch of crops, augmentation included: the device's time and the host's."""
     config = setting.config(setting.widths[0])
     settings = crop_settings(config)
-    batch = synthetic_batch(config.bs, config.decoder_head.num_classes).to(setting.device)
+    batch = synthetic_batch(config.bs, config.decoder_head.classes).to(setting.device)
     draws = draw_crops(batch, 0, settings)
     return {
         "images": config.bs,

@@ -104,7 +104,7 @@ class Twins:
         loss = build_loss(config, self.device, False)
         autocast = torch.bfloat16 if self.low else None
         self.there = replace(self.here, segmenter=there, loss=loss, device=self.device, autocast=autocast)
-        batch, settings = synthetic_batch(config.bs, config.decoder_head.num_classes), self.here.crops
+        batch, settings = synthetic_batch(config.bs, config.decoder_head.classes), self.here.crops
         self.crops = crop(batch, draw_crops(batch, config.seed, settings), settings)
 
     def on_cpu(self) -> Answers:

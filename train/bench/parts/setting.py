@@ -74,7 +74,7 @@ class Setting:
 
     def batches(self, size: int) -> Iterator[RaggedBatch]:
         """Made-up batches without end, in pinned memory on CUDA."""
-        classes = self.config(self.widths[0]).decoder_head.num_classes
+        classes = self.config(self.widths[0]).decoder_head.classes
         return synthetic_batches(size, classes, pin=self.device.type == "cuda", distinct=2)
 
     @property

@@ -112,7 +112,7 @@ def from_shards(setting: Setting) -> Figures:
         folder = setting.out / "made-shards"
         shutil.rmtree(folder, ignore_errors=True)
         samples = 8 if setting.tiny else MADE_SAMPLES
-        root = write_made_split(folder, samples, rig.config.decoder_head.num_classes)
+        root = write_made_split(folder, samples, rig.config.decoder_head.classes)
     config = setting.config(width, f"datasets.root={root}", "datasets.train=training")
     with on_cores(CORES), open_loader(config.bs, root, setting) as loader:
         batches = iter(DevicePrefetcher(loader, setting.device))

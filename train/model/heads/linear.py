@@ -16,7 +16,7 @@ from maskshards.shards.batch import CropBatch
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.losses.matched_loss import linear_loss
 from maskshards.train.model.heads.head import Decoder, Head, HeadLoss, HeadLosses, Reduce, beside
-from maskshards.train.model.heads.rules import HEAD_RULES, HeadSettings
+from maskshards.train.model.heads.rules import HEAD_RULES, HeadSettings, num_classes_of
 from maskshards.train.model.ops.resize import resized
 from maskshards.train.model.ops.stochastic_depth import draw_keep_factors
 
@@ -106,7 +106,7 @@ class Linear(Head):
     decoder = LinearDecoder
 
     def build(self, embed_dim: int, num_maps: int, settings: HeadSettings, precision: str) -> LinearDecoder:
-        return LinearDecoder(embed_dim * num_maps, settings.num_classes, settings.dropout)
+        return LinearDecoder(embed_dim * num_maps, num_classes_of(settings), settings.dropout)
 
     def loss(self, config: TrainConfig) -> PixelLoss:
         return PixelLoss(config.train.celoss_weight)

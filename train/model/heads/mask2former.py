@@ -21,7 +21,7 @@ from maskshards.train.model.heads.head import Decoder, Head, HeadLoss, HeadLosse
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.heads.query_decoder import QueryDecoder
-from maskshards.train.model.heads.rules import HEAD_RULES, HeadSettings
+from maskshards.train.model.heads.rules import HEAD_RULES, HeadSettings, num_classes_of
 from maskshards.train.model.ops.resize import resized
 from maskshards.train.model.ops.stochastic_depth import draw_keep_factors
 
@@ -33,7 +33,7 @@ class MaskHead(nn.Module):
         super().__init__()
         width, ffn_dim = settings.hidden_dim, settings.ffn_dim
         self.pixel_decoder = PixelDecoder(channels, width, precision, ffn_dim)
-        self.predictor = QueryDecoder(width, settings.num_classes, settings.num_queries, ffn_dim)
+        self.predictor = QueryDecoder(width, num_classes_of(settings), settings.num_queries, ffn_dim)
 
     def forward(self, pyramid: tuple[Tensor, ...]) -> list[Prediction]:
         return self.predictor(*self.pixel_decoder(pyramid))
@@ -143,5 +143,5 @@ class Mask2Former(Head):
 
     def loss(self, config: TrainConfig) -> MaskLoss:
         return MaskLoss(
-            MatchedLoss(config.m2f_train, config.decoder_head.num_classes, fused=config.fused_kernels)
+            MatchedLoss(config.m2f_train, config.decoder_head.classes, fused=config.fused_kernels)
         )

@@ -22,11 +22,18 @@ class HeadSettings(Protocol):
 
     type: str  # a key of HEAD_RULES
     backbone_out_layers: Any  # a word (or an enum of that name) that layer_indices knows
-    num_classes: int
+    num_classes: int | None  # None until it is known from the data
     dropout: float  # linear only
     hidden_dim: int  # this and the rest: m2f only
     ffn_dim: int
     num_queries: int
+
+
+def num_classes_of(settings: HeadSettings) -> int:
+    """Classes of a head that is to be built. ConfigError where neither words nor data have said."""
+    if settings.num_classes is None:
+        raise ConfigError("decoder_head.num_classes is not set; say how many classes the head has")
+    return settings.num_classes
 
 
 @dataclass(frozen=True)

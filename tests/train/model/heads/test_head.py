@@ -44,7 +44,9 @@ def test_the_parts_that_are_timed_and_compiled_hold_all_that_is_trained(name: st
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_has_a_loss(name: str) -> None:
     head = HEADS[name]
-    assert isinstance(head.loss(TrainConfig()).carries, bool)
+    assert isinstance(
+        head.loss(TrainConfig(decoder_head=DecoderConfig(name, num_classes=CLASSES))).carries, bool
+    )
 
 
 def test_nothing_outside_the_heads_asks_which_head_it_has() -> None:
