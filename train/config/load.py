@@ -137,7 +137,7 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
 
 def text_keys() -> dict[str, bool]:
     """Dotted keys whose value is text -> whether it may be null instead."""
-    return {key: hint != str for key, hint in hints_of(TrainConfig, "") if hint in (str, str | None)}
+    return {key: hint is not str for key, hint in hints_of(TrainConfig, "") if hint in (str, str | None)}
 
 
 def hints_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
