@@ -8,13 +8,15 @@ are bytes, not pickles.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,8 @@ from maskshards.shards.order.order import World
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.heartbeat import LostRankError, Pulse, told_apart
 from maskshards.train.distributed.rendezvous import fresh_room
+
+Answer = TypeVar("Answer")  # a Path, None, bool, number, text, or a dict or list of such
 
 JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear
 STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective inside a step
@@ -82,7 +86,7 @@ class Ranks:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
         return int(raised)
 
-    def first_says(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """Rank 0's `text`, on every rank."""
         if self.control is None:
             return text
@@ -94,7 +98,7 @@ class Ranks:
         dist.broadcast(data, src=0, group=self.control)
         return bytes(data.tolist()).decode()
 
-    def all_say(self, text: str) -> list[str]:
+    def gather(self, text: str) -> list[str]:
         """Every rank's `text` in the order of ranks, on every rank."""
         if self.control is None:
             return [text]
@@ -106,26 +110,27 @@ class Ranks:
         dist.all_gather(padded, nn.functional.pad(data, (0, longest - len(data))), group=self.control)
         return [bytes(one[: int(n)].tolist()).decode() for one, n in zip(padded, lengths, strict=True)]
 
-    def from_first(self, work: Callable[[], str]) -> str:
+    def from_first(self, work: Callable[[], Answer]) -> Answer:
         """What `work` answers on rank 0, on every rank; it is called there only.
 
-        Its ValueError or OSError goes to every rank too, there as FirstRankError, so that nobody waits for
-        a rank that has given up.
+        An answer is a Path or a plain JSON value. A ValueError or OSError of it goes to every rank too, there
+        as FirstRankError, so that nobody waits for a rank that has given up.
         """
         if self.control is None:
             return work()
-        failure, said = None, ""
+        failure, message = None, ""
         if self.is_first:
             try:
-                said = f"+{work()}"
+                message = to_message(work())
             except (ValueError, OSError) as error:
-                failure, said = error, f"-{error}"
-        said = self.first_says(said)
+                failure, message = error, json.dumps({"failure": str(error)})
+        message = self.broadcast(message)
         if failure is not None:
             raise failure
-        if said.startswith("-"):
-            raise FirstRankError(f"rank 0 gave up: {said[1:]}")
-        return said[1:]
+        content = json.loads(message)
+        if "failure" in content:
+            raise FirstRankError(f"rank 0 gave up: {content['failure']}")
+        return cast(Answer, Path(content["path"]) if "path" in content else content["value"])
 
     def wait(self, what: str, timeout: timedelta = WORK_TIMEOUT) -> None:
         """Until every rank is here; a LostRankError names the ranks that are not."""
@@ -135,6 +140,15 @@ class Ranks:
             dist.monitored_barrier(self.control, timeout=timeout, wait_all_ranks=True)
         except RuntimeError as error:
             raise LostRankError(f"waiting for all ranks at {what!r}: {error}") from error
+
+
+def to_message(answer: object) -> str:
+    """An answer as JSON; TypeError for what would not come back as it is."""
+    if isinstance(answer, Path):
+        return json.dumps({"path": str(answer)})
+    if not (answer is None or isinstance(answer, bool | int | float | str | dict | list)):
+        raise TypeError(f"{type(answer).__name__} cannot be sent to the other ranks")
+    return json.dumps({"value": answer})
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch | None:

@@ -23,7 +23,7 @@ ROOM = 1 << (8 * WORD_BYTES)
 
 
 class OrderChain:
-    """The running hash of one run. `word` counts all steps up to the last `settle`, 16 hexadecimal digits.
+    """The running hash of one run. `word` counts all steps up to the last `resolve`, 16 hexadecimal digits.
 
     `word` None starts a chain after `step` steps on the data of this fingerprint; chains that start at
     different steps or on different data never agree.
@@ -37,7 +37,7 @@ class OrderChain:
         """One more step, of which this rank's samples have this digest (a signed word)."""
         self._pending.append(digest)
 
-    def settle(self, ranks: Ranks) -> str:
+    def resolve(self, ranks: Ranks) -> str:
         """The word after all steps added so far.
 
         Every rank calls it at the same step, and waits for the other hosts only.

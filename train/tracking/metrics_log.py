@@ -43,9 +43,9 @@ class MetricsFile:
         self._on_first(lambda: self._append(to_line(record)))
         return record
 
-    def _on_first(self, work: Callable[[], object]) -> None:
+    def _on_first(self, work: Callable[[], None]) -> None:
         if self.ranks.is_first or self.ranks.control is not None:
-            self.ranks.from_first(lambda: str(work()))
+            self.ranks.from_first(work)
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +97,10 @@ class Meter:
 
     def __init__(self, clip_norm: float) -> None:
         self.clip_norm = clip_norm
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all, and count from now on."""
         self.sums: dict[str, Tensor] = {}
         self._step: dict[str, Tensor] = {}  # of the step under way
         self.steps = self.images = 0
@@ -136,5 +140,5 @@ class Meter:
         figures["images_per_s"] = self.images * ranks.world.num_ranks / max(seconds, 1e-9)
         figures["wait_share"] = self.wait_ms / 1000 / max(seconds, 1e-9)
         figures["seconds"] = seconds
-        self.__init__(self.clip_norm)  # type: ignore[misc]
+        self.restart()
         return figures

@@ -73,7 +73,7 @@ def import_wandb() -> Any:
 def check_trackers(config: TrainConfig, ranks: Ranks) -> None:
     """ConfigError for a tracker that cannot be, before anything is built or written."""
     if config.log.wandb_project is not None:
-        ranks.from_first(lambda: str(bool(import_wandb())))
+        ranks.from_first(lambda: import_wandb() is not None)
 
 
 def wandb_id(run: Path) -> str:
@@ -100,12 +100,11 @@ def open_trackers(config: TrainConfig, run: Path, ranks: Ranks, first_step: int 
     """
     trackers: list[Tracker] = []
 
-    def open_all() -> str:
+    def open_all() -> None:
         if config.log.tensorboard:
             trackers.append(TensorBoardFile(run, first_step))
         if config.log.wandb_project is not None:
             trackers.append(WandbRun(config, run))
-        return ""
 
     try:
         if ranks.is_first or ranks.control is not None:

@@ -63,7 +63,7 @@ class Diagnosis:
         if not any(said):
             said = self._all_find(first_gradient, step, seen)
         if not any(said):
-            said = self.ranks.all_say("; ".join(keep(self.folder, step, one) for one in bad or seen))
+            said = self.ranks.gather("; ".join(keep(self.folder, step, one) for one in bad or seen))
             said = [text and f"computed again alone, everything is finite: {text}" for text in said]
         if not self.ranks.is_first:  # one account is enough
             return f"step {step}: the gradient is not finite, rank 0 says why"
@@ -74,7 +74,7 @@ class Diagnosis:
     def _all_find(self, look: Look, step: int, batches: Sequence[Seen]) -> list[str]:
         """What `look` finds in each rank's batches; nothing is kept of a batch that is sound."""
         found = [(look(self.model, self.loss_of, one.crops), one) for one in batches]
-        return self.ranks.all_say("; ".join(f"{s}; {keep(self.folder, step, one)}" for s, one in found if s))
+        return self.ranks.gather("; ".join(f"{s}; {keep(self.folder, step, one)}" for s, one in found if s))
 
 
 def bad_parameters(decoder: nn.Module) -> str:

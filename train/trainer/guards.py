@@ -83,7 +83,7 @@ class Guard:
         """(1,) on the device: not 0 if the watched step was not finite; None if there is nothing to carry."""
         return self._pending[1].view(1) if self._pending is not None and self.carried else None
 
-    def settle(self, brought: float | None = None) -> None:
+    def resolve(self, brought: float | None = None) -> None:
         """Learn about the watched step, while its gradients still stand. `brought`: its flag, if it came to
         the host with something else; without it this waits for the device.
 

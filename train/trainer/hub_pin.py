@@ -53,18 +53,12 @@ def with_rule(config: TrainConfig, earlier: Mapping[str, Any] | None) -> TrainCo
 def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
     """Both from `config.yaml` of the run in this folder, which the first rank reads for all."""
 
-    def revision() -> str:
-        return commit_of(with_commit(config, last_config(run)).model) or ""
+    def look() -> dict[str, str | None]:
+        last = last_config(run)
+        model = with_rule(with_commit(config, last), last).model
+        return {"revision": commit_of(model), "position_rule": model.position_rule}
 
-    def rule() -> str:
-        return with_rule(config, last_config(run)).model.position_rule or ""
-
-    model = replace(
-        config.model,
-        revision=ranks.from_first(revision) or None,
-        position_rule=ranks.from_first(rule) or None,
-    )
-    return replace(config, model=model)
+    return replace(config, model=replace(config.model, **ranks.from_first(look)))
 
 
 def commit_of(model: ModelConfig) -> str | None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 from maskshards.shards.batch import RaggedBatch
 from maskshards.shards.loading.device_prefetcher import DevicePrefetcher
@@ -23,10 +24,7 @@ from maskshards.train.distributed.stop_signals import Stopped
 from maskshards.train.evaluation.metrics import EvalResult
 from maskshards.train.model.compile import begin_step, uses_cuda_graphs
 from maskshards.train.optim.optimizer import clip_gradients, optimizer_tensors, set_rates
-from maskshards.train.tracking.data_order import order_digest, wrapped
-from maskshards.train.tracking.metrics_log import Meter
 from maskshards.train.trainer.build import open_loader
-from maskshards.train.trainer.diagnosis import Seen
 from maskshards.train.trainer.resume import Start, weights_of
 from maskshards.train.trainer.session import Session
 from maskshards.train.trainer.validate import evaluate_now
@@ -47,7 +45,7 @@ def train(session: Session, start: Start) -> EvalResult | None:
             take_steps(session, loader, start.step)
     with session.parts.scored_weights():
         state, weights = session.state(total), weights_of(session.parts)
-        final = session.ranks.from_first(lambda: str(save_final(session.run, state, weights)))
+        final = session.ranks.from_first(lambda: save_final(session.run, state, weights))
     logger.info("wrote %s", final)
     return session.result
 
@@ -58,7 +56,7 @@ def take_steps(session: Session, loader: Loader, first: int) -> None:
     Raises Stopped after saving when a signal asked for it, NonFiniteError and GuardError as Guard says.
     """
     config, ranks, parts = session.config, session.ranks, session.parts
-    meter = Meter(config.optimizer.gradient_clip)
+    session.watch.meter.restart()
     batches: Iterator[RaggedBatch] = iter(DevicePrefetcher(loader, ranks.device))
     if ranks.world.num_ranks > 2:
         batches = rehearse(session, batches)
@@ -66,19 +64,19 @@ def take_steps(session: Session, loader: Loader, first: int) -> None:
         rate = set_rates(parts.optimizer, parts.schedule, step)
         taken = step + 1
         due = is_due(taken, config.log.interval, config.scheduler.total_iter)
-        with session.phases.timed(parts.segmenter, ranks.device, now=due and step > first):  # first: warm-up
-            one_step(session, batches, meter, taken)
+        with session.watch.around(taken, parts.segmenter, timed=due and step > first):  # first: warm-up
+            one_step(session, batches, taken)
         if due or taken == 1:
-            log(session, meter, taken, rate)
+            log(session, taken, rate)
         since = time.monotonic()
-        wish = ranks.any(session.stop.number)
-        if wish or checkpoint_due(config, taken):
+        stop_signal = ranks.any(session.stop.number)
+        if stop_signal or checkpoint_due(config, taken):
             save(session, taken)
-        if wish:
-            raise Stopped(wish)
+        if stop_signal:
+            raise Stopped(stop_signal)
         if evaluation_due(config, taken):
             evaluate_now(session, taken)
-        meter.since += time.monotonic() - since
+        session.watch.meter.since += time.monotonic() - since
         session.progress.step(taken)
 
 
@@ -93,60 +91,46 @@ def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[Ragge
     first = next(batches)
     begin_step(session.config.compile_mode)
     kept = [buffer.clone() for buffer in batch_statistics(parts.segmenter.decoder)]
-    session.guard.begin_step()
+    session.watch.guard.begin_step()
     parts.objective(first).total.backward()
-    session.guard.after_backward()  # before DistributedDataParallel complains in its own words
+    session.watch.guard.after_backward()  # before DistributedDataParallel complains in its own words
     parts.optimizer.zero_grad(set_to_none=True)
     for buffer, before in zip(batch_statistics(parts.segmenter.decoder), kept, strict=True):
         buffer.copy_(before)
     return chain([first], batches)
 
 
-def one_step(session: Session, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:
+def one_step(session: Session, batches: Iterator[RaggedBatch], step: int) -> None:
     """Gradients of all micro-steps, one clip, one update."""
-    parts, guard, share = session.parts, session.guard, 1 / session.parts.micro_steps
-    guard.begin_step()
-    if uses_cuda_graphs(session.config.compile_mode):  # gradients lie in memory that the next replay writes
-        guard.settle()
+    parts, watch, mode = session.parts, session.watch, session.config.compile_mode
+    weight = 1 / parts.micro_steps
+    if uses_cuda_graphs(mode):  # gradients lie in memory that the next replay writes
+        watch.guard.resolve()
         parts.optimizer.zero_grad(set_to_none=True)
-        begin_step(session.config.compile_mode)
-    seen = []
-    waited_ms, digest = 0.0, 0
+        begin_step(mode)
     for micro_step in range(parts.micro_steps):
-        since = time.monotonic()
-        session.ranks.at(step, "waiting for data")
-        batch = session.phases.wait_for(lambda: next(batches))
-        session.ranks.at(step, "computing")
-        waited_ms += 1000 * (time.monotonic() - since)
+        batch = watch.next_batch(batches)
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
-            losses = parts.objective(batch, guard.flag if micro_step == 0 else None)
-            session.phases.mark("loss")
+            losses = parts.objective(batch, watch.flag)  # crop -> frozen features -> head -> loss
+            watch.losses_known(losses, weight)
             if micro_step == 0:
-                guard.settle(losses.carried)  # the step before, whose gradients still stand
                 parts.optimizer.zero_grad(set_to_none=True)
-            (losses.total * share).backward()
-        session.phases.mark("backward")
-        seen.append(Seen(losses.crops, losses.total.detach()))
-        digest = wrapped(digest + order_digest(losses.crops, losses.draws))
-        meter.add("loss", losses.total.detach() * share)
-        for name, value in losses.parts.items():
-            meter.add(f"loss_{name}", value * share)
-    guard.after_backward()
+            (losses.total * weight).backward()
+        watch.gradients_known()
     norm = clip_gradients(parts.segmenter.decoder, session.config.optimizer.gradient_clip)
-    guard.watch(step, norm, seen)
+    watch.norm_known(norm)
     parts.optimizer.step()
     if parts.average is not None:
         parts.average.update(step)
-    session.phases.mark("optimiser")
-    session.order.add(digest)
-    meter.add_step(norm, session.config.bs * parts.micro_steps, waited_ms)
+    watch.updated()
 
 
-def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
+def log(session: Session, taken: int, rate: float) -> None:
     """One line of figures for the stretch that ends at step `taken`; here training waits for the device."""
-    figures = {"lr": rate, **meter.take(session.ranks), "order": session.order.settle(session.ranks)}
+    watch, ranks = session.watch, session.ranks
+    figures = {"lr": rate, **watch.meter.take(ranks), "order": watch.order.resolve(ranks)}
     session.record("train", taken, **figures)
-    if phases := session.phases.take():  # the figures above waited for the device already
+    if phases := watch.phases.take():  # the figures above waited for the device already
         session.record("phases", taken, **phases)
     session.progress.interval(taken, figures)
 
@@ -154,17 +138,17 @@ def log(session: Session, meter: Meter, taken: int, rate: float) -> None:
 def save(session: Session, taken: int) -> None:
     """Write the checkpoint of this step on the first rank; the others wait for it, and learn if it failed."""
     parts, config, since = session.parts, session.config, time.monotonic()
-    session.guard.settle()
-    session.order.settle(session.ranks)
+    session.watch.guard.resolve()
+    session.watch.order.resolve(session.ranks)
     session.ranks.at(taken, "saving")
     session.progress.clear()
 
-    def write() -> str:
+    def write() -> Path:
         moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)
         average = None if parts.average is None else parts.average.shadow
         path = save_last(session.run, session.state(taken), weights_of(parts), moments, average)
         prune(session.run, config.checkpoint.keep_last, config.checkpoint.archive_interval)
-        return str(path)
+        return path
 
     logger.info("wrote %s", session.ranks.from_first(write))
     session.record("checkpoint", taken, seconds=time.monotonic() - since)

@@ -96,19 +96,18 @@ def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | No
     another run.
     """
 
-    def choose() -> str:
+    def choose() -> Path | None:
         if config.resume_from == "auto" or was_followed(run, config.resume_from):
-            return str(newest_whole_or_none(run) or "")
+            return newest_whole_or_none(run)
         path = None if config.resume_from is None else newest_in(Path(config.resume_from))
         if checkpoints_of(run, LAST) and (path is None or not is_of_run(path, run)):
             raise ConfigError(
                 f"output_dir {run} already holds a run; say resume_from=auto to continue it, "
                 "or name another folder"
             )
-        return str(path or "")
+        return path
 
-    said = ranks.from_first(choose)
-    return Path(said) if said else None
+    return ranks.from_first(choose)
 
 
 def newest_in(path: Path) -> Path:
@@ -116,7 +115,7 @@ def newest_in(path: Path) -> Path:
     return (checkpoints_of(path, LAST) or [path])[-1].resolve()
 
 
-def part_with(run: Path, step: int, source: Path, asked: str) -> str:
+def part_with(run: Path, step: int, source: Path, asked: str) -> None:
     """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so.
 
     A roll-back that was `asked` for is noted, since a launcher that restarts the same command asks again.
@@ -131,7 +130,6 @@ def part_with(run: Path, step: int, source: Path, asked: str) -> str:
     if asked != "auto" and is_of_run(source, run):
         with replacing(run / ROLLED_BACK) as hidden:
             hidden.write_text(asked, encoding="utf-8")
-    return ""
 
 
 def was_followed(run: Path, asked: str | None) -> bool:

@@ -31,6 +31,7 @@ from maskshards.train.trainer.data_facts import with_data_facts
 from maskshards.train.trainer.diagnosis import Diagnosis
 from maskshards.train.trainer.guards import Guard
 from maskshards.train.trainer.hub_pin import like_last_run, with_commit, with_rule
+from maskshards.train.trainer.instruments import Instruments
 from maskshards.train.trainer.loop import train
 from maskshards.train.trainer.resume import begin
 from maskshards.train.trainer.run_folder import run_folder
@@ -56,7 +57,9 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             write_config(config, folder / "config.yaml")
         metrics = MetricsFile(folder, ranks, start.step)
         trackers = open_trackers(config, folder, ranks, start.step)
+        guard = build_guard(config, ranks, parts)
         stream = sys.stderr if ranks.is_first else None
+        order = OrderChain(start.order, start.step, parts.selection.fingerprint)
         session = Session(
             config=config,
             ranks=ranks,
@@ -64,10 +67,9 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
             run=folder,
             metrics=metrics,
             progress=ProgressLine(start.step, config.scheduler.total_iter, stream),
-            guard=build_guard(config, ranks, parts),
+            watch=Instruments(ranks, guard, config.optimizer.gradient_clip, order),
             stop=stop,
             best_score=start.best_score,
-            order=OrderChain(start.order, start.step, parts.selection.fingerprint),
             trackers=trackers,
         )
         try:

@@ -34,7 +34,7 @@ def run_folder(config: TrainConfig, ranks: Ranks) -> Iterator[Path]:
     """
     folder = Path(config.output_dir or "")
 
-    def claim() -> str:
+    def claim() -> Path:
         check_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -46,10 +46,10 @@ def run_folder(config: TrainConfig, ranks: Ranks) -> Iterator[Path]:
             ) from error
         if config.load_from is not None:
             check_no_run(folder)
-        return str(folder)
+        return folder
 
     with ExitStack() as stack:
-        yield Path(ranks.from_first(claim))
+        yield ranks.from_first(claim)
 
 
 def check_no_run(folder: Path) -> None:

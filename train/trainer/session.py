@@ -11,19 +11,17 @@ from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.evaluation.metrics import EvalResult
-from maskshards.train.tracking.data_order import OrderChain
 from maskshards.train.tracking.metrics_log import MetricsFile
-from maskshards.train.tracking.phase_timer import StepPhases
 from maskshards.train.tracking.progress import ProgressLine
 from maskshards.train.tracking.trackers import Tracker
 from maskshards.train.trainer.build import Parts
-from maskshards.train.trainer.guards import Guard
+from maskshards.train.trainer.instruments import Instruments
 from maskshards.train.trainer.resume import state_of
 
 
 @dataclass
 class Session:
-    """A run under way. Only `best_score`, `result` and the chain in `order` change."""
+    """A run under way. Only `best_score`, `result` and what `watch` counts change."""
 
     config: TrainConfig
     ranks: Ranks
@@ -31,13 +29,11 @@ class Session:
     run: Path  # the output folder
     metrics: MetricsFile
     progress: ProgressLine
-    guard: Guard
+    watch: Instruments
     stop: StopSignals
     best_score: float | None  # None: no evaluation counted yet
     trackers: list[Tracker] = field(default_factory=list)
     result: EvalResult | None = None  # of the newest evaluation
-    phases: StepPhases = field(default_factory=StepPhases)
-    order: OrderChain = field(default_factory=OrderChain)  # of all that the run has read
 
     def record(self, kind: str, step: int, **figures: Any) -> None:
         """One line of figures, to metrics.jsonl and to every tracker."""
@@ -47,8 +43,8 @@ class Session:
 
     def has_evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has an evaluation of this step, as the first rank sees it."""
-        return bool(self.ranks.from_first(lambda: "yes" if self.metrics.has("eval", step) else ""))
+        return self.ranks.from_first(lambda: self.metrics.has("eval", step))
 
     def state(self, step: int) -> TrainState:
         """The facts of the run after `step` optimiser steps."""
-        return state_of(self.config, self.parts, step, self.best_score, self.order.word)
+        return state_of(self.config, self.parts, step, self.best_score, self.watch.order.word)

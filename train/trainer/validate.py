@@ -53,16 +53,16 @@ def score_weights(session: Session, taken: int) -> None:
     session.ranks.from_first(lambda: publish(session, taken, result, gallery))
 
 
-def keep_if_best(session: Session, taken: int, score: float) -> str:
+def keep_if_best(session: Session, taken: int, score: float) -> None:
     """On the first rank, which alone remembers the best score: write these weights if none scored higher."""
     improved = math.isfinite(score) and (session.best_score is None or score > session.best_score)
     if taken == 0 or not improved:
-        return ""
+        return
     session.best_score = score
-    return str(save_best(session.run, session.state(taken), weights_of(session.parts)))
+    save_best(session.run, session.state(taken), weights_of(session.parts))
 
 
-def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery | None) -> str:
+def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery | None) -> None:
     """Write results and report."""
     config = session.config
     write_results(result, session.run)
@@ -75,7 +75,6 @@ def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery |
             num_ranks=session.ranks.world.num_ranks,
         )
         write_report(session.run, facts, session.metrics.records, result, gallery)
-    return ""
 
 
 def open_gallery(session: Session) -> Gallery | None:

@@ -4,12 +4,21 @@ import pytest
 import torch
 
 from maskshards.shards.order.order import World
-from maskshards.train.distributed.ranks import LaunchError, Ranks, first_host, joined, read_launch, spread
+from maskshards.train.distributed.ranks import (
+    LaunchError,
+    Ranks,
+    first_host,
+    joined,
+    read_launch,
+    spread,
+    to_message,
+)
 from tests.train.launch import ranks_of
 
 MEMBER = """
 import json, os, sys
 from datetime import timedelta
+from pathlib import Path
 import torch
 from torch import nn
 from maskshards.train.distributed.ranks import joined, spread
@@ -19,7 +28,17 @@ with joined() as ranks:
     answer = {"rank": rank, "ranks": ranks.world.num_ranks, "first": ranks.is_first}
     answer["sum"] = ranks.sum(torch.tensor([1.0, float(rank)])).tolist()
     answer["any"] = ranks.any(15 if rank == 1 else 0)
-    answer["said"] = ranks.first_says("from the first, \\u00e4" if rank == 0 else "ignored")
+    answer["said"] = ranks.broadcast("from the first, \\u00e4" if rank == 0 else "ignored")
+    answer["typed"] = [
+        ranks.from_first(lambda value=value: value if rank == 0 else 1 / 0)
+        for value in (None, True, 3, "text", {"a": [1.5, None]})
+    ]
+    path = ranks.from_first(lambda: Path("a/b"))
+    answer["path"] = ["path" if isinstance(path, Path) else "text", str(path)]
+    try:
+        ranks.from_first(lambda: (_ for _ in ()).throw(OSError("disk")))
+    except (ValueError, OSError) as error:
+        answer["failure"] = f"{type(error).__name__}: {error}"
     layer = nn.Linear(2, 1, bias=False)
     nn.init.ones_(layer.weight)
     wrapped = spread(layer, ranks)
@@ -45,7 +64,11 @@ def test_two_processes_agree_over_gloo() -> None:
         assert answer["sum"] == [2.0, 1.0]
         assert answer["any"] == 15
         assert answer["said"] == "from the first, ä"
+        assert answer["typed"] == [None, True, 3, "text", {"a": [1.5, None]}]
+        assert answer["path"] == ["path", "a/b"]
         assert answer["gradient"] == [[1.0, 0.5]]
+    failures = [answer["failure"] for answer in answers]
+    assert failures == ["OSError: disk", "FirstRankError: rank 0 gave up: disk"]
     assert "a place that rank 1 never reaches" in answers[0]["missing"]
     assert "1" in answers[0]["missing"].split("never reaches", 1)[1]
 
@@ -55,8 +78,13 @@ def test_alone_everything_is_the_identity() -> None:
         assert ranks.world == World(0, 1)
         assert ranks.is_first
         assert ranks.sum(torch.tensor([2.0])).tolist() == [2.0]
-        assert (ranks.any(3), ranks.first_says("x")) == (3, "x")
+        assert (ranks.any(3), ranks.broadcast("x")) == (3, "x")
         ranks.wait("nobody")
+
+
+def test_what_would_not_come_back_as_it_is_is_not_sent() -> None:
+    with pytest.raises(TypeError, match="Tensor cannot be sent"):
+        to_message(torch.ones(1))
 
 
 def test_alone_the_decoder_is_not_wrapped() -> None:

@@ -99,10 +99,10 @@ def test_a_chain_hashes_each_step_onto_those_before() -> None:
         return word.hex()
 
     chain, steps = OrderChain(), [5, -7, 2**63 - 1]
-    assert chain.settle(ALONE) == twin(b"from step 0 of ", [])
+    assert chain.resolve(ALONE) == twin(b"from step 0 of ", [])
     for step in steps:
         chain.add(step)
-    assert chain.settle(ALONE) == chain.settle(ALONE) == chain.word == twin(b"from step 0 of ", steps)
+    assert chain.resolve(ALONE) == chain.resolve(ALONE) == chain.word == twin(b"from step 0 of ", steps)
     assert OrderChain(step=4).word == twin(b"from step 4 of ", [])
 
 
@@ -114,11 +114,11 @@ def test_a_chain_does_not_care_when_it_is_looked_at_or_continued() -> None:
     looked = OrderChain()
     for step in steps[:4]:
         looked.add(step)
-        looked.settle(ALONE)
+        looked.resolve(ALONE)
     again = OrderChain(looked.word, 4)
     for step in steps[4:]:
         again.add(step)
-    assert again.settle(ALONE) == whole.settle(ALONE)
+    assert again.resolve(ALONE) == whole.resolve(ALONE)
 
 
 def test_a_difference_anywhere_shows_at_the_end() -> None:
@@ -127,7 +127,7 @@ def test_a_difference_anywhere_shows_at_the_end() -> None:
         chain = OrderChain()
         for step in steps:
             chain.add(step)
-        words.add(chain.settle(ALONE))
+        words.add(chain.resolve(ALONE))
     assert len(words) == 6
 
 
@@ -139,6 +139,6 @@ def test_ranks_sum_their_steps_in_one_message() -> None:
     chain = OrderChain()
     for one in mine:
         chain.add(one)
-    assert chain.settle(ranks) == alone.settle(ALONE)
-    chain.settle(ranks)
+    assert chain.resolve(ranks) == alone.resolve(ALONE)
+    chain.resolve(ranks)
     assert ranks.messages == [3]  # type: ignore[attr-defined]

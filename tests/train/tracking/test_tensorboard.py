@@ -68,10 +68,10 @@ def test_a_run_killed_in_the_middle_and_continued_shows_each_step_once(
     ]  # fmt: skip
     whole = loop.one_step
 
-    def killed(session: Session, batches: object, meter: object, step: int) -> None:
+    def killed(session: Session, batches: object, step: int) -> None:
         if step == 4:  # its checkpoint is of step 2: 3 is taken again
             raise KeyboardInterrupt
-        whole(session, batches, meter, step)  # type: ignore[arg-type]
+        whole(session, batches, step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "one_step", killed)
     with pytest.raises(KeyboardInterrupt):

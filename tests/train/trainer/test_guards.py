@@ -36,7 +36,7 @@ def crops(keys: tuple[str, ...] = ("a", "b"), first: int = 0, value: float = 1.0
 def take(head: Head, guard: Guard, optimizer: torch.optim.Optimizer, batch: CropBatch, step: int = 1) -> None:
     guard.begin_step()
     total = head(batch.images)
-    guard.settle()
+    guard.resolve()
     optimizer.zero_grad()
     total.backward()
     guard.after_backward()
@@ -57,7 +57,7 @@ def test_sound_steps_pass_in_silence(tmp_path: Path) -> None:
     head, guard, optimizer = make(tmp_path)
     before = head.conv.weight.clone()
     take(head, guard, optimizer, crops())
-    guard.settle()
+    guard.resolve()
     assert not torch.equal(head.conv.weight, before)
     assert list(tmp_path.iterdir()) == []
 
@@ -68,7 +68,7 @@ def test_a_bad_gradient_stops_names_and_changes_no_weight(tmp_path: Path) -> Non
     take(head, guard, optimizer, crops(("sky", "sea"), first=8, value=float("nan")), step=7)
     assert torch.equal(head.conv.weight, before)
     with pytest.raises(NonFiniteError, match=r"(?s)step 7: .*conv\.weight.*images sky, sea; .*position8"):
-        guard.settle()
+        guard.resolve()
     with safe_open(tmp_path / "step7-position8.safetensors", "pt") as file:
         assert file.metadata()["keys"] == "sky\nsea"
         assert file.get_tensor("images").shape == (2, 3, 4, 4)
@@ -91,7 +91,7 @@ def test_skip_has_its_limit(tmp_path: Path) -> None:
     take(head, guard, optimizer, crops(value=float("nan")))
     take(head, guard, optimizer, crops(value=float("nan")), step=2)
     with pytest.raises(NonFiniteError, match="max_skipped"):
-        guard.settle()
+        guard.resolve()
 
 
 def test_a_parameter_without_gradient_is_named(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_flag_that_was_brought_is_believed_and_not_read_again(tmp_path: Path, 
     take(head, guard, optimizer, crops())
     assert guard.flag is not None
     assert guard.flag.tolist() == [0.0]
-    guard.settle(brought)
+    guard.resolve(brought)
     assert len(said) == guard.skipped == int(brought)
     assert guard.flag is None
 

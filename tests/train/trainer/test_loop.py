@@ -19,11 +19,12 @@ from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import Stopped, StopSignals
-from maskshards.train.tracking.metrics_log import Meter, MetricsFile, read_metrics
+from maskshards.train.tracking.metrics_log import MetricsFile, read_metrics
 from maskshards.train.tracking.progress import ProgressLine
 from maskshards.train.trainer import loop
 from maskshards.train.trainer.build import build_parts, open_loader
 from maskshards.train.trainer.guards import Guard, GuardError
+from maskshards.train.trainer.instruments import Instruments
 from maskshards.train.trainer.loop import checkpoint_due, evaluation_due, is_due, one_step
 from maskshards.train.trainer.run import run_training
 from maskshards.train.trainer.session import Session
@@ -242,10 +243,10 @@ def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str]
         wanted = [kept + gradient / 3 for kept, gradient in zip(wanted, gradients, strict=True)]
     metrics = MetricsFile(tmp_path, ALONE, 0)
     with StopSignals() as stop:
-        guard = Guard(config.guards, parts.decoder, parts.optimizer, tmp_path)
+        watch = Instruments(ALONE, Guard(config.guards, parts.decoder, parts.optimizer, tmp_path), math.inf)
         line = ProgressLine(0, 1, None)
-        session = Session(config, ALONE, parts, tmp_path, metrics, line, guard, stop, None)
-        loop.one_step(session, iter(batches), Meter(math.inf), 1)
+        session = Session(config, ALONE, parts, tmp_path, metrics, line, watch, stop, None)
+        loop.one_step(session, iter(batches), 1)
     for value, gradient in zip(parts.decoder.parameters(), wanted, strict=True):
         assert value.grad is not None
         torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-4)
@@ -256,9 +257,9 @@ def test_a_rehearsal_leaves_no_trace(tiny_run: list[str], tmp_path: Path) -> Non
     parts = build_parts(config, ALONE)
     before = {name: value.clone() for name, value in parts.decoder.state_dict().items()}
     with open_loader(config, ALONE, parts.selection, 0) as loader, StopSignals() as stop:
-        guard = Guard(config.guards, parts.decoder, parts.optimizer, tmp_path)
+        watch = Instruments(ALONE, Guard(config.guards, parts.decoder, parts.optimizer, tmp_path), math.inf)
         line, metrics = ProgressLine(0, 1, None), MetricsFile(tmp_path, ALONE, 0)
-        session = Session(config, ALONE, parts, tmp_path, metrics, line, guard, stop, None)
+        session = Session(config, ALONE, parts, tmp_path, metrics, line, watch, stop, None)
         batches = loop.rehearse(session, iter(loader))
         positions = [next(batches).positions for _ in range(3)]
     assert positions == [(0, 1), (2, 3), (4, 5)]
@@ -277,10 +278,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let a run die, without warning, before the step after `step`."""
     real = loop.one_step
 
-    def dies(session: Session, batches: object, meter: object, number: int) -> None:
+    def dies(session: Session, batches: object, number: int) -> None:
         if number > step:
             raise MemoryError("killed")
-        real(session, batches, meter, number)  # type: ignore[arg-type]
+        real(session, batches, number)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "one_step", dies)
 
@@ -338,9 +339,11 @@ def test_the_rehearsal_names_a_parameter_without_gradient(tiny_run: list[str], t
     parts = build_parts(config, ALONE)
     parts.segmenter.decoder.register_parameter("orphan", torch.nn.Parameter(torch.zeros(2)))
     with open_loader(config, ALONE, parts.selection, 0) as loader, StopSignals() as stop:
-        guard = Guard(config.guards, parts.segmenter.decoder, parts.optimizer, tmp_path)
+        watch = Instruments(
+            ALONE, Guard(config.guards, parts.segmenter.decoder, parts.optimizer, tmp_path), math.inf
+        )
         metrics, line = MetricsFile(tmp_path, ALONE, 0), ProgressLine(0, 1, None)
-        session = Session(config, ALONE, parts, tmp_path, metrics, line, guard, stop, None)
+        session = Session(config, ALONE, parts, tmp_path, metrics, line, watch, stop, None)
         with pytest.raises(GuardError, match="receive no gradient: orphan"):
             loop.rehearse(session, iter(loader))
 
@@ -355,11 +358,11 @@ def test_a_whole_step_of_the_trainer_waits_for_the_device_at_the_matchers_copy_o
     """
     steps: list[int] = []
 
-    def strict(session: Session, batches: Iterator[RaggedBatch], meter: Meter, step: int) -> None:
+    def strict(session: Session, batches: Iterator[RaggedBatch], step: int) -> None:
         steps.append(step)
         torch.cuda.set_sync_debug_mode("error" if step in (4, 5) else "default")  # the first ones compile
         try:
-            one_step(session, batches, meter, step)
+            one_step(session, batches, step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

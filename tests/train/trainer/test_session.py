@@ -14,6 +14,7 @@ from maskshards.train.tracking.progress import ProgressLine
 from maskshards.train.tracking.trackers import Tracker
 from maskshards.train.trainer.build import Parts
 from maskshards.train.trainer.guards import Guard
+from maskshards.train.trainer.instruments import Instruments
 from maskshards.train.trainer.session import Session
 
 
@@ -37,11 +38,12 @@ def test_a_record_goes_to_file_and_trackers_and_state_tells_the_position(tmp_pat
         train_split=SimpleNamespace(manifest=manifest),
         val_split=SimpleNamespace(manifest=manifest),
         selection=SimpleNamespace(fingerprint="chosen"),
-        segmenter=SimpleNamespace(backbone=SimpleNamespace(digest="d")),
+        segmenter=SimpleNamespace(backbone=SimpleNamespace(digest="d", position_rule=None)),
     )
     session = Session(
         config, ranks, cast(Parts, parts), tmp_path, MetricsFile(tmp_path, ranks, 0),
-        ProgressLine(0, 9, None), cast(Guard, None), StopSignals(), 12.5, cast(list[Tracker], notes),
+        ProgressLine(0, 9, None), Instruments(ranks, cast(Guard, None), 1.0), StopSignals(), 12.5,
+        cast(list[Tracker], notes),
     )  # fmt: skip
     session.record("train", 4, loss=1.0)
     assert all(one.seen == [{"kind": "train", "step": 4, "loss": 1.0}] for one in notes)
