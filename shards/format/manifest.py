@@ -27,6 +27,7 @@ from maskshards.shards.format.index import INDEX_NAME, SampleEntry, ShardIndex, 
 from maskshards.shards.format.index_parquet import IndexFile, IndexReader, write_index
 from maskshards.shards.format.locate import MANIFEST_NAME, splits_below, what_is_there
 from maskshards.shards.format.record import FORMAT_VERSION
+from maskshards.shards.storage.atomic_write import flush_folder
 from maskshards.shards.storage.base import FILE_NAME, Store
 from maskshards.shards.storage.open_store import open_store
 
@@ -36,21 +37,7 @@ FORMAT_NAME = "maskshards"
 MAX_MANIFEST_BYTES = 1 << 29  # about two million shards
 Color = tuple[int, int, int]
 
-__all__ = [
-    "FORMAT_NAME",
-    "INDEX_NAME",
-    "MANIFEST_NAME",
-    "Manifest",
-    "SampleEntry",
-    "ShardIndex",
-    "ShardInfo",
-    "Split",
-    "finish_manifest",
-    "open_split",
-    "open_splits",
-    "parse_manifest",
-    "write_split",
-]
+__all__ = ["INDEX_NAME", "MANIFEST_NAME", "SampleEntry", "ShardIndex", "ShardInfo"]  # offered here too
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,14 +247,10 @@ def write_split(
 
 def _publish(scratch: Path, final: Path) -> None:
     """Durable, then visible, then durably visible."""
-    for path, flags in ((scratch, os.O_RDONLY), (final.parent, os.O_RDONLY | os.O_DIRECTORY)):
-        if path == final.parent:
-            os.replace(scratch, final)
-        handle = os.open(path, flags)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with open(scratch, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, final)
+    flush_folder(final.parent)
 
 
 class Split:
