@@ -14,11 +14,13 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -49,19 +51,25 @@ class LockedError(OSError):
 
 
 @contextmanager
-def held(path: Path, patience_s: float, *, shared: bool = False) -> Iterator[None]:
+def held(
+    path: Path, patience_s: float, *, shared: bool = False, stopped: threading.Event | None = None
+) -> Iterator[None]:
     """Hold the lock file `path`, alone or `shared` with others who say so.
 
     Raises LockedError if it does not come free within `patience_s` seconds: a holder that was just killed
-    may take a moment to be gone. Raises OSError if the file cannot be opened for writing.
+    may take a moment to be gone. Raises OSError if the file cannot be opened for writing. Where waiting is
+    ordinary, give an event: setting it ends the wait, with LockedError, and nothing is logged.
     """
-    handle = _acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience_s)
+    handle = _acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience_s, stopped)
     try:
         _note(handle, None if shared else _myself())
         yield
     finally:
         if not shared:  # while it is still held, so that nobody can hold what is being deleted
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder may have become read-only; the lock is free all the same
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do while a forked child has it open too
         os.close(handle)
 
 
@@ -74,7 +82,7 @@ def holder_of(path: Path) -> Holder | None:
         return None
 
 
-def _acquire(path: Path, kind: int, patience_s: float) -> int:
+def _acquire(path: Path, kind: int, patience_s: float, stopped: threading.Event | None) -> int:
     """An open, locked descriptor of the file that `path` names now (the last holder may have deleted what
     we opened).
     """
@@ -87,10 +95,10 @@ def _acquire(path: Path, kind: int, patience_s: float) -> int:
         except FileNotFoundError:
             pass  # deleted between opening and locking: there is a new one to be had
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or (stopped is not None and stopped.is_set()):
                 os.close(handle)
                 raise LockedError(path, holder_of(path)) from None
-            if not told:
+            if not told and stopped is None:
                 told = True
                 who = holder_of(path) or "another process"
                 logger.warning("%s is held by %s; waiting up to %.0f s for its end", path, who, patience_s)
@@ -98,7 +106,7 @@ def _acquire(path: Path, kind: int, patience_s: float) -> int:
             os.close(handle)
             raise
         os.close(handle)
-        time.sleep(PAUSE_S)
+        (stopped.wait if stopped else time.sleep)(PAUSE_S)
 
 
 def _locked(handle: int, kind: int, path: Path) -> bool:
@@ -108,12 +116,17 @@ def _locked(handle: int, kind: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise
-        logger.warning(
-            "%s: this file system has no locks (%s), so nothing keeps a second process from writing here",
-            path.parent,
-            error.strerror,
-        )
+        _warn_of_no_locks(path.parent, error.strerror)
     return True
+
+
+@lru_cache(maxsize=64)  # once a folder
+def _warn_of_no_locks(folder: Path, reason: str) -> None:
+    logger.warning(
+        "%s: this file system has no locks (%s), so nothing keeps a second process from writing here",
+        folder,
+        reason,
+    )
 
 
 def _myself() -> Holder:

@@ -1,10 +1,14 @@
 """Copies of remote shards: verified before they have a name, fetched once a node, bounded, crash-safe."""
 
 import dataclasses
+import errno
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -94,7 +98,7 @@ def test_many_readers_at_once_fetch_once(server, made, tmp_path):
     assert server.bytes_sent[shard.name] == shard.bytes
 
 
-@pytest.mark.parametrize("fault", ["cut", "500", "stall"])
+@pytest.mark.parametrize("fault", ["cut", "500", "stall", "flip"])
 def test_a_download_survives_what_passes(store, server, made, fault):
     shard = made.manifest.shards[0]
     server.faults[shard.name] = [fault]
@@ -106,9 +110,10 @@ def test_a_download_survives_what_passes(store, server, made, fault):
 )
 def test_a_bad_download_leaves_nothing(store, server, made, fault, message):
     shard = made.manifest.shards[0]
-    server.faults[shard.name] = [fault]
+    server.faults[shard.name] = [fault] * (2 if fault == "flip" else 1)
     with pytest.raises(StoreError, match=message):
         store.read(shard.name, 0, 10)
+    assert not server.faults[shard.name]
     assert names_in(store.folder) == []
     assert store.read(shard.name, 0, 10) == tar_bytes(made, 0)[:10]
 
@@ -162,14 +167,151 @@ def test_a_limit_below_one_shard_is_refused(server, made, tmp_path):
         CachedStore(HttpStore(server.url), made.manifest.shards, CacheSettings(tmp_path / "cache", 100))
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(store, made, monkeypatch):
-    def full(handle):
-        raise OSError(28, "No space left on device")
+def refuse(number):
+    def refused(*words, **settings):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(cache.os, "fsync", full)
-    with pytest.raises(StoreError, match=r"cannot be kept in .*: No space left on device; free some space"):
-        store.read(made.manifest.shards[0].name, 0, 10)
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "says"),
+    [
+        ("posix_fallocate", errno.ENOSPC, "No space left on device; free some space"),
+        ("fsync", errno.EIO, "Input/output error; is it writable"),
+        ("rename", errno.EDQUOT, "Disk quota exceeded; free some space"),
+    ],
+)
+def test_a_disk_that_keeps_nothing_costs_speed_and_not_the_run(
+    store, server, made, monkeypatch, caplog, call, number, says
+):
+    shard, other = made.manifest.shards[:2]
+    monkeypatch.setattr(os, call, refuse(number))
+    assert store.read(shard.name, 7, 10) == tar_bytes(made, 0)[7:17]
+    sent = server.bytes_sent[shard.name]
+    assert store.read(shard.name, 7, 10) + store.read(other.name, 0, 5) == (
+        tar_bytes(made, 0)[7:17] + tar_bytes(made, 1)[:5]
+    )
+    assert server.bytes_sent[shard.name] == sent + 10  # by ranges, not as a whole each time
+    assert (sent < shard.bytes) == (call == "posix_fallocate")  # where it shows at once, nothing was fetched
     assert names_in(store.folder) == []
+    assert [says in line for line in caplog.messages if "cannot be kept" in line] == [True]
+    monkeypatch.undo()
+    monkeypatch.setattr(cache, "WITHOUT_S", 0.0)
+    store.read(shard.name, 7, 10)
+    assert names_in(store.folder) == [f"{shard.sha256}.tar"]
+
+
+def test_a_full_disk_gives_up_the_oldest_copies_first(store, server, made, monkeypatch):
+    first, second, third = made.manifest.shards
+    store.read(first.name, 0, 10)
+    store.read(second.name, 0, 10)
+    os.utime(store.folder / f"{second.sha256}.tar", (1, 1))
+    honest, full = os.posix_fallocate, [True]
+
+    def fallocate(handle, offset, size):
+        if full and full.pop():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(handle, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    assert store.read(third.name, 3, 9) == tar_bytes(made, 2)[3:12]
+    assert f"{third.sha256}.tar" in names_in(store.folder)
+    assert f"{second.sha256}.tar" not in names_in(store.folder)
+    assert store.read(second.name, 3, 9) == tar_bytes(made, 1)[3:12]
+
+
+def test_a_folder_that_is_deleted_is_made_again(store, made, monkeypatch):
+    shard = made.manifest.shards[0]
+    store.read(shard.name, 0, 10)
+    shutil.rmtree(store.folder)
+    assert store.read(shard.name, 5, 10) == tar_bytes(made, 0)[5:15]  # it is open here
+    store.close()
+    assert store.read(shard.name, 5, 10) == tar_bytes(made, 0)[5:15]
+    assert names_in(store.folder) == [f"{shard.sha256}.tar"]
+    shutil.rmtree(store.folder)
+    store.folder.write_text("a file in its place")
+    store.close()
+    assert store.read(shard.name, 5, 10) == tar_bytes(made, 0)[5:15]
+
+
+def test_a_folder_that_becomes_read_only_is_read_and_not_written(store, made, monkeypatch):
+    first, second = made.manifest.shards[:2]
+    store.read(first.name, 0, 10)
+    store.close()
+    honest = os.open
+
+    def read_only(path, flags, *mode, **words):
+        if str(path).startswith(str(store.folder)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return honest(path, flags, *mode, **words)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert store.read(first.name, 5, 10) == tar_bytes(made, 0)[5:15]
+    assert store.read(second.name, 5, 10) == tar_bytes(made, 1)[5:15]
+
+
+def test_what_hosts_left_that_are_gone_is_swept(store, made):
+    old, new = store.folder / ".aa.gone-host.1.00.part", store.folder / ".aa.busy-host.1.00.part"
+    for path in (old, new):
+        path.write_bytes(b"x" * 100)
+    os.utime(old, (1, 1))
+    store.read(made.manifest.shards[0].name, 0, 10)
+    assert not old.exists()
+    assert new.exists()
+
+
+FORKED = """
+import os, sys
+from maskshards.shards.format.manifest import open_split
+from maskshards.shards.loading.cache import CacheSettings, cached
+split = cached(open_split(sys.argv[1]), CacheSettings(sys.argv[2]))
+shards = split.manifest.shards
+want = {shard.name: split.store.read(shard.name, 7, 50) for shard in shards[:1]}
+split.store.prefetch([shard.name for shard in shards])
+with split.store._running.get().lock:  # a thread that does not exist in the child
+    child = os.fork()
+    if not child:
+        same = all(split.store.read(name, 7, 50) == data for name, data in want.items())
+        split.store.prefetch([shard.name for shard in shards])
+        sizes = [len(split.store.read(shard.name, 0, 20)) for shard in shards]
+        split.store.close()
+        os._exit(0 if same and sizes == [20, 20, 20] else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert [len(split.store.read(shard.name, 0, 20)) for shard in shards] == [20, 20, 20]
+split.store.close()
+"""
+
+
+def test_a_forked_child_fetches_by_itself(server, tmp_path):
+    command = [sys.executable, "-c", FORKED, server.url, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closing_ends_a_download_and_a_wait_for_another_reader(server, made, tmp_path):
+    """One store waits for a server that is silent, another for the first one's lock."""
+    shard = made.manifest.shards[0]
+    settings, patient = CacheSettings(tmp_path / "cache"), RetrySettings(stall_s=600.0, total_s=600.0)
+    server.faults[shard.name] = ["silent"]
+    stores = [CachedStore(HttpStore(server.url, patient), made.manifest.shards, settings) for _ in range(2)]
+    errors, threads = [], []
+
+    def read(store):
+        try:
+            store.read(shard.name, 0, 10)
+        except StoreError as error:
+            errors.append(str(error))
+
+    for store in stores:
+        threads.append(threading.Thread(target=read, args=(store,), daemon=True))
+        threads[-1].start()
+        assert server.waiting.wait(50)
+    for store in reversed(stores):
+        store.close()
+    for thread in threads:
+        thread.join(50)
+    assert ["closed" in error for error in errors] == [True, True]
 
 
 def test_a_spoiled_copy_is_fetched_again_once(server, made, tmp_path):
@@ -246,7 +388,7 @@ def test_fetching_ahead_ends_with_the_store(store, server, made):
 def test_fetching_ahead_gets_whole_shards(store, server, made):
     shard = made.manifest.shards[0]
     store.prefetch([shard.name])
-    for coming in list(store._coming.values()):
+    for coming in list(store._running.get().coming.values()):
         coming.result(10)
     sent = server.bytes_sent[shard.name]
     assert sent == shard.bytes
