@@ -11,6 +11,7 @@ from maskshards.preprocess.build import Part
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.sources.coco import CHOICES, PANOPTIC, POLYGONS
 from maskshards.preprocess.sources.opening import HUGGING_FACE, NO_VOID, TAKES, SourceRequest
 
 EXAMPLES = {
@@ -85,6 +86,10 @@ def _add_source(command: argparse.ArgumentParser) -> None:
         "--mapping", default="", metavar="FILE", help="JSON: label value -> class id, or null for void"
     )
     rule.add_argument("--colours", type=_path, metavar="FILE", help="of RGB label maps: class,r,g,b a line")
+    coco = command.add_argument_group("COCO")
+    coco.add_argument("--annotations", default="", choices=(PANOPTIC, POLYGONS), help="default: panoptic")
+    coco.add_argument("--segments", default="", choices=CHOICES, help="which become classes; default: both")
+    coco.add_argument("--background", action="store_true", help="class 0 for what no segment covers")
     layout = command.add_argument_group("layout (of --dataset folder and hf:)")
     layout.add_argument("--lists", type=_path, metavar="DIR", help="of lists of names, such as train.txt")
     layout.add_argument(

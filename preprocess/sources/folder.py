@@ -166,7 +166,14 @@ class FolderSource(Source):
         return names
 
     def _has_labels(self, split: str) -> bool:
-        return (self.root / self._labels.base(split)).is_dir()
+        base = self._labels.base(split)
+        if not (self.root / base).is_dir():
+            return False
+        wanted = self._wanted(split)
+        if wanted is None:
+            return True
+        stems = (self._label_stem(split, path) for path in files_below(self.root, base, []))
+        return any(stem is not None and same_form(stem) in wanted for stem in stems)
 
     def _all_files(self, split: str, rejects: list[Reject]) -> tuple[Found, Found, list[str]]:
         """Image paths and label paths by stem, and notes on files that are neither."""

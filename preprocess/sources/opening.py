@@ -14,9 +14,13 @@ from maskshards.preprocess.inputs.colours import ColourTable, read_colours
 from maskshards.preprocess.inputs.labels import LabelRule, choose_rule, read_mapping
 from maskshards.preprocess.sources.ade20k import Ade20kSource, open_ade20k
 from maskshards.preprocess.sources.cityscapes import CityscapesSource, open_cityscapes
+from maskshards.preprocess.sources.coco import CocoSource, open_coco
+from maskshards.preprocess.sources.coco_stuff import open_coco_stuff
 from maskshards.preprocess.sources.folder import FolderSource, find_images_folder, find_labels_folder
 from maskshards.preprocess.sources.huggingface import HuggingFaceSource, open_hugging_face
+from maskshards.preprocess.sources.mapillary import open_mapillary
 from maskshards.preprocess.sources.source import Source
+from maskshards.preprocess.sources.voc import open_voc
 
 HUGGING_FACE = "hf:"
 NO_VOID = -1  # what `ignore_index` is where no value is void
@@ -25,7 +29,11 @@ LAYOUT = ("images_folder", "labels_folder", "image_ending", "label_ending")
 TAKES = {  # kind -> the words of a request that it knows, besides those that every kind knows
     "ade20k": ("root", "classes", "reduce_zero_label", "allow_count_mismatch"),
     "cityscapes": ("root",),
+    "coco": ("root", "annotations", "segments", "background"),
+    "coco-stuff": ("root",),
     "folder": ("root", *RULE, *LAYOUT, "lists", "val_share"),
+    "mapillary": ("root", "labels_folder"),
+    "voc": ("root", "labels_folder"),
     HUGGING_FACE: (*RULE, "image_column", "label_column", "config"),
 }
 
@@ -52,6 +60,9 @@ class SourceRequest:
     image_column: str = ""
     label_column: str = ""
     config: str = ""
+    annotations: str = ""
+    segments: str = ""
+    background: bool = False
 
 
 def open_source(request: SourceRequest) -> Source:
@@ -87,6 +98,7 @@ def reopen_source(
         raise SourceError(f"--against {root}: there is no such folder")
     if kind not in SOURCES:
         raise SourceError(f"the manifest names a source of kind {kind!r}; known are {', '.join(SOURCES)}")
+    words |= {name: tuple(value) for name, value in words.items() if name in ("files", "categories")}
     return SOURCES[kind](folder, classes, rule, dataset=dataset, kind=kind, **words)
 
 
@@ -190,10 +202,15 @@ def _lists_of(lists: Path, root: Path) -> str:
 OPENERS: dict[str, Callable[[SourceRequest, Path], Source]] = {
     "ade20k": _open_ade20k,
     "cityscapes": lambda request, root: open_cityscapes(root),
+    "coco": lambda asked, root: open_coco(root, asked.annotations, asked.segments, asked.background),
+    "coco-stuff": lambda request, root: open_coco_stuff(root),
     "folder": _open_folder,
+    "mapillary": lambda request, root: open_mapillary(root, request.labels_folder),
+    "voc": lambda request, root: open_voc(root, request.labels_folder),
 }
 SOURCES: dict[str, Callable[..., Source]] = {
     "ade20k": partial(Ade20kSource, allow_count_mismatch=True),
     "cityscapes": CityscapesSource,
-    "folder": FolderSource,
+    "coco": CocoSource,
+    **dict.fromkeys(("coco-stuff", "folder", "mapillary", "voc"), FolderSource),
 }

@@ -1,0 +1,154 @@
+"""COCO's JSON as a table on disk, so that every worker reads the annotations of one image alone.
+
+The JSON of COCO 2017 has 450 MB, which would take gigabytes as Python objects in each process. It is read
+object by object, once a machine, into a SQLite file in the temporary folder, named by what identifies the
+JSON file; other processes find it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.inputs.source_files import file_stamp
+
+TABLE_VERSION = 1  # grows when the tables change
+LISTS = ("images", "annotations")  # read object by object; all else is small
+SCHEMA = """
+create table images (name text primary key, id integer unique, height integer, width integer);
+create table annotations (image integer, facts text);
+create table categories (id integer primary key, facts text);
+"""
+Object = dict[str, Any]
+
+
+class AnnotationTable:
+    """The images and annotations of one JSON file."""
+
+    def __init__(self, database: Path) -> None:
+        self._rows = sqlite3.connect(f"file:{database}?mode=ro", uri=True, check_same_thread=False)
+
+    def categories(self) -> list[Object]:
+        """All categories, by id."""
+        return [
+            json.loads(facts) for (facts,) in self._rows.execute("select facts from categories order by id")
+        ]
+
+    def images(self) -> dict[str, bool]:
+        """File name -> whether the image has an annotation."""
+        annotated = "exists (select 1 from annotations where annotations.image = images.id)"
+        return {
+            name: bool(some) for name, some in self._rows.execute(f"select name, {annotated} from images")
+        }
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(height, width) of an image, in pixels."""
+        found = self._rows.execute("select height, width from images where name = ?", (name,)).fetchone()
+        return int(found[0]), int(found[1])
+
+    def annotations(self, name: str) -> list[Object]:
+        """The annotations of an image, in the order of the file."""
+        query = (
+            "select facts from annotations where image = (select id from images where name = ?)"
+            " order by rowid"
+        )
+        return [json.loads(facts) for (facts,) in self._rows.execute(query, (name,))]
+
+
+@lru_cache(maxsize=16)
+def open_table(path: str) -> AnnotationTable:
+    """The table of a JSON file, made where it is not there yet. SourceError where the file is not COCO's."""
+    stamp = hashlib.sha256(f"{TABLE_VERSION} {os.path.realpath(path)} {file_stamp(path)}".encode())
+    database = _folder() / f"{stamp.hexdigest()[:32]}.sqlite"
+    if not database.exists():
+        scratch = database.with_suffix(f".{os.getpid()}")
+        try:
+            _write(path, scratch)
+            os.replace(scratch, database)
+        except (OSError, ValueError, KeyError, TypeError, sqlite3.Error) as error:
+            if isinstance(error, SourceError):
+                raise
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise SourceError(f"{path}: not COCO's JSON ({reason})") from error
+        finally:
+            scratch.unlink(missing_ok=True)
+    return AnnotationTable(database)
+
+
+def _folder() -> Path:
+    """A folder of this user alone."""
+    folder = Path(tempfile.gettempdir()) / f"maskshards-coco-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise SourceError(f"{folder} is not this user's alone; remove it, or set TMPDIR to another folder")
+    return folder
+
+
+def _write(path: str, database: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as rows:
+        rows.executescript(SCHEMA)
+        for key, value in _objects(Path(path).read_text(encoding="utf-8")):
+            if key == "images":
+                words = (value["file_name"], value["id"], value["height"], value["width"])
+                rows.execute("insert into images values (?, ?, ?, ?)", words)
+            elif key == "annotations":
+                rows.execute("insert into annotations values (?, ?)", (value["image_id"], json.dumps(value)))
+            elif key == "categories":
+                pairs = [(entry["id"], json.dumps({**entry, "name": str(entry["name"])})) for entry in value]
+                rows.executemany("insert into categories values (?, ?)", pairs)
+        rows.execute("create index by_image on annotations (image)")
+        counts = [
+            rows.execute(f"select count(*) from {name}").fetchone()[0] for name in ("images", "categories")
+        ]
+        if not all(counts):
+            raise KeyError("images" if not counts[0] else "categories")
+        rows.commit()
+
+
+def _objects(text: str) -> Iterator[tuple[str, Any]]:
+    """Key and value of the outermost object; of the long lists one element at a time. ValueError for other
+    text.
+    """
+    decoder = json.JSONDecoder()
+    at = _skip(text, 0, "{")
+    while text[at : at + 1] != "}":
+        key, at = decoder.raw_decode(text, at)
+        at = _skip(text, _blank(text, at), ":")
+        if key in LISTS and text[at : at + 1] == "[":
+            at = _blank(text, at + 1)
+            while text[at : at + 1] != "]":
+                value, at = decoder.raw_decode(text, at)
+                yield key, value
+                at = _comma(text, at, "]")
+            at += 1
+        else:
+            value, at = decoder.raw_decode(text, at)
+            yield key, value
+        at = _comma(text, at, "}")
+
+
+def _comma(text: str, at: int, end: str) -> int:
+    at = _blank(text, at)
+    return at if text[at : at + 1] == end else _skip(text, at, ",")
+
+
+def _skip(text: str, at: int, expected: str) -> int:
+    at = _blank(text, at)
+    if text[at : at + 1] != expected:
+        raise ValueError(f"expected {expected!r} at character {at}, found {text[at : at + 10]!r}")
+    return _blank(text, at + 1)
+
+
+def _blank(text: str, at: int) -> int:
+    while text[at : at + 1] in ("\n", " ", "\r", "\t"):
+        at += 1
+    return at
