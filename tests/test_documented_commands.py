@@ -161,6 +161,10 @@ TABLE = {
         (f"SHARDS/{SPLITS[0]}",),
     ),
     "maskshards build --dataset cityscapes --root cityscapes --out SHARDS": Elsewhere(UNZIPPED),
+    "maskshards build --dataset voc --root data --out SHARDS": Elsewhere(UNZIPPED),
+    "maskshards build --dataset coco --root coco *": Elsewhere(UNZIPPED),
+    "maskshards build --dataset coco-stuff --root cocostuff --out SHARDS": Elsewhere(UNZIPPED),
+    "maskshards build --dataset mapillary --root mapillary --out SHARDS": Elsewhere(UNZIPPED),
     f"maskshards build --dataset ade20k --root {ADE} --out SHARDS": Small(
         (ADE,), more=(*PARTIAL, "--quiet"), leaves=(f"SHARDS/{SPLITS[0]}",)
     ),
