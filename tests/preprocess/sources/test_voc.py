@@ -33,7 +33,7 @@ def devkit(tmp_path, write_image):
 
 def test_as_unzipped(devkit, build_and_check):
     told = build_and_check("voc", devkit)
-    assert sorted(path.name for path in told.out_folder.iterdir()) == ["train", "val"]
+    assert sorted(path.parent.name for path in told.out_folder.glob("*/manifest.json")) == ["train", "val"]
     split = open_split(told.out_folder / "train")
     assert split.manifest.num_samples == 2
     assert split.manifest.classes[15] == "person"
