@@ -30,7 +30,6 @@ OLD_WORDS = {
 }  # fmt: skip
 KEY = re.compile(r"[a-z_][a-z0-9_]*(\.[\w.]+)*=")
 SHOWN = 20
-MOSAIC = {"auto": None, "always": True, "never": False}
 EPILOG = """written for each image NAME, at its own size:
   OUT/labels/NAME.png      class ids, 8 bits a pixel (16 beyond 256 classes)
   OUT/overlays/NAME.jpg    the classes in colours over the image, with a legend
@@ -42,7 +41,7 @@ example:
 
 `checkpoint=RUN inputs=PLACE output_dir=OUT` mean the same. Any key of the run's configuration can be
 overridden: eval.use_tta=true, model.weights=/elsewhere. Subfolders are kept; where only the ending tells two
-files apart it stays in the name. An image beyond 67 Mpx is labelled window by window at its own scale.
+files apart it stays in the name.
 
 exit status: 0 all images labelled; 1 some were not, listed at the end; 2 none, or the command cannot be
 carried out as given"""
@@ -97,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--overlay", action=argparse.BooleanOptionalAction, default=True, help="write pictures (default: yes)"
     )
-    add("--mosaic", choices=tuple(MOSAIC), default="auto", help="label window by window at the image's own "
-        "scale, not shrunk to the evaluation's short side: large images (auto), all, or none")  # fmt: skip
+    add("--mosaic", action="store_true", help="label window by window at each image's own scale, in place of "
+        "shrinking its short side to the evaluation's: for maps, slides and other large images")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, mps or xpu; else the best that is there")
     add("--weights", metavar="WHERE", help="the backbone's weights, if they lie elsewhere than in training")
     add("--recipe", metavar="FILE", help="the recipe of the training, for weights without a configuration")
@@ -155,7 +154,7 @@ def predict(request: Request, found: Found) -> int:
         source_values=values,
     )
     outputs.prepare()
-    pace = Pace(options.batch, options.threads, options.scores, MOSAIC[options.mosaic])
+    pace = Pace(options.batch, options.threads, options.scores, options.mosaic)
     with tqdm(total=len(found.images), unit="image", disable=None) as bar:
         report = label_files(model, found.images, outputs, pace, bar.update)
     return tell(request, found, report)
@@ -214,6 +213,11 @@ def tell(request: Request, found: Found, report: Report) -> int:
     sys.stdout.write(f"{report.labelled} images labelled: {printable(' and '.join(folders))}\n")
     if found.summary():
         sys.stderr.write(f"{printable(found.summary())}\n")
+    if report.shrunk:
+        sys.stderr.write(
+            f"{report.shrunk} images beyond 67 Mpx were shrunk to the short side of the evaluation; --mosaic "
+            "labels them at their own scale\n"
+        )
     if not report.failed:
         return 0
     lines = [f"  {path}: {reason}" for path, reason in report.failed[:SHOWN]]

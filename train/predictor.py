@@ -36,7 +36,6 @@ from maskshards.train.prediction.mosaic import label_mosaic
 from maskshards.train.trainer.build import autocast_dtype, build_model
 from maskshards.train.trainer.hub_pin import with_rule
 
-MOSAIC_PX = 1 << 26  # pixels from which an image is labelled window by window at its own scale
 BATCH_PX = 1 << 23  # pixels of the images that go through the model together
 MOST_TOGETHER = 16
 
@@ -79,17 +78,17 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
         return self
 
     @overload
-    def predict(self, images: list[Any], *, mosaic: bool | None = None) -> list[np.ndarray]: ...
+    def predict(self, images: list[Any], *, mosaic: bool = False) -> list[np.ndarray]: ...
 
     @overload
-    def predict(self, images: Any, *, mosaic: bool | None = None) -> np.ndarray: ...
+    def predict(self, images: Any, *, mosaic: bool = False) -> np.ndarray: ...
 
-    def predict(self, images: Any, *, mosaic: bool | None = None) -> Any:
+    def predict(self, images: Any, *, mosaic: bool = False) -> Any:
         """(H, W) class ids of an image at its own size, uint8 (uint16 beyond 256 classes).
 
-        An image beyond MOSAIC_PX, or any with `mosaic=True`, is labelled window by window at its own scale;
-        with `mosaic=False` none is, and the model sees it shrunk to the short side of the evaluation.
-        PredictError for what is no image, NonFiniteScores for a model that answers NaN.
+        The model sees an image with the short side of the evaluation; with `mosaic=True` window by window at
+        its own scale, in bounded memory and without test-time augmentation. PredictError for what is no
+        image, NonFiniteScores for a model that answers NaN.
         """
         if not is_many(images):
             return self.label([as_rgb(images)], mosaic)[0]
@@ -128,17 +127,15 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
             found.append({"label": self.class_names[k], "score": float(best[mask].mean()), "mask": picture})
         return found
 
-    def label(self, arrays: Sequence[np.ndarray], mosaic: bool | None = None) -> list[np.ndarray]:
+    def label(self, arrays: Sequence[np.ndarray], mosaic: bool = False) -> list[np.ndarray]:
         """(H, W) class ids of (H, W, 3) uint8 RGB images, which go through the model together."""
-        large = [is_mosaic(array, mosaic) for array in arrays]
-        small = [self._on_device(array) for array, alone in zip(arrays, large, strict=True) if not alone]
+        if mosaic:
+            return [self._label_mosaic(array) for array in arrays]
+        pixels = [self._on_device(array) for array in arrays]
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int32
-        found = iter(label_maps(self.segmenter, small, self.settings, self.autocast_dtype, dtype))
         narrow = np.uint8 if self.num_classes <= 256 else np.uint16
-        return [
-            self._label_mosaic(array) if alone else next(found).cpu().numpy().astype(narrow, copy=False)
-            for array, alone in zip(arrays, large, strict=True)
-        ]
+        found = label_maps(self.segmenter, pixels, self.settings, self.autocast_dtype, dtype)
+        return [one.cpu().numpy().astype(narrow, copy=False) for one in found]
 
     def _label_mosaic(self, array: np.ndarray) -> np.ndarray:
         return label_mosaic(array, self._window_scores, self.num_classes, self.settings, device=self.device)
@@ -239,11 +236,6 @@ def checked_names(
         origin = "given" if given else f"in {where}"
         raise PredictError(f"{len(names)} class names ({origin}) do not fit a model of {count} classes")
     return tuple(names)
-
-
-def is_mosaic(array: np.ndarray, wanted: bool | None) -> bool:
-    """Whether this image is labelled window by window at its own scale."""
-    return array.shape[0] * array.shape[1] > MOSAIC_PX if wanted is None else wanted
 
 
 def _batches(images: Sequence[Any]) -> Iterator[list[np.ndarray]]:

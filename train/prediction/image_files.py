@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from maskshards.shards.storage.foreign_file import ForeignFileError, open_regular
 
@@ -152,6 +152,8 @@ def can_read(suffix: str) -> bool:
 
 
 def _advice(path: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        error = ValueError("its content is of none of the formats that are read, or damaged from the start")
     reason = str(error).replace(str(path), "it").splitlines() or [type(error).__name__]
     if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in Image.OPEN:
         return "cannot be read: HEIC needs the package pillow-heif (pip install maskshards[heic])"

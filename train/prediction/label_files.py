@@ -20,6 +20,7 @@ from maskshards.train.prediction.outputs import Outputs
 
 AHEAD_PX = 1 << 25  # pixels that are decoded before their turn, or wait to be written
 BATCH_PX = 1 << 23  # pixels of the images that go through the model together
+LARGE_PX = 1 << 26  # pixels from which an image is told to be shrunk
 MOST_SCORES = 1 << 31  # values of one image's scores
 
 
@@ -29,7 +30,7 @@ class Labeller(Protocol):
     @property
     def num_classes(self) -> int: ...
 
-    def label(self, arrays: Sequence[np.ndarray], mosaic: bool | None) -> list[np.ndarray]: ...
+    def label(self, arrays: Sequence[np.ndarray], mosaic: bool) -> list[np.ndarray]: ...
 
     def scores(self, images: np.ndarray) -> np.ndarray: ...
 
@@ -39,6 +40,7 @@ class Report:
     """What became of the images."""
 
     labelled: int = 0
+    shrunk: int = 0  # of these, images beyond LARGE_PX that were not labelled at their own scale
     failed: list[tuple[Path, str]] = field(default_factory=list)  # path, reason
 
 
@@ -49,7 +51,7 @@ class Pace:
     together: int = 8  # images that go through the model together
     threads: int = 4  # that decode, and as many that write
     scores: bool = False  # also write scores
-    mosaic: bool | None = None  # label window by window at own scale; None: large images only
+    mosaic: bool = False  # label window by window at own scale
 
 
 def label_files(
@@ -74,8 +76,10 @@ def label_files(
                         done(1)
                         continue
                     task = writers.submit(write_one, outputs, name, image, *answer)
-                    writing.append((task, image.shape[0] * image.shape[1]))
+                    px = image.shape[0] * image.shape[1]
+                    writing.append((task, px))
                     report.labelled += 1
+                    report.shrunk += px > LARGE_PX and not pace.mosaic
                     while sum(px for _, px in writing) > AHEAD_PX:
                         writing.popleft()[0].result()
                         done(1)

@@ -19,7 +19,7 @@ from maskshards.train.evaluation.inference import InferenceSettings, check_finit
 
 BAND_BYTES = 1 << 30  # scores of one band
 BATCH_BYTES = 256 << 20  # scores of the windows that go through the model together
-BATCH_PX = 1 << 20  # and their pixels
+BATCH_PX = 1 << 18  # and their pixels, but never fewer windows than the settings say
 
 Scorer = Callable[[Tensor], Tensor]  # (B, 3, h, w) uint8 RGB -> (B, C, h, w) float32
 

@@ -93,6 +93,12 @@ def test_what_fails_the_outputs_ends_the_run(images, tmp_path, monkeypatch):
         label_files(Parity(), images, Outputs(tmp_path / "out", NAMES), Pace(2, 2))
 
 
+def test_large_images_that_are_shrunk_are_counted(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("maskshards.train.prediction.label_files.LARGE_PX", 13 * 12)
+    assert label_files(Parity(), images, Outputs(tmp_path / "a", NAMES), Pace()).shrunk == 3
+    assert label_files(Parity(), images, Outputs(tmp_path / "b", NAMES), Pace(mosaic=True)).shrunk == 0
+
+
 def test_scores_of_what_is_too_large_are_refused_by_name(images, tmp_path, monkeypatch):
     monkeypatch.setattr("maskshards.train.prediction.label_files.MOST_SCORES", 12 * 12 * 2)
     report = label_files(Parity(), images, Outputs(tmp_path / "out", NAMES), Pace(scores=True))
