@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,11 @@ class FolderSource(Source):
     def _flat(self) -> bool:
         return bool(self.lists or self.val_share)
 
-    @property
+    @cached_property
     def _images(self) -> FolderPattern:
         return FolderPattern(self.images_folder, self._flat)
 
-    @property
+    @cached_property
     def _labels(self) -> FolderPattern:
         return FolderPattern(self.labels_folder, self._flat)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
@@ -26,12 +27,11 @@ class FolderPattern:
 
     def base(self, split: str) -> str:
         """The folder below the root that holds all files of the split, '' for the root itself."""
-        parts = self._parts(split)
-        return "/".join(parts[: parts.index(STAR)] if STAR in parts else parts)
+        return _folders(self.text, self.flat, split)[0]
 
     def stem(self, split: str, path: str) -> str | None:
         """The key part of a path below `base`: what the stars stand for, then the rest; None = no match."""
-        inner = self._inner(split)
+        inner = _folders(self.text, self.flat, split)[1]
         if not inner:
             return path
         parts = path.split("/")
@@ -45,7 +45,7 @@ class FolderPattern:
 
     def path(self, split: str, stem: str) -> str:
         """The path below `base` of which `stem` is the key part."""
-        inner = self._inner(split)
+        inner = _folders(self.text, self.flat, split)[1]
         if not inner:
             return stem
         parts = stem.split("/")
@@ -55,7 +55,7 @@ class FolderPattern:
 
     def splits(self, root: Path) -> tuple[str, ...]:
         """The names of splits for which there is a folder, sorted. SourceError where none can be."""
-        parts = self._parts(SPLIT)
+        parts = _parts(self.text, self.flat, SPLIT)
         place = next(number for number, part in enumerate(parts) if SPLIT in part)
         if STAR in parts[:place]:
             raise SourceError(f"folder pattern {self.text!r}: '*' may stand after {SPLIT} only")
@@ -68,11 +68,15 @@ class FolderPattern:
         names = sorted(match[1] for match in found if match and not is_junk(match[0]))
         return tuple(name for name in names if (root / self.base(name)).is_dir())
 
-    def _parts(self, split: str) -> list[str]:
-        text = self.text if self.flat or SPLIT in self.text else f"{self.text}/{SPLIT}"
-        return [part for part in text.replace(SPLIT, split).split("/") if part not in ("", ".")]
 
-    def _inner(self, split: str) -> list[str]:
-        """The folders from the first star on."""
-        parts = self._parts(split)
-        return parts[parts.index(STAR) :] if STAR in parts else []
+@lru_cache(maxsize=64)
+def _folders(text: str, flat: bool, split: str) -> tuple[str, tuple[str, ...]]:
+    """The folder before the first star, and the folders from it on."""
+    parts = _parts(text, flat, split)
+    first = parts.index(STAR) if STAR in parts else len(parts)
+    return "/".join(parts[:first]), tuple(parts[first:])
+
+
+def _parts(text: str, flat: bool, split: str) -> list[str]:
+    whole = text if flat or SPLIT in text else f"{text}/{SPLIT}"
+    return [part for part in whole.replace(SPLIT, split).split("/") if part not in ("", ".")]

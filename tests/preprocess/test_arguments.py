@@ -3,6 +3,7 @@ import pytest
 from maskshards.preprocess.arguments import build_settings, parser, part_of, source_request
 from maskshards.preprocess.build import Part
 from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.sources.opening import NO_VOID
 
 BUILD = ["build", "--dataset", "folder", "--root", "data", "--out", "out"]
 
@@ -69,3 +70,10 @@ def test_tiles_overlap_by_an_eighth_unless_said_otherwise():
     assert (policy.tile, policy.overlap, policy.convert) == (512, 64, False)
     policy = build_settings(parser().parse_args([*BUILD, "--tile", "512", "--tile-overlap", "0"])).policy
     assert policy.overlap == 0
+
+
+def test_void_values():
+    assert source_request(parser().parse_args([*BUILD, "--ignore-index", "none"])).ignore_index == NO_VOID
+    assert source_request(parser().parse_args([*BUILD, "--ignore-index", "0"])).ignore_index == 0
+    with pytest.raises(SystemExit):
+        parser().parse_args([*BUILD, "--ignore-index", "-1"])

@@ -1,6 +1,9 @@
 import subprocess
 import sys
 
+import numpy as np
+from PIL import Image
+
 from maskshards.preprocess.__main__ import main
 from maskshards.shards.format.manifest import open_split
 
@@ -36,3 +39,64 @@ def test_faults_are_one_block_without_a_traceback(tmp_path):
     assert done.stderr.startswith("error: --dataset folder needs --classes FILE")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_0_and_255_are_told(tmp_path, write_image, write_label, build_and_check, capsys):
+    root = tmp_path / "root"
+    for name in ("a", "b"):
+        write_image(root / f"images/train/{name}.jpg")
+        write_label(root / f"masks/train/{name}.png", [0, 255])
+    (root / "classes.txt").write_text("ground\nbuilding\n")
+    told = build_and_check("folder", root, "--classes", str(root / "classes.txt"))
+    assert "classes: 1 class has no pixel: 'building' (1)" in told.out
+    assert "classes: void pixels: train 50.0%" in told.out
+    assert """--mapping '{"0": 0, "255": 1}' makes 255 class 1""" in told.out
+    words = ["build", "--dataset", "folder", "--root", str(root), "--classes", str(root / "classes.txt")]
+    words += ["--out", str(tmp_path / "out"), "--workers", "1", "--quiet"]
+    assert main([*words, "--mapping", '{"0": 0, "255": 1}', "--splits", "training"]) == 0
+    told = capsys.readouterr().out
+    assert "no pixel" not in told
+    assert "void pixels: train 0.0%" in told
+
+
+def test_coloured_label_maps_from_a_flat_folder(tmp_path, write_image, build_and_check):
+    root = tmp_path / "root"
+    for number in range(12):
+        write_image(root / f"{number}.jpg")
+        colours = np.array([[255, 255, 255], [0, 0, 255], [0, 0, 0]], np.uint8)[np.arange(24) // 8]
+        Image.fromarray(np.repeat(colours[:, None], 32, axis=1)).save(root / f"{number}_label.tif")
+    (root / "colours.csv").write_text("class,r,g,b\nroad,255,255,255\nhouse,0,0,255\nvoid,0,0,0\n")
+    words = ("--images-folder", ".", "--labels-folder", ".", "--label-ending", "_label.tif")
+    told = build_and_check(
+        "folder", root, "--colours", str(root / "colours.csv"), *words, "--val-share", "0.4"
+    )
+    assert "1 file with other endings passed over (1 .csv)" in told.err
+    splits = [open_split(told.out_folder / name) for name in ("training", "validation")]
+    assert sum(split.manifest.num_samples for split in splits) == 12
+    assert splits[0].manifest.palette == ((255, 255, 255), (0, 0, 255))
+    assert splits[0].index(0).entry(0).areas == (8 * 32, 8 * 32)
+
+
+def test_names_write_nothing_over_the_terminal(tmp_path, write_image, write_label, capsys):
+    root = tmp_path / "root"
+    write_image(root / "images/train/a.jpg")
+    write_label(root / "labels/train/a.png", [0])
+    write_image(root / "images/train/evil\x1b[2J\n.jpg")
+    (root / "classes.txt").write_text("ground\n")
+    words = ["--root", str(root), "--classes", str(root / "classes.txt"), "--out", str(tmp_path / "out")]
+    assert main(["build", "--dataset", "folder", *words, "--workers", "1", "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert "\x1b" not in told
+    assert "evil\\x1b[2J\\n.jpg: image without a label map" in told
+    assert not list(tmp_path.glob("out/*/*.tar"))
+
+
+def test_a_tilde_is_the_home_folder(make_root, tmp_path, monkeypatch, capsys):
+    root = make_root(training=1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--dataset", "folder", "--classes=~/root/classes.txt", "--reduce-zero-label"]
+    words = [f"--root=~/{root.name}", "--out=~/shards", "--workers", "1", "--quiet"]
+    assert main(["build", *options, *words]) == 0
+    assert main(["verify", "~/shards", f"--against=~/{root.name}", "--workers", "1"]) == 0
+    assert (tmp_path / "shards/training/manifest.json").is_file()
+    assert "0 differences" in capsys.readouterr().out

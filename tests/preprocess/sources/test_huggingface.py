@@ -113,3 +113,76 @@ def test_names_that_lead_nowhere(tmp_path):
         open_source(SourceRequest(f"hf:{tmp_path / 'nothing'}", None, classes=tmp_path / "classes.txt"))
     with pytest.raises(SourceError, match="--root does not go with"):
         open_source(SourceRequest("hf:x", tmp_path))
+
+
+def rows_of(images, labels, **more):
+    columns = {
+        "image": [{"bytes": data, "path": None} for data in images],
+        "label": list(range(len(images))),
+        "mask": [data and {"bytes": data, "path": None} for data in labels],
+    }
+    kinds = {"image": datasets.Image(), "label": datasets.Value("int32"), "mask": datasets.Image()}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds), **more)
+
+
+def test_one_split_saved_by_itself(folder, tmp_path, build_and_check):
+    _, images, labels = folder
+    rows_of(images, labels, split="validation").save_to_disk(str(tmp_path / "one"))
+    words = ("--classes", str(tmp_path / "classes.txt"), "--reduce-zero-label")
+    told = build_and_check(f"hf:{tmp_path / 'one'}", None, *words)
+    assert open_split(told.out_folder / "validation").manifest.num_samples == 5
+    rows_of(images, labels).save_to_disk(str(tmp_path / "nameless"))
+    assert open_source(request_of(tmp_path / "nameless")).splits() == ("train",)
+
+
+def test_a_column_of_numbers_is_no_label_map(folder, tmp_path):
+    _, images, labels = folder
+    rows_of(images, labels).save_to_disk(str(tmp_path / "one"))
+    assert open_source(request_of(tmp_path / "one")).label_column == "mask"
+
+
+def test_a_split_without_labels_is_left_out_and_named(folder, tmp_path, build_and_check):
+    _, images, labels = folder
+    both = {"train": rows_of(images, labels), "test": rows_of(images, [None] * 5)}
+    datasets.DatasetDict(both).save_to_disk(str(tmp_path / "both"))
+    words = ("--classes", str(tmp_path / "classes.txt"), "--reduce-zero-label")
+    told = build_and_check(f"hf:{tmp_path / 'both'}", None, *words)
+    assert "note: test: column 'mask' is empty, so this split is passed over" in told.err
+    assert not (told.out_folder / "test").exists()
+    first = {"train": rows_of(images, labels), "test": rows_of(images, labels).remove_columns("mask")}
+    datasets.DatasetDict(first).save_to_disk(str(tmp_path / "less"))
+    assert open_source(request_of(tmp_path / "less")).splits() == ("train",)
+
+
+def test_configurations(folder, tmp_path, build_and_check):
+    _, images, labels = folder
+    place = tmp_path / "several"
+    lines = ["---", "configs:"]
+    for name, count in (("small", 2), ("big", 5)):
+        (place / name).mkdir(parents=True)
+        rows_of(images[:count], labels[:count]).to_parquet(str(place / name / "train-00000-of-00001.parquet"))
+        lines += [
+            f"- config_name: {name}",
+            "  data_files:",
+            "  - split: train",
+            f"    path: {name}/*.parquet",
+        ]
+    (place / "README.md").write_text("\n".join([*lines, "---", ""]))
+    with pytest.raises(SourceError, match="choose one: --config NAME"):
+        open_source(request_of(place))
+    words = ("--classes", str(tmp_path / "classes.txt"), "--reduce-zero-label", "--config", "big")
+    told = build_and_check(f"hf:{place}", None, *words)
+    manifest = open_split(told.out_folder / "train").manifest
+    assert manifest.num_samples == 5
+    assert manifest.settings["source"]["config"] == "big"
+
+
+def test_label_maps_in_colours(folder, tmp_path, build_and_check):
+    _, images, _ = folder
+    table = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)
+    labels = [encode(table[RNG.integers(0, 2, (12, 14 + n))], "PNG") for n in range(5)]
+    rows_of(images, labels).save_to_disk(str(tmp_path / "coloured"))
+    (tmp_path / "colours.csv").write_text("road,255,0,0\nwater,0,0,255\n")
+    told = build_and_check(f"hf:{tmp_path / 'coloured'}", None, "--colours", str(tmp_path / "colours.csv"))
+    manifest = open_split(told.out_folder / "train").manifest
+    assert (manifest.classes, manifest.palette) == (("road", "water"), ((255, 0, 0), (0, 0, 255)))
