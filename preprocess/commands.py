@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from tqdm import tqdm
@@ -18,11 +19,11 @@ from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
 from maskshards.preprocess.errors import BuildError, printable
 from maskshards.preprocess.executors.dask import run_on_dask
-from maskshards.preprocess.executors.pool import run_tasks
+from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 from maskshards.preprocess.inputs.labels import MASK_MAPPING, LabelRule
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.scenes import write_scenes
-from maskshards.preprocess.shard_task import ShardOutcome
+from maskshards.preprocess.shard_task import ShardOutcome, build_shard
 from maskshards.preprocess.sources.opening import open_source
 from maskshards.preprocess.sources.source import Source
 from maskshards.preprocess.sources.splits import resolve_split
@@ -42,12 +43,12 @@ def run_build(words: argparse.Namespace) -> str:
     found = source.splits() if not words.splits else ()
     splits = tuple(dict.fromkeys(resolve_split(word, source) for word in words.splits)) or found
     notes = [] if words.splits else list(source.left_out())
-    with place.lock((part.index, part.count) if words.part else None):
+    with place.lock((part.index, part.count) if words.part else None), _executor(words) as executor:
         jobs = plan_jobs(source, splits, settings, place.split)
         if not words.part:  # the limit for parts is that of `finish`
             refuse_listed(jobs, words.allow_rejects)
         _tell([*notes, *(note for job in jobs for note in job.plan.notes)])
-        outcomes = _execute(jobs, source, settings, words, part)
+        outcomes = _execute(jobs, source, settings, executor, words.quiet, part)
         if words.part:
             return _part_summary(words.out, part, outcomes)
         done = publish_splits([job.destination for job in jobs], words.allow_rejects)
@@ -58,26 +59,32 @@ def run_build(words: argparse.Namespace) -> str:
 
 
 def _execute(
-    jobs: list[Job], source: Source, settings: BuildSettings, words: argparse.Namespace, part: Part
+    jobs: list[Job],
+    source: Source,
+    settings: BuildSettings,
+    executor: Executor,
+    quiet: bool,
+    part: Part,
 ) -> list[ShardOutcome]:
     outcomes: list[ShardOutcome] = []
     total = sum(job.num_samples(part) for job in jobs)
-    with tqdm(total=total, unit="image", desc="build", disable=words.quiet, smoothing=0.05) as bar:
+    with tqdm(total=total, unit="image", desc="build", disable=quiet, smoothing=0.05) as bar:
 
         def progress(outcome: ShardOutcome) -> None:
             outcomes.append(outcome)
             bar.update(outcome.planned)
 
-        execute(jobs, source, settings, _executor(words), progress, part)
+        execute(jobs, source, settings, executor, progress, part)
     return outcomes
 
 
-def _executor(words: argparse.Namespace) -> Executor:
+def _executor(words: argparse.Namespace) -> AbstractContextManager[Executor]:
+    """Local workers start here, while the data set is being listed."""
     if words.executor == "local":
-        return partial(run_tasks, workers=words.workers)
+        return warm_pool(build_shard, words.workers)
     if not words.scheduler:
         raise BuildError("--executor dask needs --scheduler ADDRESS, such as tcp://10.0.0.1:8786")
-    return partial(run_on_dask, scheduler=words.scheduler)
+    return nullcontext(partial(run_on_dask, scheduler=words.scheduler))
 
 
 def _part_summary(out: str, part: Part, outcomes: list[ShardOutcome]) -> str:

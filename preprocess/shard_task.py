@@ -11,6 +11,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c
+
 from maskshards.preprocess.convert import read_records
 from maskshards.preprocess.destinations.journal import Journal, read_journal, write_journal
 from maskshards.preprocess.destinations.local import Destination
@@ -22,6 +24,8 @@ from maskshards.shards.errors import SampleError, ShardError
 from maskshards.shards.format.index import SampleEntry, ShardInfo
 from maskshards.shards.format.record import Record
 from maskshards.shards.format.tar import TarWriter, read_members
+
+READ_BACK_BYTES = 1 << 20  # at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,8 @@ def build_shard(task: ShardTask) -> ShardOutcome:
     if journal is not None and _is_current(journal, task, sources):
         return ShardOutcome(task.shard_name, len(samples), 0, True)
     with task.destination.scratch(task.shard_name) as path:
-        entries, rejects, shard = _write(task, samples, path)
-        _read_back(path, shard, entries)
+        entries, rejects, shard, crc32c = _write(task, samples, path)
+        _read_back(path, shard, crc32c, entries)
         task.destination.publish(path, task.shard_name, shard.sha256)
     write_journal(task.destination, Journal(task.plan, sources, shard, entries, rejects))
     return ShardOutcome(task.shard_name, len(samples), len(rejects), False)
@@ -97,16 +101,18 @@ def _find(task: ShardTask, name: str) -> _Sample:
 
 def _write(
     task: ShardTask, samples: list[_Sample], path: Path
-) -> tuple[tuple[SampleEntry, ...], tuple[Reject, ...], ShardInfo]:
-    entries, rejects = [], []
+) -> tuple[tuple[SampleEntry, ...], tuple[Reject, ...], ShardInfo, int]:
+    """What the shard holds, what was refused, the shard, and the crc32c of its bytes."""
+    entries: list[SampleEntry] = []
+    rejects: list[Reject] = []
     with TarWriter(path) as writer:
         for sample in samples:
             try:
-                entries += [_add(writer, record) for record in _records(task, sample)]
+                entries += _add_all(writer, _records(task, sample), sample.place)
             except (RejectedInput, SampleError) as refused:
                 rejects.append(Reject(sample.place, str(refused)))
     shard = ShardInfo(task.shard_name, len(entries), writer.num_bytes, writer.sha256)
-    return tuple(entries), tuple(rejects), shard
+    return tuple(entries), tuple(rejects), shard, writer.crc32c
 
 
 def _records(task: ShardTask, sample: _Sample) -> list[Record]:
@@ -136,6 +142,17 @@ def _records(task: ShardTask, sample: _Sample) -> list[Record]:
         ) from error
 
 
+def _add_all(writer: TarWriter, records: list[Record], place: str) -> list[SampleEntry]:
+    """Append the records of one sample, all or none."""
+    before = writer.num_bytes
+    try:
+        return [_add(writer, record) for record in records]
+    except (RejectedInput, SampleError) as error:
+        if writer.num_bytes != before:
+            raise BuildError(f"{place}: a tile has the key of another sample: {error}; rename it") from error
+        raise
+
+
 def _add(writer: TarWriter, record: Record) -> SampleEntry:
     """Append a record. RejectedInput where nothing was written; else the shard's place is at fault."""
     before = writer.num_bytes
@@ -149,13 +166,19 @@ def _add(writer: TarWriter, record: Record) -> SampleEntry:
         raise RejectedInput(f"it does not fit the format ({type(error).__name__}: {error})") from error
 
 
-def _read_back(path: Path, shard: ShardInfo, entries: tuple[SampleEntry, ...]) -> None:
-    """Every byte by digest, every member by its checksum at the place that the index names."""
+def _read_back(path: Path, shard: ShardInfo, crc32c: int, entries: tuple[SampleEntry, ...]) -> None:
+    """Every byte by checksum, every member by its own at the place that the index names.
+
+    The digest was taken of what was written; whether a disk gave back the same, a checksum of 32 bits tells
+    in a tenth of the time.
+    """
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != shard.sha256:
+        found = 0
+        while block := file.read(READ_BACK_BYTES):
+            found = google_crc32c.extend(found, block)
+        if found != crc32c:
             raise BuildError(
-                f"{shard.name}: sha256 {found} on reading back, {shard.sha256} was written; the disk or "
+                f"{shard.name}: crc32c {found:08x} on reading back, {crc32c:08x} was written; the disk or "
                 "memory is at fault"
             )
         for entry in entries:

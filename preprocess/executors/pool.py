@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -34,14 +35,24 @@ def run_tasks(do: Callable[[Task], Outcome], tasks: Iterable[Task], workers: int
     `do` must be a module-level function. An OSError or ValueError of a task is raised here with its text,
     any other error and a worker that dies are a BuildError; then the remaining tasks are dropped.
     """
+    with warm_pool(do, workers) as run:
+        yield from run(do, tasks)
+
+
+@contextmanager
+def warm_pool(do: Callable[[Task], Outcome], workers: int) -> Iterator[Callable[..., Iterator[Outcome]]]:
+    """Context manager: a function of `do` and tasks, whose workers start, and import what `do` needs, at
+    once, so that they are ready when the caller has found out what there is to do. Call it once.
+    """
     if workers < 1:
         raise BuildError(f"--workers is {workers}; at least 1 is needed")
     if workers == 1:
-        yield from map(do, tasks)
+        yield map
         return
     pool = _Pool(do, workers)
     try:
-        yield from pool.run(iter(tasks))
+        pool.start()
+        yield lambda _, tasks: pool.run(iter(tasks))
     finally:
         pool.stop()
 
@@ -54,12 +65,19 @@ class _Pool:
         self.processes: dict[Connection, BaseProcess] = {}
         self.tasks: dict[Connection, Any] = {}  # what each worker was given last
 
+    def start(self) -> None:
+        """Start all workers; they import what `do` needs and wait for a task."""
+        for _ in range(self.workers):
+            self._start()
+
     def run(self, tasks: Iterator[Task]) -> Iterator[Any]:
-        """Start a worker per task until there are enough, then hand the next task to whoever finishes."""
-        for task in tasks:
-            self._hand(self._start(), task)
-            if len(self.processes) == self.workers:
-                break
+        """Hand a task to each worker, then the next one to whoever finishes."""
+        for connection in list(self.processes):
+            task = next(tasks, None)
+            if task is None:
+                self._retire(connection)
+            else:
+                self._hand(connection, task)
         while self.processes:
             for connection in self._ready():
                 yield self._receive(connection)

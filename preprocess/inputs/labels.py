@@ -132,7 +132,7 @@ class LabelRule:
 
     def _encode(self, values: np.ndarray) -> LabelledRuns:
         if values.dtype == np.uint8:
-            found = encode_label_map(values.astype(np.uint16))
+            found = encode_label_map(values)
             table, unknown = _lookup(self)
             ids = table[found.labels]
             kept = ids[ids != IGNORE]

@@ -13,6 +13,7 @@ and two beyond. `unpack_runs` accepts nothing else and checks every size before 
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ MAGIC = b"MSR1"
 WIDE_OWNERS = 1  # flag: owners are uint16
 HEADER = struct.Struct("<4sHHIII")  # magic, flags, labels K, height, width, runs R
 
+_of_thread = threading.local()
 UInt16Array = NDArray[np.uint16]
 OwnerArray = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -53,23 +55,38 @@ class LabelledRuns:
         return np.bincount(self.owners, self.lengths, len(self.labels) + 1).astype(np.int64)
 
 
-def encode_label_map(class_map: UInt16Array) -> LabelledRuns:
-    """The canonical runs of an (H, W) uint16 map of class ids with IGNORE where there is no mask."""
-    if class_map.ndim != 2 or class_map.dtype != np.uint16:
+def encode_label_map(class_map: UInt16Array | NDArray[np.uint8]) -> LabelledRuns:
+    """The canonical runs of an (H, W) map of class ids, with IGNORE where there is no mask, which uint8
+    cannot say.
+    """
+    if class_map.ndim != 2 or class_map.dtype not in (np.uint8, np.uint16):
         raise RunsError(f"class map is {class_map.ndim}-d {class_map.dtype}, expected 2-d uint16")
     _check_size(*class_map.shape)
     flat = np.ascontiguousarray(class_map).reshape(-1)
     starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = np.concatenate([[0], starts, [flat.size]])
     classes, lengths = flat[bounds[:-1]], np.diff(bounds)
-    labels = np.unique(classes)
+    labels, owners = _number(classes)
+    if lengths.max() > LONGEST_RUN:
+        lengths, owners = _cut_long_runs(lengths, owners)
+    return LabelledRuns(labels, lengths.astype(np.uint16), owners)
+
+
+def _number(classes: UInt16Array | NDArray[np.uint8]) -> tuple[UInt16Array, OwnerArray]:
+    """(K,) class ids and (R,) owners of the runs' classes. A table numbers bytes in a third of the time that
+    sorting takes.
+    """
+    if classes.dtype == np.uint8:
+        present = np.flatnonzero(np.bincount(classes, minlength=256))
+        table = np.zeros(256, np.uint8 if len(present) <= MOST_BYTE_LABELS else np.uint16)
+        table[present] = np.arange(1, len(present) + 1)
+        return present.astype(np.uint16), table[classes]
+    labels = np.unique(classes).astype(np.uint16)
     labels = labels[labels != IGNORE]
     owner_type = np.uint8 if len(labels) <= MOST_BYTE_LABELS else np.uint16
     owners = (np.searchsorted(labels, classes) + 1).astype(owner_type)
     owners[classes == IGNORE] = 0
-    if lengths.max() > LONGEST_RUN:
-        lengths, owners = _cut_long_runs(lengths, owners)
-    return LabelledRuns(labels, lengths.astype(np.uint16), owners)
+    return labels, owners
 
 
 def decode_label_map(runs: LabelledRuns, height: int, width: int) -> UInt16Array:
@@ -96,7 +113,16 @@ def pack_runs(runs: LabelledRuns, height: int, width: int) -> bytes:
     if flags:
         planes.append((runs.owners >> 8).astype(np.uint8))
     payload = header + b"".join(plane.tobytes() for plane in planes)
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(payload)
+    return _compressor().compress(payload)
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """One a thread: its context holds tables that take longer to make than a small image to compress."""
+    found: zstandard.ZstdCompressor | None = getattr(_of_thread, "compressor", None)
+    if found is None:
+        found = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
+        _of_thread.compressor = found
+    return found
 
 
 def unpack_runs(

@@ -38,6 +38,7 @@ class TarWriter:
         self._keys: set[str] = set()
         self.num_bytes = 0  # written so far; after close, the size of the shard
         self.sha256 = ""  # hex digest of the shard, after close
+        self.crc32c = 0  # of all bytes written so far
 
     def add(self, record: Record) -> SampleEntry:
         """Append one sample; says where its members lie. SampleError for a bad record or a repeated key."""
@@ -100,6 +101,7 @@ class TarWriter:
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
+        self.crc32c = google_crc32c.extend(self.crc32c, data)
         self.num_bytes += len(data)
 
 

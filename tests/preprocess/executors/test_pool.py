@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import select
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskshards.preprocess.errors import BuildError
-from maskshards.preprocess.executors.pool import run_tasks
+from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 
 
 def square(number):
@@ -93,7 +94,7 @@ def test_at_least_one_worker():
 
 PARENT = """
 import os, signal
-from maskshards.preprocess.executors.pool import run_tasks
+from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 
 def hold(task):
     \"\"\"Say who it is through a pipe that stays open as long as the worker lives, and never come back.\"\"\"
@@ -133,3 +134,20 @@ def test_workers_in_the_middle_of_a_task_die_with_their_parent(tmp_path):
             if Path(f"/proc/{pid.decode()}").exists():
                 os.kill(int(pid), signal.SIGKILL)
         os.close(pipe)
+
+
+def test_workers_are_there_before_the_first_task():
+    with warm_pool(square, 3) as run:
+        workers = {process.pid for process in multiprocessing.active_children()}
+        assert len(workers) == 3
+        outcomes = list(run(square, range(9)))
+    assert sorted(value for _, value in outcomes) == [number * number for number in range(9)]
+    assert {pid for pid, _ in outcomes} <= workers
+    assert not any(alive(pid) for pid in workers)
+
+
+def test_a_pool_that_gets_no_task_ends_its_workers():
+    with warm_pool(square, 2) as run:
+        workers = [process.pid for process in multiprocessing.active_children()]
+        assert list(run(square, [])) == []
+    assert not any(alive(pid) for pid in workers)

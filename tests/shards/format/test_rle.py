@@ -16,6 +16,7 @@ from maskshards.shards.errors import RunsError
 from maskshards.shards.format.rle import (
     IGNORE,
     MAX_PIXELS,
+    ZSTD_LEVEL,
     LabelledRuns,
     binary_mask,
     check_runs,
@@ -218,3 +219,21 @@ def test_real_label_maps_come_back_pixel_for_pixel():
         assert np.array_equal(
             decode_label_map(unpack_runs(packed, *class_map.shape), *class_map.shape), class_map
         )
+
+
+@pytest.mark.parametrize("count", [1, 2, 254, 255, 256])
+def test_bytes_give_the_runs_of_the_same_map_in_two_bytes(count):
+    values = np.random.default_rng(count).permutation(np.resize(np.arange(count), 1200)).astype(np.uint8)
+    narrow = encode_label_map(values.reshape(30, 40))
+    assert narrow == encode_label_map(values.reshape(30, 40).astype(np.uint16))
+    assert encode_label_map(np.zeros((300, 400), np.uint8)) == encode_label_map(
+        np.zeros((300, 400), np.uint16)
+    )
+
+
+def test_a_kept_compressor_writes_what_a_fresh_one_writes():
+    for seed in range(5):
+        runs = encode_label_map(np.random.default_rng(seed).integers(0, 9, (20 + seed, 30)).astype(np.uint16))
+        data = pack_runs(runs, 20 + seed, 30)
+        payload = zstandard.ZstdDecompressor().decompress(data)
+        assert data == zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(payload)
