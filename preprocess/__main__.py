@@ -7,6 +7,7 @@ on from there.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -21,7 +22,8 @@ def main(arguments: list[str]) -> int:
     words = parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        print(COMMANDS[words.command](words))
+        told = COMMANDS[words.command](words)
+        _show(told)
     except (BuildError, ShardError, OSError) as error:
         print("error: " + printable(str(error), kept="\n"), file=sys.stderr)
         return 2
@@ -34,6 +36,14 @@ def main(arguments: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _show(text: str) -> None:
+    """Print, to a reader such as `head` that may have seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminated(number: int, frame: object) -> None:

@@ -78,15 +78,20 @@ def _number(classes: UInt16Array | NDArray[np.uint8]) -> tuple[UInt16Array, Owne
     """
     if classes.dtype == np.uint8:
         present = np.flatnonzero(np.bincount(classes, minlength=256))
-        table = np.zeros(256, np.uint8 if len(present) <= MOST_BYTE_LABELS else np.uint16)
+        table: OwnerArray = _owner_array(256, len(present))
         table[present] = np.arange(1, len(present) + 1)
         return present.astype(np.uint16), table[classes]
     labels = np.unique(classes).astype(np.uint16)
     labels = labels[labels != IGNORE]
-    owner_type = np.uint8 if len(labels) <= MOST_BYTE_LABELS else np.uint16
-    owners = (np.searchsorted(labels, classes) + 1).astype(owner_type)
+    owners = _owner_array(len(classes), len(labels))
+    owners[:] = np.searchsorted(labels, classes) + 1
     owners[classes == IGNORE] = 0
     return labels, owners
+
+
+def _owner_array(length: int, num_labels: int) -> OwnerArray:
+    """(length,) zeros of the type that owners have with so many labels."""
+    return np.zeros(length, np.uint8) if num_labels <= MOST_BYTE_LABELS else np.zeros(length, np.uint16)
 
 
 def decode_label_map(runs: LabelledRuns, height: int, width: int) -> UInt16Array:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -100,3 +101,13 @@ def test_a_tilde_is_the_home_folder(make_root, tmp_path, monkeypatch, capsys):
     assert main(["verify", "~/shards", f"--against=~/{root.name}", "--workers", "1"]) == 0
     assert (tmp_path / "shards/training/manifest.json").is_file()
     assert "0 differences" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    words = ["scenes", "--out", str(tmp_path / "scenes"), "--training", "1", "--validation", "1"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", "maskshards.preprocess", *words]
+    done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
