@@ -28,6 +28,7 @@ from maskshards.preprocess.sources.opening import open_source
 from maskshards.preprocess.sources.source import Source
 from maskshards.preprocess.sources.splits import resolve_split
 from maskshards.preprocess.verify import verify_split
+from maskshards.shards.errors import ShardError
 from maskshards.shards.format.class_pixels import class_notes, count_class_pixels
 from maskshards.shards.format.manifest import open_split, open_splits
 
@@ -129,8 +130,11 @@ def _tell(notes: list[str]) -> None:
 
 def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
     """What is odd about the classes of the published splits, and the label rule that may be why."""
-    opened = [open_split(str(place.split(name))) for name in splits]
-    counts = [count_class_pixels(split) for split in opened]
+    try:
+        opened = [open_split(str(place.split(name))) for name in splits]
+        counts = [count_class_pixels(split) for split in opened]
+    except (ShardError, OSError) as error:  # what is published is published
+        return [f"classes: they cannot be counted now: {error}"]
     for split in opened:
         split.close()
     lines = class_notes(counts)

@@ -96,12 +96,12 @@ def _folder() -> Path:
 def _write(path: str, database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as rows:
         rows.executescript(SCHEMA)
-        for key, value in _objects(Path(path).read_text(encoding="utf-8")):
+        for key, value, text in _objects(Path(path).read_text(encoding="utf-8")):
             if key == "images":
                 words = (value["file_name"], value["id"], value["height"], value["width"])
                 rows.execute("insert into images values (?, ?, ?, ?)", words)
             elif key == "annotations":
-                rows.execute("insert into annotations values (?, ?)", (value["image_id"], json.dumps(value)))
+                rows.execute("insert into annotations values (?, ?)", (value["image_id"], text))
             elif key == "categories":
                 pairs = [(entry["id"], json.dumps({**entry, "name": str(entry["name"])})) for entry in value]
                 rows.executemany("insert into categories values (?, ?)", pairs)
@@ -114,9 +114,9 @@ def _write(path: str, database: Path) -> None:
         rows.commit()
 
 
-def _objects(text: str) -> Iterator[tuple[str, Any]]:
-    """Key and value of the outermost object; of the long lists one element at a time. ValueError for other
-    text.
+def _objects(text: str) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and the value's JSON, of the outermost object; of the long lists one element at a time.
+    ValueError for other text.
     """
     decoder = json.JSONDecoder()
     at = _skip(text, 0, "{")
@@ -126,13 +126,14 @@ def _objects(text: str) -> Iterator[tuple[str, Any]]:
         if key in LISTS and text[at : at + 1] == "[":
             at = _blank(text, at + 1)
             while text[at : at + 1] != "]":
-                value, at = decoder.raw_decode(text, at)
-                yield key, value
-                at = _comma(text, at, "]")
+                value, end = decoder.raw_decode(text, at)
+                yield key, value, text[at:end]
+                at = _comma(text, end, "]")
             at += 1
         else:
-            value, at = decoder.raw_decode(text, at)
-            yield key, value
+            value, end = decoder.raw_decode(text, at)
+            yield key, value, ""
+            at = end
         at = _comma(text, at, "}")
 
 

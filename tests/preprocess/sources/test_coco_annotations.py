@@ -36,7 +36,8 @@ def test_the_table_holds_what_the_file_does(tmp_path):
 @pytest.mark.parametrize("indent", [None, 2])
 def test_objects_are_those_of_the_json_library(indent):
     found = {}
-    for key, value in _objects(json.dumps({**FACTS, "images": []}, indent=indent)):
+    for key, value, text in _objects(json.dumps({**FACTS, "images": []}, indent=indent)):
+        assert not text or json.loads(text) == value
         found.setdefault(key, []).append(value)
     assert found["annotations"] == FACTS["annotations"]
     assert (found["categories"], found["info"]) == ([FACTS["categories"]], [FACTS["info"]])
