@@ -59,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes to compare"
     )
+    bench.add_argument(
+        "--peers",
+        action="store_true",
+        help="beside webdataset, MosaicML Streaming and litdata",
+    )
     bench.add_argument("--json", action="store_true", help="figures for programs")
     return top
 

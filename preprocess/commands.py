@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from maskshards.preprocess.arguments import build_settings, part_of, source_request
 from maskshards.preprocess.bench import bench
+from maskshards.preprocess.bench_peers import bench_peers
 from maskshards.preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs, refuse_listed
 from maskshards.preprocess.destinations.card import write_card
 from maskshards.preprocess.destinations.place import Place
@@ -188,6 +189,9 @@ def run_bench(words: argparse.Namespace) -> str:
     """Measure on the first of the named splits."""
     source = open_source(source_request(words))
     split = (tuple(words.splits) or source.splits())[0]
+    if words.peers:
+        beside = bench_peers(source, split, words.rounds)
+        return json.dumps(beside.to_json(), indent=1) if words.json else beside.to_markdown()
     found = bench(source, split, workers=tuple(words.workers), rounds=words.rounds, chunks=words.chunks)
     return json.dumps(found.to_json(), indent=1) if words.json else found.to_markdown()
 
