@@ -7,6 +7,7 @@ stuff. Categories become classes in the order of their ids. What no chosen segme
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -91,6 +92,8 @@ class CocoSource(Source):
                 keys[stem] = name
         notes = [f"{split}: {empty} images without any segment are passed over"] * bool(empty)
         spare = len(there - named.keys())
+        if self.annotations == POLYGONS and not self.background:
+            notes.append(f"{split}: what no polygon covers is void; --background makes it class 0")
         notes += [f"{split}: {spare} images without annotations are passed over"] * bool(spare)
         return Listing(tuple(sorted(keys.values())), tuple(rejects), tuple(notes))
 
@@ -113,7 +116,8 @@ class CocoSource(Source):
             raise SourceError("the label rule of COCO has a void value")
         if self.annotations == PANOPTIC:
             data, segments = self._panoptic(item, name)
-            return RawSample(image, npy_bytes(panoptic_values(data, segments, classes, void, other)))
+            values = panoptic_values(data, segments, classes, void, other)
+            return RawSample(image, npy_bytes(values), {"label_sha256": hashlib.sha256(data).hexdigest()})
         tables = self._tables(item.split)
         height, width = tables[0].size(name)
         segments = [segment for table in tables for segment in by_size(table.annotations(name))]

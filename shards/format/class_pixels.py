@@ -69,7 +69,7 @@ def class_notes(splits: Sequence[ClassPixels]) -> list[str]:
             for split, row in zip(alike, seen, strict=True)
             if (once & row).any()
         ]
-        notes += [f"classes seen in one split only: {'; '.join(parts)}"] * bool(parts)
+        notes += [f"seen in one split only: {'; '.join(parts)}"] * bool(parts)
     shares = ", ".join(f"{split.split} {split.void_share:.1%}" for split in splits)
     return [*notes, f"void pixels: {shares}"]
 

@@ -12,7 +12,7 @@ def test_classes_without_a_pixel_and_in_one_split_only():
     notes = class_notes([pixels_of("train", [60, 0, 30]), pixels_of("val", [100, 0, 0])])
     assert notes == [
         "1 class has no pixel: 'road' (1)",
-        "classes seen in one split only: train: 'car' (2)",
+        "seen in one split only: train: 'car' (2)",
         "void pixels: train 10.0%, val 0.0%",
     ]
 
