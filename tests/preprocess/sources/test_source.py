@@ -12,7 +12,7 @@ from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.source import RawSample, Source
 from maskshards.shards.format.manifest import open_split
 
-DOCS = Path(__file__).resolve().parents[3] / "docs/custom-data.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs/add-a-data-set.md"
 
 
 def test_a_source_has_to_answer_everything():
