@@ -1,16 +1,12 @@
-"""A gallery as HTML: each image with its labels, the prediction over it and its errors, and what the colours
-mean.
-
-Pictures are inlined. Keys and class names come from data, so they are escaped wherever they stand.
-"""
+"""A gallery as data: each image, its labels, the prediction over it and its errors, as inline pictures."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -18,48 +14,47 @@ from PIL import Image
 from maskshards.train.report.gallery import RIGHT, UNLABELLED, WRONG, GalleryItem
 from maskshards.train.report.palette import class_colours
 
-ERROR_COLOURS = {"right": RIGHT, "wrong": WRONG, "unlabelled": UNLABELLED}
+
+@dataclass(frozen=True, slots=True)
+class Pictured:
+    """One image of the gallery, ready for the page."""
+
+    key: str
+    miou: str
+    height_px: int
+    width_px: int
+    views: dict[str, str]  # caption -> data URI
+    colours: dict[str, str]  # class in the image -> colour
 
 
-def pictures(items: Sequence[GalleryItem], class_names: Sequence[str]) -> str:
-    """One row of four captioned pictures an item, above a legend of the classes in it; empty for no item."""
-    if not items:
-        return ""
+def pictured(items: Sequence[GalleryItem], class_names: Sequence[str]) -> list[Pictured]:
+    """Four captioned pictures an item and the colours of the classes in it."""
     colours = class_colours(len(class_names))
-    rows = []
-    for item in items:
-        views = {
-            "photograph": photo_uri(item.image),
-            "labels": map_uri(item.label),
-            "prediction": photo_uri(item.prediction),
-            "errors": map_uri(item.errors),
-        }
-        height_px, width_px = item.size_px
-        head = f"<b>{escape(item.key)}</b>: mIoU {shown(item.miou)}, {width_px} &times; {height_px} px"
-        figures = "".join(figure(uri, view, item.key) for view, uri in views.items())
-        present = {class_names[k]: colours[k].tolist() for k in item.classes}
-        rows.append(f'<div>{head}</div><div class="row">{figures}</div>{legend(present)}')
-    return f"<p>Errors: {swatches(ERROR_COLOURS)} Black labels are unlabelled.</p>{''.join(rows)}"
+    return [
+        Pictured(
+            item.key,
+            shown(item.miou),
+            *item.size_px,
+            views={
+                "photograph": photo_uri(item.image),
+                "labels": map_uri(item.label),
+                "prediction": photo_uri(item.prediction),
+                "errors": map_uri(item.errors),
+            },
+            colours={class_names[k]: hex_of(colours[k]) for k in item.classes},
+        )
+        for item in items
+    ]
 
 
-def figure(uri: str, view: str, key: str) -> str:
-    """A picture with its caption; its alternative text names the view and the key."""
-    alt = escape(f"{view} of {key}", quote=True)
-    return f'<figure><img src="{uri}" alt="{alt}"><figcaption>{view}</figcaption></figure>'
+def error_colours() -> dict[str, str]:
+    """What the colours of an error map mean."""
+    return {"right": hex_of(RIGHT), "wrong": hex_of(WRONG), "unlabelled": hex_of(UNLABELLED)}
 
 
-def legend(colours: Mapping[str, Sequence[int]]) -> str:
-    """The class colours of one image, as a line below it."""
-    return f'<p class="key">{swatches(colours)}</p>'
-
-
-def swatches(colours: Mapping[str, Sequence[int]]) -> str:
-    """Names with a square of their RGB colour before each."""
-    return " ".join(
-        f'<span class="name"><span class="swatch" style="background:#{bytes(colour).hex()}"></span>'
-        f"{escape(name)}</span>"
-        for name, colour in colours.items()
-    )
+def hex_of(colour: Sequence[int] | np.ndarray) -> str:
+    """An RGB colour as CSS writes it."""
+    return f"#{bytes(int(level) for level in colour).hex()}"
 
 
 def photo_uri(pixels: np.ndarray) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
+from datetime import datetime
 
 from torch import Tensor
 
@@ -73,6 +75,9 @@ def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery |
             config_yaml=to_yaml(config),
             device=str(session.ranks.device),
             num_ranks=session.ranks.world.num_ranks,
+            data=f"{session.parts.val_split.manifest.dataset}, {session.parts.val_split.base}",
+            written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            command=shlex.join(["maskshards", "train", f"config={session.run / 'config.yaml'}"]),
         )
         write_report(session.run, facts, session.metrics.records, result, gallery)
 

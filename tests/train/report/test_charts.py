@@ -1,20 +1,24 @@
 import math
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from maskshards.train.report.charts import HEIGHT, LEFT, TOP, WIDTH, bar, curves, place, share_row, ticks
-
-
-def svg(html: str) -> ElementTree.Element:
-    return ElementTree.fromstring(html.replace("&#9632;", "#"))
+from maskshards.train.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    curves,
+    place,
+    ticks,
+    widened,
+)
 
 
 def test_values_lie_where_the_axes_say() -> None:
     assert place(0, 10, (0, 4), (0, 10)) == (LEFT, TOP)
-    right, bottom = place(4, 0, (0, 4), (0, 10))
-    assert right < WIDTH
-    assert TOP < bottom < HEIGHT
+    assert place(4, 0, (0, 4), (0, 10)) == (WIDTH - RIGHT, HEIGHT - BOTTOM)
 
 
 @pytest.mark.parametrize(
@@ -26,40 +30,29 @@ def test_ticks_are_round_and_inside(low: float, high: float, expected: list[floa
 
 
 def test_curves_are_drawn_point_by_point_without_what_is_not_finite() -> None:
-    figure = svg(curves("Loss", {"loss": [(1, 4.0), (2, math.nan), (3, 2.0)], "none": []}))
-    (line,) = figure.iter("polyline")
-    points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
-    assert len(points) == 2
-    assert points[0][0] < points[1][0]
-    assert points[0][1] < points[1][1]
+    (line,) = curves("Loss", {"loss": [(1, 4.0), (2, math.nan), (3, 2.0)], "none": []}).lines
+    points = [tuple(map(float, pair.split(","))) for pair in line.path.split()]
+    assert points == [(LEFT, TOP), (WIDTH - RIGHT, HEIGHT - BOTTOM)]
+    assert (line.end, line.last) == (points[-1], "2")
 
 
 def test_a_single_point_and_no_point_are_fine() -> None:
-    assert len(list(svg(curves("x", {"a": [(5, 1.0)]})).iter("polyline"))) == 1
-    assert "nothing recorded yet" in curves("x", {"a": []})
+    assert len(curves("x", {"a": [(5, 1.0)]}).lines) == 1
+    assert curves("x", {"a": []}).lines == ()
+    assert widened([3.0]) == (2.5, 3.5)
 
 
-def test_axes_are_labelled_and_the_last_value_is_told() -> None:
-    html = curves("Loss", {"loss": [(1, 4.0), (2, 2.125)]}, "optimiser step", "nats & bits")
-    figure = svg(html)
-    labels = [text.text for text in figure.iter("text")]
-    assert {"optimiser step", "nats & bits"} <= set(labels)
-    assert "loss 2.125" in "".join(figure.itertext())
+def test_marks_stand_at_the_values_that_they_name() -> None:
+    chart = curves("Loss", {"loss": [(0, 0.0), (100, 50.0)]}, "optimiser step", "nats & bits")
+    assert (chart.x_label, chart.y_label) == ("optimiser step", "nats & bits")
+    for mark in chart.marks:
+        value = float(mark.text)
+        if mark.anchor == "middle":
+            assert mark.x1 == pytest.approx(place(value, 0, (0, 100), (0, 50))[0], abs=0.05)
+        else:
+            assert mark.y1 == pytest.approx(place(0, value, (0, 100), (0, 50))[1], abs=0.05)
 
 
-def test_a_share_is_a_number_and_a_bar_and_its_name_is_text() -> None:
-    row = ElementTree.fromstring(share_row("<b>", "3.0 ms", 25.4))
-    assert [cell.text for cell in row][:3] == ["<b>", "3.0 ms", "25 %"]
-    assert "width:25.4%" in ElementTree.tostring(row[3], encoding="unicode")
-
-
-def test_names_are_escaped() -> None:
-    html = curves('<b>"t"', {"<script>": [(1, 1.0), (2, 2.0)]})
-    assert "<script>" not in html
-    assert "<b>" not in html
-
-
-@pytest.mark.parametrize(("percent", "width"), [(0.0, "0.0%"), (55.55, "55.5%"), (130.0, "100.0%")])
-def test_bar(percent: float, width: str) -> None:
-    assert f"width:{width}" in bar(percent)
-    assert bar(math.nan) == ""
+def test_lines_are_told_by_more_than_colour() -> None:
+    lines = curves("x", {name: [(0, 1.0), (1, 2.0)] for name in "abc"}).lines
+    assert len({line.colour for line in lines}) == len({line.dashes for line in lines}) == 3

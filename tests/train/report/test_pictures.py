@@ -10,11 +10,21 @@ from PIL import Image
 
 from maskshards.train.report.gallery import RIGHT, UNLABELLED, WRONG, GalleryItem
 from maskshards.train.report.palette import class_colours
-from maskshards.train.report.pictures import pictures, shown
+from maskshards.train.report.pictures import error_colours, pictured, shown
+from maskshards.train.report.report import environment
 
 NAMES = ["sky", "<script>alert(1)</script>", "sand", "never"]
 KEY = "\"'><script>x</script>&"
 VIEWS = [np.random.default_rng(k).integers(0, 255, (6, 8, 3), dtype=np.uint8) for k in range(4)]
+REST = {  # what the page shows besides, left empty
+    "facts": {"title": "", "state": {"step": 0}, "data": "", "written": "", "command": "", "config_yaml": ""},
+    **dict.fromkeys(("style", "miou", "accuracy", "num_images", "best"), ""),
+    **dict.fromkeys(
+        ("sections", "findings", "charts", "times", "classes", "absent", "confusions", "worst", "spread"), ()
+    ),
+    "phases": None,
+    "versions": {},
+}
 ITEM = GalleryItem(KEY, 12.5, (48, 64), (1, 0), *VIEWS)
 
 
@@ -37,8 +47,16 @@ class Reader(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
+def drawn(items: list[GalleryItem]) -> Reader:
+    """The page's own macro, fed with the pictures."""
+    page = (
+        environment().get_template("report.html.j2").make_module({"error_colours": error_colours(), **REST})
+    )
+    return Reader(str(page.pictures(pictured(items, NAMES))))
+
+
 def test_four_pictures_have_captions_and_texts_that_name_view_and_key() -> None:
-    page = Reader(pictures([ITEM], NAMES))
+    page = drawn([ITEM])
     views = ["photograph", "labels", "prediction", "errors"]
     assert [image["alt"] for image in page.all("img")] == [f"{view} of {KEY}" for view in views]
     assert [caption for caption in page.captions if caption in views] == views
@@ -46,14 +64,14 @@ def test_four_pictures_have_captions_and_texts_that_name_view_and_key() -> None:
 
 
 def test_maps_are_stored_without_loss() -> None:
-    sources = [image["src"] or "" for image in Reader(pictures([ITEM], NAMES)).all("img")]
+    sources = [image["src"] or "" for image in drawn([ITEM]).all("img")]
     for place in (1, 3):
         data = base64.b64decode(sources[place].removeprefix("data:image/png;base64,"))
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), VIEWS[place])
 
 
 def test_the_legend_has_the_colours_of_the_present_classes_and_of_the_error_map_only() -> None:
-    page = Reader(pictures([ITEM], NAMES))
+    page = drawn([ITEM])
     styles = [attrs["style"] for attrs in page.all("span") if attrs.get("class") == "swatch"]
     table = class_colours(len(NAMES))
     expected = [RIGHT, WRONG, UNLABELLED, table[1], table[0]]
@@ -65,14 +83,10 @@ def test_the_legend_has_the_colours_of_the_present_classes_and_of_the_error_map_
 
 
 def test_names_are_text_in_every_place() -> None:
-    page = Reader(pictures([ITEM, ITEM], NAMES))
+    page = drawn([ITEM, ITEM])
     assert {name for name, _ in page.tags} == {"p", "span", "div", "b", "figure", "img", "figcaption"}
     allowed = {"class", "style", "src", "alt"}
     assert all(set(attrs) <= allowed for _, attrs in page.tags)
-
-
-def test_nothing_to_show_shows_nothing() -> None:
-    assert pictures([], NAMES) == ""
 
 
 @pytest.mark.parametrize(("score", "text"), [(float("nan"), "-"), (0.0, "0.00"), (99.999, "100.00")])

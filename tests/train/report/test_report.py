@@ -13,7 +13,7 @@ from PIL import Image
 from maskshards.train.checkpoint.checkpoint import TrainState
 from maskshards.train.evaluation.metrics import score
 from maskshards.train.report.gallery import Gallery, GalleryItem
-from maskshards.train.report.report import RunFacts, best, duration, phase_table, render, write_report
+from maskshards.train.report.report import RunFacts, best, duration, phases, render, write_report
 
 NAMES = ["sky", "<i>sea</i>", "sand", "never"]
 CONFUSION = np.array([[90, 10, 0, 0], [5, 80, 15, 0], [0, 20, 30, 0], [0, 0, 0, 0]], np.int64)
@@ -103,14 +103,14 @@ def test_long_times_are_told_in_minutes_and_hours(seconds: float, text: str) -> 
 
 
 def test_phases_are_medians_over_the_timed_steps_and_shares_of_the_whole() -> None:
-    table = phase_table([*RECORDS, *PHASES])
+    assert phases(RECORDS) is None
+    table = render(FACTS, [*RECORDS, *PHASES], score(CONFUSION, NAMES, 3), gallery())
     seen = Reader()
     seen.feed(table)
     assert "Medians of 3 timed steps." in seen.text
     assert "query decoder20.0 ms25 %" in seen.text
     assert "whole step80.0 ms" in seen.text
     assert "width:25.0%" in table
-    assert phase_table(RECORDS) == ""
 
 
 def test_pictures_survive_the_way_into_the_page() -> None:
