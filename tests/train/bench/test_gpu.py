@@ -11,7 +11,7 @@ from maskshards.train.bench.budgeted import ABSENT, DONE
 from maskshards.train.bench.gpu import main, parser, parts_of
 from maskshards.train.bench.parts.setting import Setting
 
-NEEDS_CUDA = {"nvJPEG", "width 32, CUDA graphs"}
+NEEDS_CUDA = {"nvJPEG", "width 32, CUDA graphs", "value gradient", "width 64, sorted gradients"}
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -38,6 +39,34 @@ def attention(setting: Setting) -> Figures:
         for name, value in attention_ms(config, setting.device, 1, max(1, setting.repeats // 4)).items():
             found[f"{width}, {name}"] = value
     return found
+
+
+def value_gradients(setting: Setting) -> Figures:
+    """Backward of the deformable attention with its value gradient added by atomics, and sorted; ms."""
+    found: Figures = {}
+    for width in setting.widths:
+        size = setting.config(width).bs if width < 2048 else 8
+        config = replace(setting.config(width), bs=size)
+        for name, from_width in (("atomics", None), ("sorted", 1)):
+            with sorting(setting, from_width):
+                figures = attention_ms(config, setting.device, 1, max(1, setting.repeats // 4))
+            found[f"{width}, {name}"] = figures["fused backward"]
+    return found
+
+
+@contextmanager
+def sorting(setting: Setting, from_width: int | None) -> Iterator[None]:
+    """Value gradients by sorting from this head width on, for the body; NotHere without CUDA."""
+    if setting.device.type != "cuda":
+        raise NotHere("the kernels need a CUDA device")
+    from maskshards.train.model.ops import deformable_triton  # needs Triton
+
+    before = deformable_triton.SORTED_FROM_WIDTH
+    deformable_triton.SORTED_FROM_WIDTH = from_width
+    try:
+        yield
+    finally:
+        deformable_triton.SORTED_FROM_WIDTH = before
 
 
 def loss(setting: Setting) -> Figures:

@@ -20,6 +20,7 @@ from maskshards.shards.order.order import World
 from maskshards.train.bench.budgeted import Figures, NotHere
 from maskshards.train.bench.hardware import peak_gib, reset_peak
 from maskshards.train.bench.parts.made_images import write_made_split
+from maskshards.train.bench.parts.operators import sorting
 from maskshards.train.bench.parts.setting import PROFILE_ROWS, REFERENCE_BATCH, Setting
 from maskshards.train.bench.step import Rig, build_rig
 from maskshards.train.bench.variants import Variant, measured, switched, tflop_per_image
@@ -81,6 +82,13 @@ def plain_attention(setting: Setting, width: int) -> Figures:
     rig = setting.rig(width)
     with switched(rig, Variant(switches=(("fused", False),))) as other:
         return step_figures(setting, other, setting.batches(rig.config.bs), rig.config.bs, width)
+
+
+def sorted_gradients(setting: Setting, width: int) -> Figures:
+    """What sorting the value gradients of the deformable attention gives, for every head width."""
+    rig = setting.rig(width)
+    with sorting(setting, 1):
+        return step_figures(setting, rig, setting.batches(rig.config.bs), rig.config.bs, width)
 
 
 def reference(setting: Setting, width: int) -> Figures:

@@ -162,7 +162,8 @@ class Adapter(Recomputing):
         """images (B, 3, H, W), H and W multiples of 32; features: four (B, D, h, w); keep (B,
         NUM_EXTRACTORS).
         """
-        c1, *levels = self.spm(images)
+        # Channels side by side, as tokens are: one layout for the maps, and no sums that transpose.
+        c1, *levels = self.spm(images.contiguous(memory_format=torch.channels_last))
         features = tuple(lowered(feature) for feature in features)
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         # Under autocast the residual stream is kept in its type: float32 would double what is moved and kept.

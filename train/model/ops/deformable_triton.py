@@ -3,7 +3,8 @@
 One program handles a block of queries of one head and image; it walks over levels and points, reads the
 four neighbours of each point straight from the values and sums in registers. Values may be float32,
 bfloat16 or float16; coordinates, weights and sums are float32. The value gradient is gathered with
-float32 atomics, so its last bits depend on the order in which programs finish.
+float32 atomics, so its last bits depend on the order in which programs finish; `deformable_sorted_triton` has
+another way, for wide heads.
 
 Letters: B image, Q query, M head, L level, P point, D width of a head, S places of all levels.
 """
@@ -17,11 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from maskshards.train.model.ops.deformable_sorted_triton import fits, value_gradient
+
 FLOATS_PER_PROGRAM = (
     1024  # of one (queries, head width) tile: 8 a thread, one 16-byte read of bfloat16 values
 )
 MAX_BLOCK_QUERIES = 64
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+# Head width from which the value gradient is sorted and gathered instead of added by atomics; None: never.
+# Predicted to pay from 64 on, not measured: `maskshards bench gpu` times both.
+SORTED_FROM_WIDTH: int | None = None
 
 
 def forward(value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -40,24 +46,20 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights in their dtypes, from grad (B, Q, M * D)."""
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    grad_value = torch.zeros_like(value, dtype=torch.float32)
+    grad = grad.contiguous()
     grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
-    _launch(
-        _backward,
-        value,
-        table,
-        locations,
-        weights,
-        grad.contiguous(),
-        grad_value,
-        grad_locations,
-        grad_weights,
-    )
+    by_sorting = SORTED_FROM_WIDTH is not None and value.shape[3] >= SORTED_FROM_WIDTH and fits(locations)
+    shape = (1,) if by_sorting else value.shape  # nothing is added to it where the shares are sorted
+    grad_value = torch.zeros(shape, dtype=torch.float32, device=value.device)
+    rest = grad, grad_value, grad_locations, grad_weights
+    _launch(_backward, value, table, locations, weights, *rest, ADD_VALUES=not by_sorting)
+    if by_sorting:
+        return value_gradient(grad, value, table, locations, weights), grad_locations, grad_weights
     return grad_value.to(value.dtype), grad_locations, grad_weights
 
 
 def _launch(
-    kernel: Any, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, *rest: Tensor
+    kernel: Any, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, *rest: Tensor, **more: bool
 ) -> None:
     batch, places, heads, width = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
@@ -67,7 +69,7 @@ def _launch(
         return
     kernel[(programs,)](  # one axis, for the others of a CUDA grid end at 65,535: 4,095 images of 16 heads
         value, table, locations, weights, *rest, queries, places,
-        M=heads, D=width, L=levels, P=points, BLOCK_Q=block_queries, BLOCK_D=block_width, **OPTIONS,
+        M=heads, D=width, L=levels, P=points, BLOCK_Q=block_queries, BLOCK_D=block_width, **more, **OPTIONS,
     )  # fmt: skip
 
 
@@ -139,9 +141,9 @@ def _backward(  # type: ignore[no-untyped-def]
     value, table, locations, weights, grad_out, grad_value, grad_locations, grad_weights,
     num_queries, num_places,
     M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, ADD_VALUES: tl.constexpr,
 ):  # fmt: skip
-    """All three gradients; grad_value (B, S, M, D) float32 is added to."""
+    """All three gradients; grad_value (B, S, M, D) float32 is added to, or left alone without ADD_VALUES."""
     query, image, head = _place(num_queries, M, BLOCK_Q)
     channel = tl.arange(0, BLOCK_D)
     in_query, in_channel = query < num_queries, channel < D
@@ -169,12 +171,17 @@ def _backward(  # type: ignore[no-untyped-def]
             o11, m11, v11 = _neighbour(
                 values, left + 1, top + 1, width, height, M * D, channel, in_channel, in_query
             )
-            tl.atomic_add(
-                grads + o00, (weight * (1 - right) * (1 - low))[:, None] * grad, mask=m00, sem="relaxed"
-            )
-            tl.atomic_add(grads + o01, (weight * right * (1 - low))[:, None] * grad, mask=m01, sem="relaxed")
-            tl.atomic_add(grads + o10, (weight * (1 - right) * low)[:, None] * grad, mask=m10, sem="relaxed")
-            tl.atomic_add(grads + o11, (weight * right * low)[:, None] * grad, mask=m11, sem="relaxed")
+            if ADD_VALUES:
+                tl.atomic_add(
+                    grads + o00, (weight * (1 - right) * (1 - low))[:, None] * grad, mask=m00, sem="relaxed"
+                )
+                tl.atomic_add(
+                    grads + o01, (weight * right * (1 - low))[:, None] * grad, mask=m01, sem="relaxed"
+                )
+                tl.atomic_add(
+                    grads + o10, (weight * (1 - right) * low)[:, None] * grad, mask=m10, sem="relaxed"
+                )
+                tl.atomic_add(grads + o11, (weight * right * low)[:, None] * grad, mask=m11, sem="relaxed")
             d00, d01 = tl.sum(grad * v00, axis=1), tl.sum(grad * v01, axis=1)
             d10, d11 = tl.sum(grad * v10, axis=1), tl.sum(grad * v11, axis=1)
             upper, lower = d00 * (1 - right) + d01 * right, d10 * (1 - right) + d11 * right

@@ -44,6 +44,15 @@ def test_crops_loss_and_attention_are_timed(setting: Setting) -> None:
     assert operators.attention(setting)["64, fused both"] > 0
 
 
-def test_jpeg_decoding_needs_a_gpu(setting: Setting) -> None:
-    with pytest.raises(NotHere, match="CUDA device"):
-        operators.jpeg_decoding(setting)
+def test_jpeg_decoding_and_kernels_need_a_gpu(setting: Setting) -> None:
+    for part in (operators.jpeg_decoding, operators.value_gradients):
+        with pytest.raises(NotHere, match="CUDA device"):
+            part(setting)
+
+
+def test_sorting_is_for_the_body_only(setting: Setting) -> None:
+    deformable_triton = pytest.importorskip("maskshards.train.model.ops.deformable_triton")
+    setting.device = torch.device("cuda")
+    with operators.sorting(setting, 64):
+        assert deformable_triton.SORTED_FROM_WIDTH == 64
+    assert deformable_triton.SORTED_FROM_WIDTH is None

@@ -136,6 +136,7 @@ for kernel in (fused._forward, fused._backward):
     for values, width, chip in (("*bf16", 16, 90), ("*bf16", 128, 80), ("*fp32", 24, 80)):
         block = fused.block_sizes(width)
         fixed = dict(M=16, D=width, L=3, P=4, BLOCK_Q=block[0], BLOCK_D=block[1])
+        fixed |= {"ADD_VALUES": True} if kernel is fused._backward else {}
         pointers = {"table": "*i32", "value": values, "out": values, "grad_out": values}
         types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(fixed, "constexpr")
         types |= {name: pointers[name] for name in kernel.arg_names if name in pointers}

@@ -1,0 +1,106 @@
+"""The value gradient by sorting against float64: in Triton's interpreter, on CUDA where there is one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.model.interpreted import cases_of, run
+from tests.train.model.ops.test_deformable_triton import CASES as ATTENTIONS
+from tests.train.model.ops.test_deformable_triton import errors as attention_errors
+
+pytest.importorskip("triton")
+
+CASES = ATTENTIONS  # what `cases_of` runs
+
+
+def errors(name: str, device: str = "cpu") -> dict[str, float]:
+    """Those of the whole attention with its value gradient sorted for every width."""
+    from maskshards.train.model.ops import deformable_triton
+
+    deformable_triton.SORTED_FROM_WIDTH = 1
+    try:
+        return attention_errors(name, device)
+    finally:
+        deformable_triton.SORTED_FROM_WIDTH = None
+
+
+def crowded() -> float:
+    """Largest error where all points of all queries read one place, more shares than a block holds."""
+    from maskshards.train.model.ops.deformable_sorted_triton import value_gradient
+
+    generator = torch.Generator().manual_seed(0)
+    value, grad = torch.zeros(1, 4, 1, 5), torch.randn(1, 70, 5, generator=generator)
+    weights = torch.rand(1, 70, 1, 1, 2, generator=generator)
+    locations = torch.full((1, 70, 1, 1, 2, 2), 0.25)  # the centre of the first of 2 x 2 places
+    table = torch.tensor([[2, 2, 0]], dtype=torch.int32)
+    found = value_gradient(grad, value, table, locations, weights)[0, :, 0]
+    expected = torch.zeros(4, 5, dtype=torch.float64)
+    expected[0] = (weights[0, :, 0, 0].double().sum(-1)[:, None] * grad[0].double()).sum(0)
+    return float((found.double() - expected).abs().max())
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, float]]:
+    return cases_of(__file__, crowded="crowded()")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interpreted_kernels_equal_float64(name: str, interpreted: dict[str, dict[str, float]]) -> None:
+    limit = 1e-2 if "bfloat16" in name else 1e-5
+    for part, error in interpreted[name].items():
+        assert error < (limit if part in ("out", "value") else 1e-5), part
+
+
+def test_a_place_that_everyone_reads_gets_all_shares(interpreted: dict[str, float]) -> None:
+    assert interpreted["crowded"] < 1e-5
+
+
+def test_shares_beyond_32_bits_are_left_to_atomics() -> None:
+    from maskshards.train.model.ops.deformable_sorted_triton import fits
+
+    shape = (16, 5376, 16, 3, 4, 2)
+    assert fits(torch.empty(shape, device="meta"))
+    assert not fits(torch.empty((600, *shape[1:]), device="meta"))
+
+
+COMPILE = """
+import json
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from maskshards.train.model.ops import deformable_sorted_triton as fused
+
+COUNTS = {"table": "*i32", "counts": "*i32", "cursor": "*i32", "starts": "*i32", "of_query": "*i32"}
+LOW = {"grad": "*bf16", "out": "*bf16"}
+NUMBERS = {"total": "i32", "num_queries": "i32", "num_places": "i32"}
+SORT = dict(M=16, L=3, P=4, BLOCK=fused.BLOCK_POINTS)
+GATHER = dict(M=16, D=128, BLOCK_D=128, BLOCK_S=fused.BLOCK_SHARES)
+WORK = (
+    (fused._count, SORT, fused.SORT_OPTIONS), (fused._fill, SORT, fused.SORT_OPTIONS),
+    (fused._gather, GATHER, fused.GATHER_OPTIONS),
+)
+sizes = {}
+for kernel, fixed, options in WORK:
+    for chip in (80, 90, 100):
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | COUNTS | NUMBERS | LOW
+        types = {name: types[name] for name in kernel.arg_names} | dict.fromkeys(fixed, "constexpr")
+        constants = {(kernel.arg_names.index(name),): number for name, number in fixed.items()}
+        source = ASTSource(kernel, types, constants)
+        done = compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+        sizes[f"{kernel.__name__}-sm{chip}"] = len(done.asm["cubin"])
+print(json.dumps(sizes))
+"""
+
+
+def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
+    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
+    assert len(sizes) == 9
+    assert min(sizes.values()) > 1000
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_cuda_kernels_equal_float64(name: str) -> None:
+    limit = 1e-2 if "bfloat16" in name else 1e-5
+    for part, error in errors(name, "cuda").items():
+        assert error < (limit if part in ("out", "value") else 1e-5), part
