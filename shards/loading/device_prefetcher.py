@@ -19,9 +19,10 @@ from maskshards.shards.batch import FLAT, RaggedBatch
 class DevicePrefetcher:
     """Iterates over `batches` with each one on `device`; up to `in_flight` are copied or being copied.
 
-    An error of the source is raised in its turn, after the batches before it. The source is asked for up to
-    `in_flight` batches more than were handed out: a training state must count finished steps, not batches
-    read.
+    A batch that is there is handed out before the source is waited for, if the source can tell (`ready()`, as
+    Loader's). An error of the source is raised in its turn, after the batches before it. The source is asked
+    for up to `in_flight` batches more than were handed out: a training state must count finished steps, not
+    batches read.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class DevicePrefetcher:
         failure: Exception | None = None
         more = True
         while True:
-            while more and len(moving) < self.in_flight:
+            while more and len(moving) < self.in_flight and (not moving or self._ready()):
                 try:
                     moving.append(self._start(source, stream))
                 except StopIteration:
@@ -57,6 +58,11 @@ class DevicePrefetcher:
                     raise failure
                 return
             yield self._finish(*moving.popleft())
+
+    def _ready(self) -> bool:
+        """Whether the source has its next batch at hand; True of one that cannot tell."""
+        ready = getattr(self.batches, "ready", None)
+        return True if ready is None else bool(ready())
 
     def _start(
         self, source: Iterator[RaggedBatch], stream: torch.cuda.Stream

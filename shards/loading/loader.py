@@ -203,6 +203,10 @@ class Loader(IterableDataset[Any]):
             epoch_end=self.epoch_end,
         )(share.numbers())
 
+    def ready(self) -> bool:
+        """Whether the next batch has been read, so that asking for it waits for no reading."""
+        return self._reading is not None and self._reading.ready()
+
     def close(self) -> None:
         """Stop reading ahead and end its threads, from any thread. The loader can be iterated again."""
         if self._process != os.getpid():  # forked: the threads, locks and files are the parent's

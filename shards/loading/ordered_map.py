@@ -62,6 +62,10 @@ class InOrder(Generic[Task, Result]):
                 raise
         raise StopIteration
 
+    def ready(self) -> bool:
+        """Whether the next result is there, so that asking for it waits for nothing."""
+        return bool(self._pending) and self._pending[0].done()
+
     def close(self) -> None:
         """Drop the tasks that nobody works on, and wait for the others to end."""
         self._closed = True

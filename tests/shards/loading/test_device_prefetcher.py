@@ -108,6 +108,32 @@ def test_two_batches_are_in_flight_and_each_is_waited_for(cuda):
     assert cuda.log == ["copied", "copied", "waited", "copied", "waited", "copied", "waited", "waited"]
 
 
+class Slow:
+    """A source that has read the batches whose numbers are in `read`."""
+
+    def __init__(self):
+        self.asked, self.read = [], {0}
+
+    def ready(self):
+        return len(self.asked) in self.read
+
+    def __iter__(self):
+        for number in range(4):
+            self.asked.append(number)
+            yield FakeBatch(number)
+
+
+def test_a_batch_that_is_there_is_handed_out_before_the_source_is_waited_for(cuda):
+    source = Slow()
+    steps = iter(DevicePrefetcher(source, "cuda"))
+    assert next(steps).number == 0
+    assert source.asked == [0]  # batch 1 is still being read
+    source.read |= {1, 2}
+    assert next(steps).number == 1
+    assert source.asked == [0, 1, 2]
+    assert [batch.number for batch in steps] == [2, 3]
+
+
 @pytest.mark.parametrize("good", [0, 1, 3])
 def test_an_error_comes_after_the_batches_before_it(cuda, good):
     def source():

@@ -90,3 +90,28 @@ def test_an_error_of_the_task_source_ends_the_threads():
     with pytest.raises(RuntimeError, match="source"):
         list(in_order(tasks(), lambda task: task, 2, 5))
     assert not live_threads()
+
+
+def test_it_tells_whether_asking_would_wait():
+    gate, done = threading.Event(), threading.Event()
+
+    def work(task):
+        if task == 1:
+            gate.wait(600)
+        if task == 2:
+            done.set()
+        return task
+
+    ahead = InOrder(range(3), work, 2, 2)
+    try:
+        assert not ahead.ready()  # nothing was asked for yet
+        assert next(ahead) == 0
+        assert done.wait(600)
+        assert not ahead.ready()  # task 1 is not done, whatever task 2 is
+        gate.set()
+        assert next(ahead) == 1
+        assert next(ahead) == 2
+        assert not ahead.ready()
+    finally:
+        gate.set()
+        ahead.close()
