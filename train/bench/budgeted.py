@@ -61,7 +61,7 @@ class Budget:
 
 
 class Journal:
-    """One JSON object a line in `path`, flushed to disk after every part; lines of an earlier call stay."""
+    """One JSON object a line in `path`, on disk after every part."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

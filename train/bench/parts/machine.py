@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,8 @@ QUERY_HEADS = 16  # of the query decoder
 def ceilings(setting: Setting) -> Figures:
     """Versions, copy bandwidth, and the rate of large products in bfloat16 and float32."""
     device, cuda = setting.device, setting.device.type == "cuda"
-    found: Figures = {"python": platform.python_version(), "host cores": len(os.sched_getaffinity(0))}
+    found: Figures = {"commit": commit(), "python": platform.python_version()}
+    found["host cores"] = len(os.sched_getaffinity(0))
     found |= {name: version_of(name) for name in PACKAGES}
     if cuda:
         facts = torch.cuda.get_device_properties(device)
@@ -44,6 +47,16 @@ def ceilings(setting: Setting) -> Figures:
     for name, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         found[f"matmul_{name}_tflop_per_s"] = matmul_tflops(device, dtype, side, 20 if cuda else 1)
     return found
+
+
+def commit() -> str:
+    """The checkout's commit, shortened; "unknown" without git or outside one."""
+    here = Path(__file__).parent
+    try:
+        words = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def version_of(package: str) -> str:

@@ -60,7 +60,7 @@ def profiled(setting: Setting, call: Callable[[], object], name: str) -> str:
         call()
         if cuda:
             torch.cuda.synchronize(setting.device)
-    key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
     table = seen.key_averages().table(sort_by=key, row_limit=PROFILE_ROWS, max_name_column_width=70)
     (setting.out / name).write_text(table, encoding="utf-8")
     return name

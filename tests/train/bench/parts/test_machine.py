@@ -23,6 +23,14 @@ def test_ceilings_are_measured_and_kept_for_the_floors(setting: Setting) -> None
     assert machine.version_of("no-such-package") == "missing"
 
 
+def test_a_commit_is_named_where_there_is_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_git(*_: object, **__: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(machine.subprocess, "run", no_git)
+    assert machine.commit() == "unknown"
+
+
 def test_the_full_size_asks_for_the_published_shapes(tmp_path: Path) -> None:
     shapes = machine.attention_shapes(Setting(torch.device("cpu"), tmp_path, Budget(60), False))
     assert shapes["backbone"] == (1029, 1029, 16, 64, False)
