@@ -31,7 +31,7 @@ SIZE = (
 BACKENDS = (
     SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION,
 )  # fmt: skip
-EXACT_LIMIT = 2e-3  # of float32 predictions, losses and gradients, relative in norm
+EXACT_LIMIT = 5e-3  # of float32 predictions, losses and gradients, relative in norm
 ROUNDED_FACTOR = 2.0  # bfloat16 may be so many times as far from float32 as the CPU's own bfloat16 is
 ROUNDED_SLACK = 2e-3
 

@@ -21,7 +21,7 @@ def answers() -> tuple[Answers, Answers]:
 def test_a_copy_gives_the_same_within_rounding(answers: tuple[Answers, Answers]) -> None:
     found = errors(answers[1], answers[0])
     assert len(found) == 6
-    assert max(found.values()) < 1e-4
+    assert max(found.values()) < parity.EXACT_LIMIT  # one flipped choice is more than a rounding
 
 
 def test_a_wrong_number_and_a_nan_are_seen(answers: tuple[Answers, Answers]) -> None:
@@ -32,7 +32,7 @@ def test_a_wrong_number_and_a_nan_are_seen(answers: tuple[Answers, Answers]) -> 
     limits = {f"{name} limit": parity.EXACT_LIMIT for name in found}
     said = breaches({"float32": {"MATH": found | limits}})
     assert [line.split(" ")[2] for line in said] == ["loss", "gradient,"]
-    assert "adapter 0.01, limit 0.002" in said[1]
+    assert "adapter 0.01, limit 0.005" in said[1]
 
 
 @pytest.mark.gpu
