@@ -8,6 +8,7 @@ processes.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -69,5 +70,7 @@ class InOrder(Generic[Task, Result]):
     def close(self) -> None:
         """Drop the tasks that nobody works on, and wait for the others to end."""
         self._closed = True
-        if self._process == os.getpid():  # a forked child has none of the threads
+        # A forked child has none of the threads; at the interpreter's end they are gone already, and so are
+        # the modules that a shutdown needs.
+        if self._process == os.getpid() and not sys.is_finalizing():
             self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,5 +1,6 @@
 """Order kept, errors in their turn, look-ahead bounded, and no thread left behind by any exit."""
 
+import sys
 import threading
 
 import pytest
@@ -115,3 +116,14 @@ def test_it_tells_whether_asking_would_wait():
     finally:
         gate.set()
         ahead.close()
+
+
+def test_at_the_interpreters_end_nothing_is_shut_down_again(monkeypatch):
+    """Its modules may be gone by then, and its threads are: a word on stderr would be the program's last."""
+    ahead = InOrder(range(9), str, 2, 3)
+    assert next(ahead) == "0"
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "is_finalizing", lambda: True)
+        patched.setattr(ahead._executor, "shutdown", None)
+        ahead.close()
+    ahead.close()
