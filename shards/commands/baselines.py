@@ -70,6 +70,11 @@ def write_loose(split: Split, folder: Path) -> list[Path]:
     return paths
 
 
+def _opened(file: Any) -> Image.Image:
+    """Whatever a file claims to be, no other parser, and no external program, is started for it."""
+    return Image.open(file, formats=["JPEG", "PNG"])
+
+
 def _label_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}_labels.png")
 
@@ -87,7 +92,7 @@ class CroppedFiles(Dataset[dict[str, torch.Tensor]]):
         settings, path = self.settings, self.paths[number]
         low, high = settings.ratio or (1.0, 1.0)
         short = int(settings.image_px * np.random.uniform(low, high))
-        with Image.open(path) as file, Image.open(_label_path(path)) as labels_file:
+        with _opened(path) as file, _opened(_label_path(path)) as labels_file:
             height, width = short_side_size(file.height, file.width, short)
             image = np.asarray(file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
             labels = np.asarray(labels_file.resize((width, height), Image.Resampling.NEAREST))
@@ -141,7 +146,7 @@ def files_and_threads(paths: list[Path], batch_size: int, threads: int) -> Itera
     def load(batch: list[Path]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
         images, labels = [], []
         for path in batch:
-            with Image.open(path) as file, Image.open(_label_path(path)) as labels_file:
+            with _opened(path) as file, _opened(_label_path(path)) as labels_file:
                 images.append(np.asarray(file.convert("RGB")))
                 labels.append(np.asarray(labels_file))
         flat = np.concatenate([image.reshape(-1) for image in images])
@@ -160,7 +165,7 @@ def _decode_sample(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.n
     if image_format == "jpg":
         pixels = simplejpeg.decode_jpeg(sample["jpg"], "RGB")
     else:
-        with Image.open(io.BytesIO(sample["png"])) as file:
+        with _opened(io.BytesIO(sample["png"])) as file:
             pixels = np.asarray(file.convert("RGB"))
     runs = unpack_runs(sample["rle.zst"], *pixels.shape[:2])
     return pixels, runs.lengths, runs.owners, runs.labels

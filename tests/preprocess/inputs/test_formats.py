@@ -1,3 +1,4 @@
+import ast
 import io
 
 import numpy as np
@@ -36,3 +37,18 @@ def test_brands_of_boxes():
     assert format_name(b"\0\0\0\x20ftypheic") == "a HEIC file"
     assert format_name(b"\0\0\0\x20ftypisom") == "a file of brand b'isom'"
     assert format_name(b"\xf0\x9f") == "an unknown format (it starts with b'\\xf0\\x9f')"
+
+
+def test_every_image_in_the_project_is_opened_as_one_of_named_formats():
+    """Otherwise a PostScript file named photo.jpg starts Ghostscript."""
+    root = Path(__file__).resolve().parents[3]
+    found = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for package in ("preprocess", "shards", "train")
+        for path in (root / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("Image.open")
+        and "formats" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert found == []
