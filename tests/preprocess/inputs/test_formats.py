@@ -1,5 +1,6 @@
 import ast
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
