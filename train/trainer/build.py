@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskshards.shards.augment.crop import CropSettings
 from maskshards.shards.augment.presets import LSJ_RATIO
 from maskshards.shards.decode.nvjpeg import GpuDecoder
+from maskshards.shards.format.class_pixels import class_notes, count_class_pixels
 from maskshards.shards.format.manifest import Split, open_split
 from maskshards.shards.loading.cache import CacheSettings, cached
 from maskshards.shards.loading.loader import Loader
@@ -34,6 +36,9 @@ from maskshards.train.optim.lr_schedule import Schedule, build_schedule
 from maskshards.train.optim.optimizer import build_optimizer
 from maskshards.train.trainer.step import Objective
 
+logger = logging.getLogger(__name__)
+
+MOST_COUNTED = 1_000_000  # samples whose index is walked when a run starts
 NONFINITE = "nonfinite"  # folder in a run for what was not finite
 
 
@@ -126,6 +131,15 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
     return segmenter
 
 
+def tell_odd_classes(*splits: Split) -> None:
+    """Warn of classes that no pixel has, or one split only. The index of a very large split is not walked."""
+    if sum(split.manifest.num_samples for split in splits) > MOST_COUNTED:
+        return
+    notes = class_notes([count_class_pixels(split) for split in splits])
+    for note in notes:
+        logger.log(logging.WARNING if len(notes) > 1 else logging.INFO, "classes: %s", note)
+
+
 def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
     """Everything for training, with a fresh head; the cheap checks first, the model last."""
     micro_steps = count_micro_steps(config, ranks)
@@ -135,6 +149,8 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
         raise ConfigError(
             "datasets.train and datasets.val list different classes; build both from one source"
         )
+    if ranks.is_first:
+        tell_odd_classes(train_split, val_split)
     segmenter = build_model(config, ranks.device)
     sync_batch_norms(segmenter.decoder, ranks.world.num_ranks)
     segmenter.decoder.train()

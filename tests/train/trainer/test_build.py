@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from maskshards.shards.errors import ManifestError
+from maskshards.shards.format.class_pixels import ClassPixels
 from maskshards.shards.order.order import World
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError
@@ -19,6 +21,7 @@ from maskshards.train.trainer.build import (
     open_loader,
     open_training_split,
     select,
+    tell_odd_classes,
 )
 
 ALONE = Ranks(World(), torch.device("cpu"))
@@ -148,3 +151,20 @@ def test_rare_classes_are_repeated_on_request(tiny_run: list[str]) -> None:
     split = open_training_split(config)
     assert select(load_config(tiny_run), split).fingerprint == split.manifest.fingerprint
     assert select(config, split).fingerprint != split.manifest.fingerprint
+
+
+def test_classes_that_no_pixel_has_are_told_when_a_run_starts(
+    tiny_run: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = open_training_split(load_config(tiny_run))
+    counts = ClassPixels("training", ("sky", "road"), np.array([5, 0]), 10)
+    monkeypatch.setattr("maskshards.train.trainer.build.count_class_pixels", lambda split: counts)
+    tell_odd_classes(split)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "classes: 1 class has no pixel: 'road' (1)",
+        "classes: void pixels: training 50.0%",
+    ]
+    caplog.clear()
+    monkeypatch.setattr("maskshards.train.trainer.build.MOST_COUNTED", 0)
+    tell_odd_classes(split)
+    assert not caplog.records
