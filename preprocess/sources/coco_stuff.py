@@ -6,6 +6,7 @@ A map's value is the category id less one, 255 is void; eleven of the 182 ids ar
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
@@ -21,15 +22,20 @@ MAPS = tuple(
 )
 
 
-def open_coco_stuff(root: Path) -> FolderSource:
-    """The data set at `root`. SourceError where images or maps are missing."""
+def open_coco_stuff(root: Path, values_are_ids: bool = False) -> FolderSource:
+    """The data set at `root`. SourceError where images or maps are missing. With `values_are_ids` a map's
+    value is the category id itself and 0 is void, as in copies that others made.
+    """
     images = _first(root, IMAGES, ".jpg", "train2017.zip and val2017.zip")
     labels = _first(root, MAPS, ".png", "stuffthingmaps_trainval2017.zip")
     table = packaged_table("cocostuff")
+    void = VOID
+    if values_are_ids:
+        table, void = replace(table, values=tuple(value + 1 for value in table.values)), (0, *VOID)
     return FolderSource(
         root,
         table.names,
-        table.rule(VOID),
+        table.rule(void),
         dataset="coco-stuff",
         images_folder=images,
         labels_folder=labels,

@@ -1,5 +1,6 @@
 import pytest
 
+from maskshards.preprocess.__main__ import main
 from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.classes import packaged_table
 from maskshards.preprocess.sources.coco_stuff import open_coco_stuff
@@ -37,3 +38,25 @@ def test_what_is_missing_is_named(tmp_path, write_image):
     write_image(tmp_path / "train2017/a.jpg")
     with pytest.raises(SourceError, match=r"with \.png files; unzip stuffthingmaps_trainval2017\.zip"):
         open_coco_stuff(tmp_path)
+
+
+def test_copies_whose_values_are_category_ids(tmp_path, write_image, write_label, build_and_check, capsys):
+    root = tmp_path / "coco"
+    write_image(root / "images/train2017/a.jpg")
+    write_label(root / "annotations/train2017/a.png", [0, 1, 28, 182])
+    words = ["build", "--dataset", "coco-stuff", "--root", str(root), "--out", str(tmp_path / "wrong")]
+    assert main([*words, "--workers", "1", "--quiet"]) == 2
+    assert "label values out of range: 28" in capsys.readouterr().err
+    told = build_and_check("coco-stuff", root, "--reduce-zero-label")
+    split = open_split(told.out_folder / "train")
+    names = [split.manifest.classes[label] for label in split.index(0).entry(0).class_ids]
+    assert names == ["person", "umbrella", "wood"]
+
+
+def test_real_maps_whose_values_are_category_ids(real_data, tmp_path, build_and_check):
+    root = tmp_path / "coco"
+    for place, found in (("images", "images"), ("annotations", "annotations")):
+        (root / place).mkdir(parents=True)
+        (root / place / "train2017").symlink_to(real_data / f"cocostuff/{found}/training")
+    told = build_and_check("coco-stuff", root, "--reduce-zero-label")
+    assert open_split(told.out_folder / "train").manifest.num_samples == 13
