@@ -29,7 +29,7 @@ def open_coco_stuff(root: Path, values_are_ids: bool = False) -> FolderSource:
     images = _first(root, IMAGES, ".jpg", "train2017.zip and val2017.zip")
     labels = _first(root, MAPS, ".png", "stuffthingmaps_trainval2017.zip")
     table = packaged_table("cocostuff")
-    void = VOID
+    void: tuple[int, ...] = VOID
     if values_are_ids:
         table, void = replace(table, values=tuple(value + 1 for value in table.values)), (0, *VOID)
     return FolderSource(
