@@ -27,6 +27,7 @@ from maskshards.train.checkpoint.checkpoint import (
     read_state,
     step_of,
 )
+from maskshards.train.checkpoint.other_classes import load_by_class
 from maskshards.train.checkpoint.retention import (
     LEFT_BEHIND,
     is_left_behind,
@@ -81,7 +82,9 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
         return start
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
-        load_weights(parts.segmenter.decoder, checkpoint)
+        told = load_by_class(parts.segmenter.decoder, checkpoint, parts.train_split.manifest.classes)
+        if told:
+            logger.warning("%s", told)
         warn_of_another_rule(checkpoint.state, parts.segmenter.backbone, str(checkpoint.path))
         if parts.average is not None:
             parts.average.restart()

@@ -41,7 +41,10 @@ from maskshards.train.model.backbone.weight_keys import (
     from_hub,
     from_meta,
     is_meta_style,
+    needs_bias,
+    zero_biases,
 )
+from maskshards.train.model.backbone.weight_wrappers import backbone_names
 
 RANDOM = "random"
 RANDOM_SEED = 0
@@ -170,9 +173,15 @@ def _remake_buffers(vit: Any, device: torch.device) -> None:
 
 def _translated(path: Path, arch: Architecture) -> Iterator[Named]:
     names, entries = read_entries(path)
-    meta = is_meta_style(names)
+    plain = backbone_names(names, str(path))
+    meta = is_meta_style(list(plain.values()))
+    unbiased = meta and needs_bias(list(plain.values()), arch)
     for name, tensor in entries:
-        yield from from_meta(name, tensor, arch.family) if meta else from_hub(name, tensor)
+        if name in plain:
+            known = plain[name]
+            yield from from_meta(known, tensor, arch.family, arch.gated) if meta else from_hub(known, tensor)
+            if unbiased and known.endswith("attn.qkv.weight"):
+                yield from zero_biases(known, tensor)
 
 
 def _random_entries(vit: nn.Module, shapes_only: bool) -> Iterator[Named]:

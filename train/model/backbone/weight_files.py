@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from maskshards.shards.storage.foreign_file import open_regular
 from maskshards.train.model.backbone.architectures import Architecture, ModelError
 from maskshards.train.model.backbone.weight_keys import Named
 
@@ -32,7 +33,8 @@ _ACCESS = (
     "DINOv3 is gated: ask for access at https://huggingface.co/{}, then run `hf auth login`; or fetch the "
     "weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
 )
-_WRAPPING_KEYS = ("teacher", "model")  # dictionaries that some training scripts put around the weights
+# Dictionaries that training scripts put around the weights, the one to open first.
+_WRAPPING_KEYS = ("teacher", "model_ema", "model", "state_dict", "module")
 
 
 class WeightsError(ModelError):
@@ -137,13 +139,33 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def unwrap(state: object, path: Path) -> dict[str, Tensor]:
-    """The flat dictionary of tensors in a loaded file, with or without a `teacher` or `model` around it."""
-    for key in _WRAPPING_KEYS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    """The flat dictionary of tensors in a loaded file, in as many wrappings as there are."""
+    while isinstance(state, dict):
+        inner = next((state[key] for key in _WRAPPING_KEYS if isinstance(state.get(key), dict)), None)
+        if inner is None:
+            break
+        state = inner
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
     return state
+
+
+def _check_members(path: Path) -> None:
+    """WeightsError if an archive of torch's has compressed members: torch writes none, and a few bytes could
+    unpack to more than the memory holds.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: cannot be read as weights ({error}): it may be cut short") from error
+    if packed:
+        raise WeightsError(
+            f"{path}: its member {packed[0]} is compressed, as torch.save never writes them; load it where "
+            "it comes from and save it again"
+        )
 
 
 def _safetensors_entries(path: Path) -> Iterator[Named]:
@@ -176,10 +198,10 @@ def check_file(path: Path) -> None:
     WeightsError.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be opened ({error.strerror})") from error
+        raise WeightsError(f"{path}: cannot be opened ({error.strerror or error})") from error
     if _WEB_PAGE.match(head):
         raise WeightsError(
             f"{path}: is a web page, not weights: the link had expired, or access was not granted. Ask for a "
@@ -189,6 +211,7 @@ def check_file(path: Path) -> None:
         raise WeightsError(
             f"{path}: is a git-lfs pointer, not the weights: run `git lfs pull` in that repository"
         )
+    _check_members(path)
     suffix = _DIGEST_SUFFIX.search(path.name)
     if suffix:
         with path.open("rb") as file:

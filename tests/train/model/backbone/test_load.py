@@ -201,7 +201,7 @@ def test_missing_unexpected_and_misshapen_keys_are_listed(
     good = meta_state(tuned["dinov3_tiny16"], "dinov3_tiny16")
     path = tmp_path / "w.pth"
     torch.save(
-        {k: v for k, v in good.items() if not k.startswith("blocks.3.")} | {"head.weight": torch.ones(1)},
+        {k: v for k, v in good.items() if not k.startswith("blocks.3.")} | {"strange.weight": torch.ones(1)},
         path,
     )
     with pytest.raises(WeightsError) as caught:
@@ -209,7 +209,7 @@ def test_missing_unexpected_and_misshapen_keys_are_listed(
     text = str(caught.value)
     assert str(path) in text
     assert "missing (17): layer.3." in text
-    assert "unexpected (1): head.weight" in text
+    assert "unexpected (1): strange.weight" in text
     torch.save(good | {"cls_token": torch.zeros(1, 1, 32)}, path)
     with pytest.raises(WeightsError, match=r"embeddings.cls_token is \(1, 1, 32\), expected \(1, 1, 64\)"):
         load_backbone("dinov3_tiny16", str(path))

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -240,3 +242,25 @@ def test_a_refused_download_says_how_to_get_access(monkeypatch: pytest.MonkeyPat
     assert "facebook/dinov3-vits16-pretrain-lvd1689m" in text
     assert "ask for access" in text
     assert "model.weights=PATH" in text
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0"])
+def test_archives_with_compressed_members_are_refused_before_they_are_unpacked(
+    member: str, tmp_path: Path
+) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "good.pth")
+    with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for one in good.infolist():
+            packed = zipfile.ZIP_DEFLATED if one.filename.endswith(member) else zipfile.ZIP_STORED
+            content = b"\0" * (1 << 20) if packed == zipfile.ZIP_DEFLATED else good.read(one)
+            bomb.writestr(one.filename, content, compress_type=packed)
+    with pytest.raises(WeightsError, match=rf"{member} is compressed, as torch\.save never writes"):
+        read_entries(tmp_path / "bomb.pth")
+
+
+def test_pipes_and_endless_files_are_no_weights(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    for name in ("pipe.pth", "zero.pth"):
+        with pytest.raises(WeightsError, match="cannot be opened"):
+            read_entries(tmp_path / name)
