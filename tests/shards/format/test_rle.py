@@ -2,6 +2,7 @@
 
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,7 @@ u8, u16 = (lambda *v: np.array(v, np.uint8)), (lambda *v: np.array(v, np.uint16)
         (LabelledRuns(GOOD.labels, u16(2, 3, 0, 1), GOOD.owners), "run 2 is empty"),
         (LabelledRuns(GOOD.labels, GOOD.lengths, u8(1, 2, 3, 4)), "owner 4 of 3"),
         (LabelledRuns(GOOD.labels, GOOD.lengths, u8(1, 2, 1, 0)), "owns no pixel"),
+        (LabelledRuns(GOOD.labels, GOOD.lengths, u8(3, 2, 3, 0)), "owns no pixel"),  # the first
         (LabelledRuns(u16(1, 2), GOOD.lengths, u8(1, 2, 2, 0)), "runs 1 and the next"),
         (LabelledRuns(GOOD.labels, GOOD.lengths, GOOD.owners.astype(np.uint16)), "uint16 with 3 labels"),
         (LabelledRuns(u16(), u16(), u8()), "cover 0 pixels"),
@@ -133,6 +135,30 @@ def test_runs_that_are_not_canonical_are_refused_in_both_directions(bad, says):
         check_runs(bad, 2, 3)
     with pytest.raises(RunsError, match=says):
         pack_runs(bad, 2, 3)
+    if bad.owners.dtype == np.uint8 and len(bad.lengths) == len(bad.owners) > 0:  # what a payload can say
+        with pytest.raises(RunsError, match=says):
+            unpack_runs(frame(raw_payload(bad)), 2, 3)
+
+
+def raw_payload(runs):
+    """The payload of any runs of a 2x3 image, uncompressed, as the document lays it out."""
+    header = struct.pack("<4sHHIII", b"MSR1", 0, len(runs.labels), 2, 3, len(runs.lengths))
+    low, high = (runs.lengths & 255).astype(np.uint8), (runs.lengths >> 8).astype(np.uint8)
+    return b"".join((header, *(part.tobytes() for part in (runs.labels, low, high, runs.owners))))
+
+
+def test_runs_are_equal_if_all_arrays_are_in_type_and_value():
+    assert raw_payload(GOOD) == good_payload()
+    assert encode_label_map(decode_label_map(GOOD, 2, 3)) == GOOD
+    others = {
+        "labels": u16(1, 2, 4),
+        "lengths": u16(1, 3, 1, 1),
+        "owners": u8(1, 2, 3, 1),
+    }
+    for name, values in others.items():
+        assert replace(GOOD, **{name: values}) != GOOD
+        assert replace(GOOD, **{name: getattr(GOOD, name).astype(np.int64)}) != GOOD
+    assert (GOOD == GOOD.labels.tolist()) is False
 
 
 def good_payload(**changes):

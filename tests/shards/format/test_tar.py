@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -54,6 +55,9 @@ def test_headers_are_those_of_tarfile(folders, size, long):
 def test_what_a_header_cannot_say_is_refused(name, size):
     with pytest.raises(SampleError, match="USTAR"):
         tar_header(name, size)
+    largest = tarfile.TarInfo("k.jpg")
+    largest.size = 8**11 - 1
+    assert tar_header("k.jpg", 8**11 - 1) == largest.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_tarfile_reads_what_was_written_and_finds_it_plain():
@@ -129,6 +133,31 @@ def test_members_are_read_by_index_from_a_file_or_a_function(tmp_path):
         for record, entry in zip(records(5), entries, strict=True):
             assert from_members(read_members(file, entry)) == record
             assert from_members(read_members(reader_of(data), entry)) == record
+
+
+def test_a_sample_whose_json_is_long_is_read_too():
+    class_map = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) % 1000
+    record = Record("many", b"image", "jpg", 40, 50, encode_label_map(class_map), {})
+    buffer = io.BytesIO()
+    with TarWriter(buffer) as writer:
+        entry = writer.add(record)
+    assert entry.json_size > 4 * 512
+    assert from_members(read_members(reader_of(buffer.getvalue()), entry)) == record
+
+
+def test_a_shard_is_on_disk_when_it_is_closed(tmp_path, monkeypatch):
+    """What is flushed is the file with its last byte, not what happened to leave a buffer."""
+    flushed, flush = [], os.fsync
+
+    def fsync(handle):
+        flushed.append(os.fstat(handle).st_size)
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with TarWriter(tmp_path / "a.tar") as writer:
+        for record in records(2):
+            writer.add(record)
+    assert flushed == [(tmp_path / "a.tar").stat().st_size]
 
 
 def test_a_flipped_bit_in_any_byte_of_a_sample_is_named_or_harmless():
