@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskshards.shards.order.order import (
+    KEPT_PERMUTATIONS,
     SAMPLE_ORDER,
     SHARD_ORDER,
     Order,
@@ -168,6 +169,21 @@ def test_next_shards_are_those_that_the_lanes_enter():
         assert order.next_shards(np.array([position])).tolist() == [int(shard) for shard in later[:1]]
 
 
+def test_no_positions_enter_no_shards():
+    assert Order([3, 2], 0, 2).next_shards(np.array([], np.int64)).tolist() == []
+
+
+def test_what_is_kept_of_the_order_is_bounded():
+    """A rank that passes through a million shards keeps the permutations of the last few thousand."""
+    order = Order([1] * (KEPT_PERMUTATIONS + 50), 0, 1)
+    first, again = (order.samples(np.arange(order.num_samples)) for _ in range(2))
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    assert len(order._permutations) == KEPT_PERMUTATIONS
+    for epoch in range(5):
+        order.epoch(epoch)
+    assert len(order._epochs) == 2
+
+
 def test_the_drawn_words_never_change():
     """Data sets are resumed by these numbers: if this fails, ORDER_VERSION must rise."""
     assert [int(word) for word in random_words(2, 1, 0, 0)] == GOLDEN_WORDS
@@ -223,5 +239,7 @@ def test_nonsense_is_refused():
         Order([1], 0, 1).samples(np.array([-1]))
     with pytest.raises(ValueError, match="micro_step 2 of 2"):
         micro_batch_positions(0, 2, World(), 2, 4)
-    with pytest.raises(ValueError, match="cannot key a draw"):
-        Order([1], -1, 1).samples(np.array([0]))
+    for seed in (-1, 1 << 64):
+        with pytest.raises(ValueError, match="cannot key a draw"):
+            Order([1], seed, 1).samples(np.array([0]))
+    assert Order([1], (1 << 64) - 1, 1).samples(np.array([0]))[1].tolist() == [0]

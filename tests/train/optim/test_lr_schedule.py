@@ -85,6 +85,11 @@ def test_bad_schedules_are_refused(kind: str, arguments: dict[str, object], expe
 def test_a_warm_up_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
     build_schedule(SchedulerConfig("WarmupOneCycleLR", 10, dict(PUBLISHED)))
     assert "warm-up of 1500 steps outlasts the run of 10" in caplog.text
+    caplog.clear()
+    build_schedule(SchedulerConfig("WarmupPolyLR", 10, {"warmup_iters": 9}))
+    assert caplog.text == ""
+    build_schedule(SchedulerConfig("WarmupPolyLR", 10, {"warmup_iters": 10}))
+    assert "warm-up of 10 steps outlasts the run of 10" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["WarmupOneCycleLR", "WarmupPolyLR", "WarmupCosineLR"])
