@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskshards.shards.storage.atomic_write import replacing, write_through
 from maskshards.train.checkpoint.checkpoint import TrainState
+from maskshards.train.checkpoint.train_state import CHECKSUM, checksum
 from maskshards.train.model.heads.rules import HeadRules, head_rules
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -69,6 +70,7 @@ def write_folder(folder: Path, state: TrainState, weights: dict[str, Tensor]) ->
         "id2label": {str(k): name for k, name in enumerate(state.class_names)},
         "label2id": {name: k for k, name in enumerate(state.class_names)},
     }
+    facts |= {CHECKSUM: checksum(facts)}
     _put(folder / CONFIG, json.dumps(facts, indent=1, allow_nan=False).encode())
     if not (folder / CARD).exists():  # people write into it
         _put(folder / CARD, model_card(state).encode())

@@ -85,7 +85,7 @@ def settle_places(merged: DictConfig) -> None:
             continue
         if value.startswith("~"):
             OmegaConf.update(merged, key, os.path.expanduser(value))  # an unknown ~user stays
-        elif key in KEPT_ABSOLUTE and value != "random" and Path(value).exists():
+        elif key in KEPT_ABSOLUTE and value != "random" and os.path.exists(value):
             OmegaConf.update(merged, key, str(Path(value).absolute()))
 
 
@@ -133,6 +133,8 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
         return typing.cast(DictConfig, OmegaConf.merge(defaults, recipe, overrides, last))
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
+    except (TypeError, ValueError) as error:  # OmegaConf's own, where a section stands for a value
+        raise ConfigError(f"the settings do not fit the schema: {error}") from error
 
 
 def text_keys() -> dict[str, bool]:
@@ -176,9 +178,23 @@ def to_config(merged: DictConfig) -> TrainConfig:
             "(for datasets.root: the folder that `maskshards build --out` wrote)"
         )
     try:
-        return typing.cast(TrainConfig, OmegaConf.to_object(merged))
+        config = typing.cast(TrainConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
+    check_lists(config)
+    return config
+
+
+def check_lists(config: Any, prefix: str = "") -> None:
+    """ConfigError for the first list that holds something else than numbers: OmegaConf lets lists in lists
+    pass.
+    """
+    for entry in dataclasses.fields(config):
+        value, key = getattr(config, entry.name), prefix + entry.name
+        if dataclasses.is_dataclass(value):
+            check_lists(value, f"{key}.")
+        elif isinstance(value, list) and not all(type(item) in (int, float) for item in value):
+            raise ConfigError(f"{key} is {value}, expected a list of numbers")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

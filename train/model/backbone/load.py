@@ -81,17 +81,10 @@ def load_backbone(
     dtype = dtype or torch.float32
     if dtype not in MATRIX_DTYPES:
         raise ModelError(f"backbone weights in {dtype}: expected float32 or bfloat16")
-    config_class, model_class = FAMILIES[arch.family]
-    config = config_class(**arch.settings)
     path = None if weights == RANDOM else find_weights(arch, weights, revision)
     if path is not None and place.type == "meta":
         raise ModelError("the meta device holds no weights: pass model.weights=random with it")
-    if path is not None and path.is_dir():
-        config = config_class.from_dict(_checked_config(arch, path))
-    for word in TRAINING_ONLY:
-        setattr(config, word, None)
-    with torch.device("meta"):
-        vit = model_class(config)
+    vit = _empty(arch, path)
     if path is None:
         fill(vit, _random_entries(vit, place.type == "meta"), RANDOM, matrix_dtype=dtype, device=place)
         digest = f"{RANDOM}:{RANDOM_SEED}"
@@ -99,6 +92,28 @@ def load_backbone(
         digest = fill(vit, _translated(path, arch), str(path), matrix_dtype=dtype, device=place)
     _remake_buffers(vit, place)
     return FrozenBackbone(vit, arch, digest, dtype, rule)
+
+
+def _empty(arch: Architecture, path: Path | None) -> Any:
+    """The model without memory: as the configuration in folder `path` shapes it, else as the architecture."""
+    config_class, model_class = FAMILIES[arch.family]
+    folder = path if path is not None and path.is_dir() else None
+    settings = arch.settings if folder is None else _checked_config(arch, folder)
+    try:
+        config = config_class(**settings) if folder is None else config_class.from_dict(settings)
+        for word in TRAINING_ONLY:
+            setattr(config, word, None)
+        with torch.device("meta"):
+            return model_class(config)
+    except Exception as error:  # transformers raises many kinds for values that it cannot take
+        if folder is None:
+            raise
+        reason = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        )
+        raise WeightsError(
+            f"{folder / 'config.json'}: no {arch.name} can be made of it ({reason[:300]}); get a good copy"
+        ) from error
 
 
 def fill(

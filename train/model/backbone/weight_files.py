@@ -129,7 +129,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path}: cannot be read ({error}); a Hugging Face folder holds config.json and *.safetensors"
         ) from error
@@ -179,7 +179,7 @@ def _files_of(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(
                 f"{index}: cannot be read as the index of a sharded folder ({type(error).__name__}): it may "
                 "be cut short. Download the folder again"
