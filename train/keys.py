@@ -47,6 +47,8 @@ class Rule:
             return None
         if self.one_of:
             return None if value in self.one_of else f"one of {', '.join(self.one_of)}"
+        if isinstance(value, int) and abs(value) >= 1 << 64:
+            return "a number of at most 64 bits"
         if isinstance(value, int | float):
             bounds = [
                 (self.above, "above", lambda bound: value > bound),
