@@ -65,17 +65,18 @@ def write_loose(split: Split, folder: Path) -> list[Path]:
             runs = unpack_runs(packed, entry.height, entry.width)
             labels = decode_label_map(runs, entry.height, entry.width)
             labels = np.where(labels == IGNORE, 0, labels + 1).astype(np.uint8)
-            Image.fromarray(labels).save(_label_path(path))
+            Image.fromarray(labels).save(label_path(path))
             paths.append(path)
     return paths
 
 
-def _opened(file: Any) -> Image.Image:
+def opened(file: Any) -> Image.Image:
     """Whatever a file claims to be, no other parser, and no external program, is started for it."""
     return Image.open(file, formats=["JPEG", "PNG"])
 
 
-def _label_path(path: Path) -> Path:
+def label_path(path: Path) -> Path:
+    """Where the labels of a loose image are."""
     return path.with_name(f"{path.stem}_labels.png")
 
 
@@ -92,7 +93,7 @@ class CroppedFiles(Dataset[dict[str, torch.Tensor]]):
         settings, path = self.settings, self.paths[number]
         low, high = settings.ratio or (1.0, 1.0)
         short = int(settings.image_px * np.random.uniform(low, high))
-        with _opened(path) as file, _opened(_label_path(path)) as labels_file:
+        with opened(path) as file, opened(label_path(path)) as labels_file:
             height, width = short_side_size(file.height, file.width, short)
             image = np.asarray(file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
             labels = np.asarray(labels_file.resize((width, height), Image.Resampling.NEAREST))
@@ -104,10 +105,10 @@ class CroppedFiles(Dataset[dict[str, torch.Tensor]]):
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
         mean, std = torch.tensor(settings.mean), torch.tensor(settings.std)
         pixels = (pixels - mean[:, None, None]) / std[:, None, None]
-        label_map = torch.nn.functional.pad(torch.from_numpy(labels.copy()), beyond)
-        classes = torch.unique(label_map)
+        class_map = torch.nn.functional.pad(torch.from_numpy(labels.copy()), beyond)
+        classes = torch.unique(class_map)
         classes = classes[classes > 0]
-        masks = (label_map == classes[:, None, None]).float()
+        masks = (class_map == classes[:, None, None]).float()
         return {
             "image": torch.nn.functional.pad(pixels, beyond),
             "masks": masks,
@@ -146,7 +147,7 @@ def files_and_threads(paths: list[Path], batch_size: int, threads: int) -> Itera
     def load(batch: list[Path]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
         images, labels = [], []
         for path in batch:
-            with _opened(path) as file, _opened(_label_path(path)) as labels_file:
+            with opened(path) as file, opened(label_path(path)) as labels_file:
                 images.append(np.asarray(file.convert("RGB")))
                 labels.append(np.asarray(labels_file))
         flat = np.concatenate([image.reshape(-1) for image in images])
@@ -165,7 +166,7 @@ def _decode_sample(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.n
     if image_format == "jpg":
         pixels = simplejpeg.decode_jpeg(sample["jpg"], "RGB")
     else:
-        with _opened(io.BytesIO(sample["png"])) as file:
+        with opened(io.BytesIO(sample["png"])) as file:
             pixels = np.asarray(file.convert("RGB"))
     runs = unpack_runs(sample["rle.zst"], *pixels.shape[:2])
     return pixels, runs.lengths, runs.owners, runs.labels

@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines", action="store_true", help="compare with files, threads and stock webdataset instead"
     )
+    parser.add_argument(
+        "--peers", action="store_true", help="compare with other loaders that are installed instead"
+    )
 
 
 def run(words: argparse.Namespace) -> dict[str, Any]:
@@ -83,6 +86,11 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
         return facts | {
             "ways": compare(split, settings, words.batch, words.batches, words.threads, words.rounds)
         }
+    if words.peers:
+        from maskshards.shards.commands.peers import compare_peers
+
+        found, absent = compare_peers(split, words.batch, words.batches, words.threads, words.rounds)
+        return facts | {"peers": found, "absent": absent}
     if words.interference:
         with Loader(split, batch_per_rank=words.batch, threads=words.threads) as loader:
             turns = max(1, words.rounds * 8)
@@ -120,6 +128,8 @@ def as_text(facts: dict[str, Any]) -> str:
                 if name != "loader"
             ]
         )
+    if "peers" in facts:
+        return "\n".join(lines + _peers_table(facts["peers"], facts["absent"]))
     if "interference" in facts:
         lines.append(
             "a Python thread is slowed by {slowed_by:.1%} by the loader at {images_per_second:.0f} images/s, "
@@ -136,6 +146,19 @@ def as_text(facts: dict[str, Any]) -> str:
         f"({facts['of_limit_cpu']:.0%} by CPU time)"
     )
     return "\n".join(lines)
+
+
+def _peers_table(peers: dict[str, dict[str, float]], absent: dict[str, str]) -> list[str]:
+    others = {name: figures for name, figures in peers.items() if name != "maskshards"}
+    lines = _table("loader", peers)
+    if others:
+        own = peers["maskshards"]
+        best_wall, best_cpu = (min(peer[name] for peer in others.values()) for name in ("wall_ms", "cpu_ms"))
+        lines.append(
+            f"against the best of each: {best_wall / own['wall_ms']:.2f} x the images a second, "
+            f"{own['cpu_ms'] / best_cpu:.2f} of the CPU an image"
+        )
+    return lines + [f"{name} took no part: {reason}" for name, reason in absent.items()]
 
 
 def _table(title: str, rows: dict[str, dict[str, float]]) -> list[str]:

@@ -32,7 +32,7 @@ def test_loose_files_hold_what_the_shards_hold(made, tmp_path):
         _, class_map = made.truth[path.stem]
         with Image.open(path) as file:
             assert (file.height, file.width) == class_map.shape
-        labels = np.asarray(Image.open(baselines._label_path(path))).astype(int)
+        labels = np.asarray(Image.open(baselines.label_path(path))).astype(int)
         np.testing.assert_array_equal(np.where(labels == 0, 65535, labels - 1), class_map)
 
 
