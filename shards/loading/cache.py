@@ -7,6 +7,7 @@ read by ranges for a while. A folder that somebody deletes is made again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -102,6 +103,7 @@ class CachedStore(Store):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
+        self.remote = copy.copy(self.remote)  # so that closing the copy leaves the other's connections alone
         self._start()
 
     def read(self, name: str, offset: int, size: int) -> bytes:

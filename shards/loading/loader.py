@@ -15,6 +15,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from maskshards.shards.format.manifest import Split
 from maskshards.shards.loading.batch_reader import BatchReader
 from maskshards.shards.loading.cache import CacheSettings
 from maskshards.shards.loading.class_maps import ignore_index_of
-from maskshards.shards.loading.ordered_map import InOrder, in_order
+from maskshards.shards.loading.ordered_map import InOrder, close_at_exit, in_order
 from maskshards.shards.loading.place import Place, Share
-from maskshards.shards.loading.selecting import reopened, select
+from maskshards.shards.loading.selecting import close_stores, own, reopened
 from maskshards.shards.loading.transform import Transform
 from maskshards.shards.loading.transformed_reader import TransformedReader
 from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans, announced, evaluation_plans
@@ -87,8 +88,7 @@ class Loader(IterableDataset[Any]):
         as_dict: bool = False,
         stages: tuple[Stage, ...] = (),
     ) -> None:
-        self.selection = select(split, cache)
-        self._owns_stores = cache is not None or isinstance(split, (str, Path))
+        self.selection = own(split, cache)
         self.global_batch = global_batch or batch_per_rank * world.num_ranks
         self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
         self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, stages
@@ -122,6 +122,7 @@ class Loader(IterableDataset[Any]):
         self._process = os.getpid()
         self._running: Iterator[Any] | None = None
         self._reading: InOrder[BatchPlan, Any] | None = None
+        close_at_exit(self)
 
     @property
     def position(self) -> int:
@@ -184,7 +185,8 @@ class Loader(IterableDataset[Any]):
         elif self.as_dict and isinstance(self._reader, TransformedReader):
             read = self._reader.read_tensors
         ahead = max(self.prefetch_batches, self.threads)
-        self._reading = InOrder(self.plans(share), read, self.threads, ahead)
+        interrupt = partial(close_stores, self.selection)
+        self._reading = InOrder(self.plans(share), read, self.threads, ahead, interrupt)
         batches: Iterator[Any] = iter(self._reading)
         if self.decode:
             batches = map(self.decode, batches)
@@ -219,9 +221,6 @@ class Loader(IterableDataset[Any]):
         reading, self._reading, self._running = self._reading, None, None
         if reading is not None:
             reading.close()
-            if self._owns_stores:
-                for split in self.selection.splits:
-                    split.store.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of pass `epoch`, from 0, unless the stream stands within it already.
@@ -348,7 +347,10 @@ def evaluation_batches(
     Every rank gets the same number of batches: rows with `valid` False repeat the last sample and must not be
     counted. Positions are numbers of samples in the split, epochs are 0.
     """
-    selection = select(split, cache)
+    selection = own(split, cache)
     plans = evaluation_plans(selection.shard_samples, batch_per_rank, world, max_samples)
     reader = BatchReader(selection, seed=0, pin=pin)
-    return in_order(announced(selection, plans), reader.read, threads, max(prefetch_batches, threads))
+    ahead = max(prefetch_batches, threads)
+    return in_order(
+        announced(selection, plans), reader.read, threads, ahead, partial(close_stores, selection)
+    )

@@ -7,26 +7,59 @@ processes.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Generic, Protocol, TypeVar
+
+LOOK_UP_S = 0.1
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_open: weakref.WeakSet[_Closable] = weakref.WeakSet()
+
+
+def close_at_exit(what: _Closable) -> None:
+    """Close it when the program ends, if nobody has: before the interpreter waits for threads, and before a
+    forgotten iterator is collected among modules that are half gone.
+    """
+    _open.add(what)
+
+
+def _close_open() -> None:
+    for what in list(_open):
+        what.close()
+
+
+# As concurrent.futures itself does: atexit's turn comes only after all threads have ended.
+getattr(threading, "_register_atexit", atexit.register)(_close_open)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def in_order(
-    tasks: Iterable[Task], work: Callable[[Task], Result], num_threads: int, num_ahead: int
+    tasks: Iterable[Task],
+    work: Callable[[Task], Result],
+    num_threads: int,
+    num_ahead: int,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
     """`work` of each task, in the order of the tasks; at most `num_ahead` results wait or are in work.
 
     An error of a task is raised in its turn. Closing the iterator, by any exit, waits for the tasks in work
-    (each thread finishes at most one) and drops the others: no thread outlives it.
+    (each thread finishes at most one) and drops the others: no thread outlives it. `interrupt` ends what
+    tasks wait for.
     """
-    ahead = InOrder(tasks, work, num_threads, num_ahead)
+    ahead = InOrder(tasks, work, num_threads, num_ahead, interrupt)
     try:
         yield from ahead
     finally:
@@ -37,12 +70,20 @@ class InOrder(Generic[Task, Result]):
     """What `in_order` iterates over; `close` may be called from any thread, and ends a wait for a result."""
 
     def __init__(
-        self, tasks: Iterable[Task], work: Callable[[Task], Result], num_threads: int, num_ahead: int
+        self,
+        tasks: Iterable[Task],
+        work: Callable[[Task], Result],
+        num_threads: int,
+        num_ahead: int,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
+        self._interrupt = interrupt
         self._tasks, self._work, self._num_ahead = iter(tasks), work, num_ahead
         self._pending: deque[Future[Result]] = deque()
+        self._unfinished: set[Future[Result]] = set()  # those among them, and the one that was asked for
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="maskshards")
         self._process, self._closed = os.getpid(), False
+        close_at_exit(self)
 
     def __iter__(self) -> Iterator[Result]:
         return self
@@ -53,13 +94,14 @@ class InOrder(Generic[Task, Result]):
                 task = next(self._tasks, self)
                 if task is self:
                     break
-                self._pending.append(self._executor.submit(self._work, task))  # type: ignore[arg-type]
+                future = self._executor.submit(self._work, task)  # type: ignore[arg-type]
+                self._unfinished.add(future)
+                future.add_done_callback(self._unfinished.discard)
+                self._pending.append(future)
             if not self._closed and self._pending:
                 return self._pending.popleft().result()
-        except CancelledError:
-            pass  # closed meanwhile by another thread
-        except RuntimeError:
-            if not self._closed:  # else what the executor says once it was shut down
+        except Exception:
+            if not self._closed:  # else what is left of a task that `close` ended
                 raise
         raise StopIteration
 
@@ -68,9 +110,19 @@ class InOrder(Generic[Task, Result]):
         return bool(self._pending) and self._pending[0].done()
 
     def close(self) -> None:
-        """Drop the tasks that nobody works on, and wait for the others to end."""
+        """Drop the tasks that nobody works on, and wait for the others to end.
+
+        `interrupt` is called until they have: a task may be between two waits.
+        """
+        if self._closed and not self._unfinished:
+            return
         self._closed = True
         # A forked child has none of the threads; at the interpreter's end they are gone already, and so are
         # the modules that a shutdown needs.
         if self._process == os.getpid() and not sys.is_finalizing():
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._interrupt()
+            while working := [future for future in list(self._unfinished) if not future.done()]:
+                wait(working, LOOK_UP_S)
+                self._interrupt()
+            self._executor.shutdown(wait=True)

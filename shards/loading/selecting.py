@@ -22,7 +22,19 @@ def select(split: Selection | Split | str | Path, cache: CacheSettings | None = 
     return replace(split, splits=tuple(cached(part, cache) for part in split.splits))
 
 
+def own(split: Selection | Split | str | Path, cache: CacheSettings | None = None) -> Selection:
+    """`select` for who wants to close the stores at any time, in whatever thread: shared with nobody."""
+    opened_here = isinstance(split, (str, Path))
+    return select(split if opened_here else reopened(select(split)), cache)
+
+
+def close_stores(selection: Selection) -> None:
+    """End every read under way, and let go of files and connections."""
+    for split in selection.splits:
+        split.store.close()
+
+
 def reopened(selection: Selection) -> Selection:
     """The same selection with stores that share no lock, file or connection with the given one."""
-    splits = tuple(Split(split.manifest, copy.deepcopy(split.store)) for split in selection.splits)
+    splits = tuple(Split(split.manifest, copy.copy(split.store)) for split in selection.splits)
     return replace(selection, splits=splits)

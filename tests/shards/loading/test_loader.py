@@ -1,6 +1,9 @@
 """The stream: right pixels and masks, the same for any world and any threads, resumed from one integer."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 import threading
 from itertools import islice
 
@@ -301,3 +304,63 @@ def test_evaluation_through_a_cache_fetches_each_shard_once(make_split, serve, t
     )
     for shard in made.manifest.shards:
         assert server.bytes_sent[shard.name] == shard.bytes
+
+
+INTERRUPTED = """
+import sys
+from maskshards.shards.format.manifest import open_split
+from maskshards.shards.loading.cache import CacheSettings
+from maskshards.shards.loading.loader import Loader
+split = open_split(sys.argv[1])
+loader = Loader(split, batch_per_rank=4, cache=CacheSettings(sys.argv[2]) if len(sys.argv) > 2 else None)
+try:
+    next(iter(loader))
+except KeyboardInterrupt:
+    assert split.store.size("manifest.json") > 0  # what was handed in goes on
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_an_interrupt_ends_the_wait_for_a_silent_server(make_split, serve, tmp_path, with_cache):
+    made = make_split("silent", [4])
+    server = serve(made.folder)
+    server.faults["training-00000.tar"] = ["silent"] * 99  # for a minute each
+    words = [server.url, *([str(tmp_path / "cache")] if with_cache else [])]
+    program = subprocess.Popen([sys.executable, "-c", INTERRUPTED, *words], stdout=subprocess.PIPE)
+    with program:
+        assert server.waiting.wait(100)
+        program.send_signal(signal.SIGINT)
+        assert program.communicate(timeout=50)[0] == b"interrupted\n"
+    assert program.returncode == 0
+
+
+def test_closing_one_loader_of_a_split_leaves_the_others_reading(make_split, serve):
+    made = make_split("shared", [4, 4])
+    split = open_split(serve(made.folder).url)
+    with Loader(split, batch_per_rank=2, end=8) as one, Loader(split, batch_per_rank=2, end=8) as two:
+        first, second = iter(one), iter(two)
+        next(first)
+        got = [next(second).keys]
+        one.close()
+        got += [batch.keys for batch in second]
+    with Loader(made.folder, batch_per_rank=2, end=8) as loader:
+        assert got == [batch.keys for batch in loader]
+    split.close()
+
+
+NEVER_CLOSED = """
+import sys
+from maskshards.shards.loading.loader import Loader
+loader = Loader(sys.argv[1], batch_per_rank=2)
+batches = iter(loader)
+next(batches)
+print("end")
+"""
+
+
+def test_a_program_that_ends_with_an_open_loader_says_nothing(make_split, serve):
+    made = make_split("open", [4, 4])
+    for place in (str(made.folder), serve(made.folder).url):
+        done = subprocess.run([sys.executable, "-c", NEVER_CLOSED, place], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

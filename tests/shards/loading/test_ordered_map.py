@@ -127,3 +127,40 @@ def test_at_the_interpreters_end_nothing_is_shut_down_again(monkeypatch):
         patched.setattr(ahead._executor, "shutdown", None)
         ahead.close()
     ahead.close()
+
+
+def test_closing_interrupts_tasks_until_they_have_ended():
+    """A task that waits twice: the first interruption finds it in its first wait, another in its second."""
+    waits, ended = [threading.Event(), threading.Event()], []
+
+    def work(task):
+        for wait in waits:
+            ended.append(wait.wait(60))
+        return task
+
+    remaining = list(waits)
+    ahead = InOrder(iter(range(9)), work, 1, 2, lambda: remaining.pop(0).set() if remaining else None)
+    thread = threading.Thread(target=lambda: list(ahead))
+    thread.start()
+    ahead.close()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert ended in ([], [True, True])  # nothing was begun, or its waits were ended
+
+
+def test_an_error_of_a_task_that_closing_ended_is_not_raised():
+    begun, end = threading.Event(), threading.Event()
+
+    def work(task):
+        begun.set()
+        assert end.wait(60)
+        raise OSError("the store was closed")
+
+    got = []
+    ahead = InOrder(iter(range(9)), work, 1, 2, end.set)
+    thread = threading.Thread(target=lambda: got.append(list(ahead)))
+    thread.start()
+    assert begun.wait(60)
+    ahead.close()
+    thread.join(60)
+    assert got == [[]]
