@@ -349,8 +349,5 @@ def evaluation_batches(
     """
     selection = own(split, cache)
     plans = evaluation_plans(selection.shard_samples, batch_per_rank, world, max_samples)
-    reader = BatchReader(selection, seed=0, pin=pin)
-    ahead = max(prefetch_batches, threads)
-    return in_order(
-        announced(selection, plans), reader.read, threads, ahead, partial(close_stores, selection)
-    )
+    read, ahead = BatchReader(selection, seed=0, pin=pin).read, max(prefetch_batches, threads)
+    return in_order(announced(selection, plans), read, threads, ahead, partial(close_stores, selection))
