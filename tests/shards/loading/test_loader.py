@@ -307,7 +307,8 @@ def test_evaluation_through_a_cache_fetches_each_shard_once(make_split, serve, t
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from maskshards.shards.format.manifest import open_split
 from maskshards.shards.loading.cache import CacheSettings
 from maskshards.shards.loading.loader import Loader
@@ -328,10 +329,14 @@ def test_an_interrupt_ends_the_wait_for_a_silent_server(make_split, serve, tmp_p
     server.faults["training-00000.tar"] = ["silent"] * 99  # for a minute each
     words = [server.url, *([str(tmp_path / "cache")] if with_cache else [])]
     program = subprocess.Popen([sys.executable, "-c", INTERRUPTED, *words], stdout=subprocess.PIPE)
-    with program:
+    try:
         assert server.waiting.wait(100)
         program.send_signal(signal.SIGINT)
         assert program.communicate(timeout=50)[0] == b"interrupted\n"
+    finally:
+        program.kill()
+        with program:  # closes its pipes
+            pass
     assert program.returncode == 0
 
 
