@@ -271,8 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.waiting.set()
                 self.server.ended.wait(900)
         else:
+            self.server.bytes_sent[name] += len(body)  # before whoever reads it can go on
             self.wfile.write(body)
-            self.server.bytes_sent[name] += len(body)
         self.close_connection = self.close_connection or bool(fault)
 
     def _head(self, status, length, **headers):

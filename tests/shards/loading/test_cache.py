@@ -334,16 +334,16 @@ def test_a_spoiled_copy_is_fetched_again_once(server, made, tmp_path):
     split.store.close()
 
 
-def test_a_fault_at_the_source_is_not_hidden_by_fetching_again(serve, made, tmp_path):
+def test_a_fault_at_the_source_is_not_hidden_by_fetching_again(serve, made, tmp_path, monkeypatch):
     """The manifest vouches for a tar whose bytes its own index contradicts: no copy can help."""
     split = open_split(serve(made.folder).url)
-    honest = split.index
+    honest = Split.index
 
-    def spoiled(number):
-        rows = honest(number)
+    def spoiled(split, number):
+        rows = honest(split, number)
         return dataclasses.replace(rows, runs_crc32c=rows.runs_crc32c ^ np.uint32(1))
 
-    split.index = spoiled
+    monkeypatch.setattr(Split, "index", spoiled)
     with Loader(split, batch_per_rank=12) as loader, pytest.raises(SampleError, match="crc32c"):
         next(iter(loader))
     split.store.close()
