@@ -82,7 +82,7 @@ class InOrder(Generic[Task, Result]):
         self._pending: deque[Future[Result]] = deque()
         self._unfinished: set[Future[Result]] = set()  # those among them, and the one that was asked for
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="maskshards")
-        self._process, self._closed = os.getpid(), False
+        self._process, self._closed, self._ended = os.getpid(), False, False
         close_at_exit(self)
 
     def __iter__(self) -> Iterator[Result]:
@@ -114,7 +114,7 @@ class InOrder(Generic[Task, Result]):
 
         `interrupt` is called until they have: a task may be between two waits.
         """
-        if self._closed and not self._unfinished:
+        if self._ended:
             return
         self._closed = True
         # A forked child has none of the threads; at the interpreter's end they are gone already, and so are
@@ -126,3 +126,4 @@ class InOrder(Generic[Task, Result]):
                 wait(working, LOOK_UP_S)
                 self._interrupt()
             self._executor.shutdown(wait=True)
+            self._ended = True
