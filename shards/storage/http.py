@@ -31,7 +31,7 @@ MAX_REDIRECTS = 4
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that are worth another attempt
 REDIRECTS = {301, 302, 303, 307, 308}
 LASTING = {
-    401: f"it asks for a login: {HELP}",
+    401: f"it wants a login or token: {HELP}",
     403: f"it refuses: a token or right is missing, or a signature has expired; {HELP}",
     404: "is the address right?",
     407: "the proxy asks for a login: put it into HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT",

@@ -68,7 +68,7 @@ def test_what_does_not_pass_is_an_error_in_the_end(store, server, fault):
     [
         ("404", "answered 404 Not Found; is the address right"),
         ("403", "answered 403 Forbidden; it refuses: a token or right is missing"),
-        ("401", "answered 401 Unauthorized; it asks for a login: set MASKSHARDS_HTTP_TOKEN=HOST=TOKEN"),
+        ("401", "answered 401 Unauthorized; it wants a login or token: set MASKSHARDS_HTTP_TOKEN=HOST=TOKEN"),
         ("gzip", "came in Content-Encoding gzip"),
         ("html", r"status 200 \(text/html\), expected 206"),
         ("no ranges", "does the server support ranges"),
