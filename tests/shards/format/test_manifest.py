@@ -132,6 +132,13 @@ def forged(**changes):
         ({"shards": [{"name": "a.tar", "samples": 1, "bytes": 1, **DIGESTS}] * 2}, "contradicts|twice"),
         ({"shards": 5}, "cannot be read"),
         ({"classes": None}, "cannot be read"),
+        ({"num_samples": 3.0}, "are integers"),
+        ({"classes": [{"id": 0.0, "name": "sky"}, {"id": 1, "name": "sea"}]}, "are integers"),
+        ({"classes": [{"id": 0, "name": 7}, {"id": 1, "name": "sea"}]}, "names are strings"),
+        ({"rejects": [{"name": None, "reason": "torn"}]}, "names are strings"),
+        ({"rejects": [{"name": "a.jpg", "reason": 3}]}, "a name and a reason"),
+        ({"dataset": 5}, "dataset is a int"),
+        ({"index_sha256": 5}, "no text"),
     ],
 )
 def test_forged_manifests_are_refused(changes, says):
@@ -219,6 +226,31 @@ def test_a_damaged_manifest_is_named_with_its_folder(make_split):
     (made.folder / "manifest.json").write_bytes(b"{}")
     with pytest.raises(ManifestError, match=f"{made.folder}.*another program"):
         open_splits(made.folder)
+
+
+@pytest.mark.parametrize("content", [b"{}", None])
+def test_a_store_is_let_go_where_its_manifest_is_refused(content, tmp_path, monkeypatch):
+    from maskshards.shards.format import manifest as module
+
+    let_go, real = [], module.open_store
+
+    class Counted:
+        def __init__(self, place):
+            self.store = real(place)
+
+        def __getattr__(self, name):
+            return getattr(self.store, name)
+
+        def close(self):
+            let_go.append(1)
+            self.store.close()
+
+    monkeypatch.setattr(module, "open_store", Counted)
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ManifestError):
+        open_split(tmp_path)
+    assert let_go == [1]
 
 
 def test_a_manifest_of_many_shards_opens_quickly():
