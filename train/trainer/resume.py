@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from maskshards.shards.order.order import ORDER_VERSION
-from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.checkpoint.checkpoint import (
     AVERAGE,
     BEST,
@@ -28,25 +27,16 @@ from maskshards.train.checkpoint.checkpoint import (
     step_of,
 )
 from maskshards.train.checkpoint.other_classes import load_by_class
-from maskshards.train.checkpoint.retention import (
-    LEFT_BEHIND,
-    is_left_behind,
-    is_of_run,
-    left_behind,
-    set_aside,
-    unused,
-)
+from maskshards.train.checkpoint.retention import set_aside
 from maskshards.train.config.load import ConfigError, flatten, to_plain
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.evaluation.provenance import trained_rule, warn_of_another_rule
 from maskshards.train.optim.optimizer import load_optimizer_tensors
-from maskshards.train.tracking.metrics_log import METRICS
 from maskshards.train.trainer.build import Parts
 
 logger = logging.getLogger(__name__)
 
-ROLLED_BACK = "rolled_back.txt"  # in a run's folder: the words that rolled it back last
 FREE_TO_CHANGE = (
     "output_dir",
     "init_from",
@@ -77,8 +67,8 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
     chosen = choose_checkpoint(config, ranks, run)
     if chosen is not None:
         start = continue_from(chosen, config, parts, run)
-        ranks.wait(f"the weights of {chosen}")  # before it may take another name
-        ranks.from_first(lambda: part_with(run, start.step, chosen, config.resume_from or ""))
+        ranks.wait(f"the weights of {chosen}")  # all have looked at what there is before names change
+        ranks.from_first(lambda: set_damaged_aside(run, start.step))
         return start
     if config.init_from is not None:
         checkpoint = read_checkpoint(config.init_from)
@@ -95,18 +85,20 @@ def begin(config: TrainConfig, ranks: Ranks, parts: Parts, run: Path) -> Start:
 def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | None:
     """The checkpoint to continue from, decided by the first rank for all; None for a fresh start.
 
-    A folder that holds a run is continued, or rolled back to a checkpoint of its own, and never mixed with
-    another run.
+    A folder that holds a run goes on from its newest checkpoint, and is never taken back to an earlier one or
+    mixed with another run.
     """
 
     def choose() -> Path | None:
-        if config.resume_from == "auto" or was_followed(run, config.resume_from):
+        if config.resume_from == "auto":
             return newest_whole_or_none(run)
         path = None if config.resume_from is None else newest_in(Path(config.resume_from))
-        if checkpoints_of(run, LAST) and (path is None or not is_of_run(path, run)):
+        own = checkpoints_of(run, LAST)
+        if own and path != own[-1].resolve():
             raise ConfigError(
-                f"output_dir {run} already holds a run; say resume_from=auto to continue it, "
-                "or name another folder"
+                f"output_dir {run} already holds a run; say resume_from=auto to continue it after step "
+                f"{step_of(own[-1])}, or name another folder (also to go on from an earlier checkpoint: "
+                "output_dir=NEW resume_from=PATH)"
             )
         return path
 
@@ -118,34 +110,12 @@ def newest_in(path: Path) -> Path:
     return (checkpoints_of(path, LAST) or [path])[-1].resolve()
 
 
-def part_with(run: Path, step: int, source: Path, asked: str) -> None:
-    """Set aside what the run saved above `step`, damaged or of a branch that is given up, and say so.
-
-    A roll-back that was `asked` for is noted, since a launcher that restarts the same command asks again.
-    """
-    if is_of_run(source, run) and is_left_behind(source) and (run / METRICS).is_file():
-        (run / METRICS).rename(unused(run / f"{LEFT_BEHIND}{METRICS}"))  # the lines of the other branch
-    aside = set_aside(run, step, source)
-    for path in aside:
+def set_damaged_aside(run: Path, step: int) -> None:
+    """Let nothing that the run saved above `step`, where it goes on, count as its newest or best."""
+    for path in set_aside(run, step):
         logger.warning("%s does not lead to step %d: set aside, delete it when nobody needs it", path, step)
-    if any(BEST in path.name for path in aside):
-        logger.warning("the best up to step %d is not kept; the next evaluation counts as the best", step)
-    if asked != "auto" and is_of_run(source, run):
-        with replacing(run / ROLLED_BACK) as hidden:
-            hidden.write_text(asked, encoding="utf-8")
-
-
-def was_followed(run: Path, asked: str | None) -> bool:
-    """Whether the run was rolled back by these very words already, so that they now mean to go on."""
-    note = run / ROLLED_BACK
-    if asked is None or not note.is_file() or note.read_text(encoding="utf-8", errors="replace") != asked:
-        return False
-    logger.warning(
-        "resume_from=%s was followed before: going on from the newest checkpoint; delete %s to do it anew",
-        asked,
-        note,
-    )
-    return True
+        if BEST in path.name:
+            logger.warning("the best up to step %d is not kept; the next evaluation counts as the best", step)
 
 
 def newest_whole_or_none(run: Path) -> Path | None:
@@ -157,11 +127,6 @@ def newest_whole_or_none(run: Path) -> Path | None:
         raise CheckpointError(
             f"{found[-1].parent}: none of its {len(found)} checkpoints can be continued (the reasons stand "
             "above); delete them to start anew, name another output_dir, or start from weights with init_from"
-        )
-    if newest is None and (found := left_behind(run)):
-        raise CheckpointError(
-            f"{found[-1].parent} holds only what was left behind; name one of it with resume_from to go on "
-            "there, or delete it to start anew"
         )
     return newest
 
@@ -212,11 +177,7 @@ def continue_from(folder: Path, config: TrainConfig, parts: Parts, run: Path) ->
             folder,
             state.step,
         )
-    best = (
-        None
-        if is_left_behind(folder)
-        else best_score(run, state.step, config.metric_to_save, parts.val_split.manifest.fingerprint)
-    )
+    best = best_score(run, state.step, config.metric_to_save, parts.val_split.manifest.fingerprint)
     return Start(state.step, best, state.order)
 
 
@@ -243,7 +204,7 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
     if state.step > config.scheduler.total_iter:
         raise ConfigError(
             f"{folder} cannot be continued: it has {state.step} steps, and scheduler.total_iter is "
-            f"{config.scheduler.total_iter}; raise it, or name an earlier checkpoint of the run"
+            f"{config.scheduler.total_iter}; raise it, or go on from an earlier checkpoint in another folder"
         )
 
 

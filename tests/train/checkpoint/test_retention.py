@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of
-from maskshards.train.checkpoint.retention import left_behind, prune, set_aside
+from maskshards.train.checkpoint.retention import prune, set_aside
 
 
 def make(run: Path, *names: str, text: str = "") -> None:
@@ -45,10 +45,10 @@ def test_a_checkpoint_that_cannot_be_removed_stops_nobody_and_is_tried_again(
 
 def test_what_lies_above_is_set_aside_and_the_rest_stays(tmp_path: Path) -> None:
     make(tmp_path, "step-00000004", "step-00000008", "best-00000002", "best-00000008", "mine")
-    moved = set_aside(tmp_path, 4, tmp_path / "checkpoints" / "step-00000004")
+    moved = set_aside(tmp_path, 4)
     assert [path.name for path in moved] == ["left-behind-step-00000008", "left-behind-best-00000008"]
     assert names(tmp_path) == sorted([*(p.name for p in moved), "best-00000002", "mine", "step-00000004"])
-    assert set_aside(tmp_path, 4, tmp_path / "checkpoints" / "step-00000004") == []
+    assert set_aside(tmp_path, 4) == []
 
 
 def test_a_kill_in_the_middle_leaves_no_hole_below_the_newest(
@@ -65,41 +65,17 @@ def test_a_kill_in_the_middle_leaves_no_hole_below_the_newest(
 
     monkeypatch.setattr(Path, "rename", killed_later)
     with pytest.raises(KeyboardInterrupt):
-        set_aside(tmp_path, 4, tmp_path / "checkpoints" / "step-00000004")
+        set_aside(tmp_path, 4)
     assert [path.name for path in checkpoints_of(tmp_path, LAST)] == ["step-00000004", "step-00000005"]
 
 
-def test_rolling_back_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    source = tmp_path / "checkpoints" / "step-00000004"
-    make(tmp_path, source.name)
-    for branch in ("first", "second", "third"):
-        make(tmp_path, "step-00000008", "best-00000006", text=branch)
-        set_aside(tmp_path, 4, source)
+def test_what_is_set_aside_again_and_again_is_never_lost(tmp_path: Path) -> None:
+    make(tmp_path, "step-00000004")
+    for damage in ("first", "second", "third"):
+        make(tmp_path, "step-00000008", "best-00000006", text=damage)
+        set_aside(tmp_path, 4)
     for name in ("left-behind-step-00000008", "left-behind-best-00000006"):
-        found = [path for path in left_behind(tmp_path) if path.name.startswith(name)]
+        found = sorted((tmp_path / "checkpoints").glob(f"{name}*"))
         assert [path.name for path in found] == [name, f"{name}.2", f"{name}.3"]
         assert [(path / "state.json").read_text() for path in found] == ["first", "second", "third"]
-    assert checkpoints_of(tmp_path, LAST) == [source]
-
-
-def test_a_branch_that_is_taken_up_again_is_alone_under_live_names(tmp_path: Path) -> None:
-    make(tmp_path, "step-00000002", "step-00000006", "best-00000002", text="new branch")
-    make(tmp_path, "left-behind-step-00000006", "left-behind-step-00000006.2")
-    set_aside(tmp_path, 6, tmp_path / "checkpoints" / "left-behind-step-00000006.2")
-    (live,) = checkpoints_of(tmp_path, LAST)
-    assert (live / "state.json").read_text() == "left-behind-step-00000006.2"
-    aside = {path.name: (path / "state.json").read_text() for path in left_behind(tmp_path)}
-    assert aside == {
-        "left-behind-step-00000006": "left-behind-step-00000006",
-        "left-behind-step-00000002": "new branch",
-        "left-behind-step-00000006.3": "new branch",
-        "left-behind-best-00000002": "new branch",
-    }
-
-
-def test_a_checkpoint_of_another_run_moves_only_what_is_above(tmp_path: Path) -> None:
-    make(tmp_path / "other", "left-behind-step-00000004")
-    make(tmp_path / "run", "best-00000002", "best-00000008")
-    source = tmp_path / "other" / "checkpoints" / "left-behind-step-00000004"
-    assert [path.name for path in set_aside(tmp_path / "run", 4, source)] == ["left-behind-best-00000008"]
-    assert source.is_dir()
+    assert [path.name for path in checkpoints_of(tmp_path, LAST)] == ["step-00000004"]

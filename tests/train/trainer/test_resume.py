@@ -9,7 +9,9 @@ import torch
 
 from maskshards.shards.order.order import World
 from maskshards.train.checkpoint.checkpoint import (
+    LAST,
     CheckpointError,
+    checkpoints_of,
     read_checkpoint,
     save_best,
     save_final,
@@ -217,16 +219,6 @@ def test_a_run_without_one_whole_checkpoint_is_not_started_anew(
         begin(config, ALONE, parts, tmp_path)
 
 
-def test_a_run_that_is_only_left_behind_is_not_started_anew(
-    arguments: list[str], parts: Parts, tmp_path: Path
-) -> None:
-    config = load_config([*arguments, "resume_from=auto"])
-    path = save_at(tmp_path, config, parts, 4)
-    path.rename(path.with_name("left-behind-step-00000004"))
-    with pytest.raises(CheckpointError, match="holds only what was left behind; name one"):
-        begin(config, ALONE, parts, tmp_path)
-
-
 def test_a_folder_that_holds_a_run_is_not_mixed_with_another_run(
     arguments: list[str], parts: Parts, tmp_path: Path
 ) -> None:
@@ -240,49 +232,11 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another_run(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000008"]
 
 
-def test_a_branch_that_was_left_behind_can_be_taken_up_again(
-    arguments: list[str], parts: Parts, tmp_path: Path
-) -> None:
-    config, folder = load_config(arguments), tmp_path / "checkpoints"
-    for step in (4, 6, 8):
-        save_at(tmp_path, config, parts, step)
-    back = load_config([*arguments, f"resume_from={folder / 'step-00000004'}"])
-    assert begin(back, ALONE, parts, tmp_path).step == 4
-    left = folder / "left-behind-step-00000006"
-    kept = (left / "weights.safetensors").read_bytes()
-    for step in (5, 6):
-        save_at(tmp_path, config, parts, step)
-    (tmp_path / "metrics.jsonl").write_text("lines of the second branch")
-    assert begin(load_config([*arguments, f"resume_from={left}"]), ALONE, parts, tmp_path).step == 6
-    assert not (tmp_path / "metrics.jsonl").exists()
-    assert (tmp_path / "left-behind-metrics.jsonl").read_text() == "lines of the second branch"
-    assert (folder / "step-00000006" / "weights.safetensors").read_bytes() == kept
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "left-behind-step-00000004",
-        "left-behind-step-00000005",
-        "left-behind-step-00000006.2",
-        "left-behind-step-00000008",
-        "step-00000006",
-    ]
-    assert newest_whole(tmp_path) == folder / "step-00000006"
-
-
 def test_fewer_steps_than_were_taken_are_refused(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
     save_at(tmp_path, load_config(arguments), parts, 8)
     config = load_config([*arguments, "scheduler.total_iter=4", "resume_from=auto"])
     with pytest.raises(ConfigError, match=r"it has 8 steps, and scheduler\.total_iter is 4; raise it"):
         begin(config, ALONE, parts, tmp_path)
-
-
-def test_a_link_to_a_checkpoint_of_the_run_is_that_checkpoint(
-    arguments: list[str], parts: Parts, tmp_path: Path
-) -> None:
-    for step in (4, 8):
-        save_at(tmp_path / "run", load_config(arguments), parts, step)
-    (tmp_path / "good").symlink_to(tmp_path / "run" / "checkpoints" / "step-00000004")
-    config = load_config([*arguments, f"resume_from={tmp_path / 'good'}"])
-    assert begin(config, ALONE, parts, tmp_path / "run").step == 4
-    assert newest_whole(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
 
 
 def test_samples_dealt_by_another_rule_are_refused(
@@ -334,21 +288,19 @@ def test_a_copy_of_a_checkpoint_under_another_name_is_none(
     }  # fmt: skip
 
 
-def test_a_launcher_that_repeats_a_roll_back_goes_on(
-    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_run_is_not_taken_back_in_its_own_folder_but_goes_on_from_there_in_another(
+    arguments: list[str], parts: Parts, tmp_path: Path
 ) -> None:
-    config = load_config(arguments)
-    old, _ = (save_at(tmp_path, config, parts, step) for step in (4, 8))
+    config, run = load_config(arguments), tmp_path / "run"
+    old, newest = (save_at(run, config, parts, step) for step in (4, 8))
+    (tmp_path / "link").symlink_to(newest)
+    for same in (newest, run, tmp_path / "link"):
+        assert begin(load_config([*arguments, f"resume_from={same}"]), ALONE, parts, run).step == 8
     back = load_config([*arguments, f"resume_from={old}"])
-    assert begin(back, ALONE, parts, tmp_path).step == 4
-    save_at(tmp_path, config, parts, 6)
-    assert begin(back, ALONE, parts, tmp_path).step == 6
-    assert "was followed before" in caplog.text
-    shutil.rmtree(old)  # as keep_last does in the end
-    assert begin(back, ALONE, parts, tmp_path).step == 6
-    (tmp_path / "rolled_back.txt").unlink()
-    save_at(tmp_path, config, parts, 4)
-    assert begin(back, ALONE, parts, tmp_path).step == 4
+    with pytest.raises(ConfigError, match=r"after step 8, .*output_dir=NEW resume_from=PATH"):
+        begin(back, ALONE, parts, run)
+    assert begin(back, ALONE, parts, tmp_path / "new").step == 4
+    assert [path.name for path in checkpoints_of(run, LAST)] == [old.name, newest.name]
 
 
 @pytest.fixture
