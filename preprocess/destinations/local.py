@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from maskshards.shards.format.index import SampleEntry
 from maskshards.shards.format.manifest import Manifest, write_split
+from maskshards.shards.storage.atomic_write import flush_folder, show
 
 BUILD_FOLDER = ".build"
 PLAN_FILE = f"{BUILD_FOLDER}/plan.json"
@@ -136,18 +137,15 @@ class LocalDestination(Destination):
             self.remove(name)
         with suppress(FileNotFoundError):
             (self.folder / BUILD_FOLDER).rmdir()
-            sync_folder(self.folder)
+            flush_folder(self.folder)
 
     def __str__(self) -> str:
         return str(self.folder)
 
     def _move(self, path: Path, name: str) -> None:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
-        sync_folder(target.parent)
+        show(path, target)
 
 
 @contextmanager
@@ -168,12 +166,3 @@ def build_files(destination: Destination) -> list[str]:
     """
     names = [name for name in destination.names() if name.startswith(f"{BUILD_FOLDER}/")]
     return sorted(names, key=lambda name: (name == PLAN_FILE, name))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import colorsys
 import io
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from maskshards.shards.format.manifest import Split, open_splits
 from maskshards.shards.format.record import Record, from_members
 from maskshards.shards.format.rle import IGNORE, decode_label_map
 from maskshards.shards.format.tar import read_members
+from maskshards.shards.storage.atomic_write import replacing
 
 PHOTO_PX, EXAMPLE_PX = 320, 150  # longest side in the mosaic and among the examples
 GOLDEN_TURN = 0.61803399  # of the colour circle; neighbours in number are then far apart in hue
@@ -51,15 +51,8 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--samples must be at least 1 and --examples at least 0")
     sections = [_section(split, words.samples, words.examples) for split in open_splits(words.url)]
     page = html_page(sections)
-    scratch = words.out.with_name(f".{words.out.name}.partial")
-    scratch.unlink(missing_ok=True)  # a link in its place would lead the page elsewhere
-    try:
-        scratch.unlink(missing_ok=True)
-        with scratch.open("x", encoding="utf-8") as file:  # never through a link that stands there
-            file.write(page)
-        os.replace(scratch, words.out)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(words.out) as hidden, hidden.open("x", encoding="utf-8") as file:  # through no link
+        file.write(page)
     pictures = sum(len(section.mosaic) + len(section.examples) for section in sections)
     return {"out": str(words.out), "bytes": len(page.encode()), "pictures": pictures}
 

@@ -27,7 +27,7 @@ from maskshards.shards.format.index import INDEX_NAME, SampleEntry, ShardIndex, 
 from maskshards.shards.format.index_parquet import IndexFile, IndexReader, write_index
 from maskshards.shards.format.locate import MANIFEST_NAME, splits_below, what_is_there
 from maskshards.shards.format.record import FORMAT_VERSION
-from maskshards.shards.storage.atomic_write import flush_folder
+from maskshards.shards.storage.atomic_write import replacing
 from maskshards.shards.storage.base import FILE_NAME, Store
 from maskshards.shards.storage.open_store import open_store
 
@@ -230,27 +230,14 @@ def write_split(
     manifest. The same manifest and rows give the same bytes (with the same pyarrow).
     """
     folder = Path(folder)
-    scratch = folder / f".{INDEX_NAME}.partial"
-    try:
-        shards = write_index(scratch, manifest.shards, entries_per_shard)
-        with open(scratch, "rb") as file:
+    with replacing(folder / INDEX_NAME) as hidden:
+        shards = write_index(hidden, manifest.shards, entries_per_shard)
+        with open(hidden, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = finish_manifest(manifest, shards, digest)
-        _publish(scratch, folder / INDEX_NAME)
-        scratch = folder / f".{MANIFEST_NAME}.partial"
-        scratch.write_bytes(manifest.to_bytes())
-        _publish(scratch, folder / MANIFEST_NAME)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(folder / MANIFEST_NAME) as hidden:
+        hidden.write_bytes(manifest.to_bytes())
     return manifest
-
-
-def _publish(scratch: Path, final: Path) -> None:
-    """Durable, then visible, then durably visible."""
-    with open(scratch, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, final)
-    flush_folder(final.parent)
 
 
 class Split:

@@ -49,9 +49,14 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield hidden
-            with open(hidden, "rb") as file:
-                os.fsync(file.fileno())
-            hidden.replace(path)
-            flush_folder(path.parent)
+            show(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def show(hidden: Path, path: Path) -> None:
+    """Give a finished file its name: durable, then visible, then durably visible. A link is replaced."""
+    with open(hidden, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(hidden, path)
+    flush_folder(path.parent)

@@ -33,7 +33,7 @@ DONE = "done"  # the last word of a rank that did all it should
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Record:
     """What one rank last said of itself."""
 
     beat: int  # how often it wrote
@@ -51,12 +51,12 @@ class Sign:
         )
 
 
-class Pulse:
+class Heartbeat:
     """This rank's thread, and its view of the others. `store` is the launch's, shared by all ranks."""
 
     def __init__(self, store: dist.Store, rank: int, num_ranks: int) -> None:
         self.rank, self.num_ranks = rank, num_ranks
-        self._store = dist.PrefixStore("pulse", store.clone())  # type: ignore[attr-defined]  # not in its stubs
+        self._store = dist.PrefixStore("heartbeat", store.clone())  # type: ignore[attr-defined]  # not in its stubs
         self._store.set_timeout(ANSWER_TIMEOUT)
         self._lock = threading.Lock()  # a store serves one thread at a time
         self._place = (0, "starting", time.monotonic())
@@ -64,7 +64,7 @@ class Pulse:
         self._over = threading.Event()
         self._watch = Watch() if rank < WATCHERS else None
         self._write()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """From here on every rank has written once, so that none is looked for in vain."""
@@ -73,6 +73,10 @@ class Pulse:
     def at(self, step: int, doing: str) -> None:
         """Say where this rank is; costs nothing, the thread writes it."""
         self._place = (step, doing, time.monotonic())
+
+    def doing(self, what: str) -> None:
+        """Say what this rank does now, in the same step."""
+        self.at(self._place[0], what)
 
     def end(self, reason: str) -> None:
         """Stop the thread and leave `reason` as the last word."""
@@ -86,8 +90,8 @@ class Pulse:
             logger.debug("the store is gone; nobody reads the last word")
 
     def missing(self) -> str:
-        """Who is to blame for a collective that failed: ranks that ended or are silent, each with its last
-        words; empty if all are alive. Takes up to SILENT_BEATS beats.
+        """Who is to blame for a collective that failed: ranks that ended, are silent or do not get on, each
+        with its last words; empty if nobody is. Takes up to SILENT_BEATS beats.
         """
         try:
             before = self.look()
@@ -96,19 +100,23 @@ class Pulse:
                 threading.Event().wait(SILENT_BEATS * BEAT_S)
                 after = self.look()
                 ended = failed(after)
-                others = {rank: sign for rank, sign in after.items() if rank != self.rank and not sign.ended}
-                stuck = {rank: sign for rank, sign in others.items() if sign.beat == before[rank].beat}
+                others = {
+                    rank: record for rank, record in after.items() if rank != self.rank and not record.ended
+                }
+                stuck = {rank: record for rank, record in others.items() if record.beat == before[rank].beat}
                 if stuck and not ended:
                     return "no sign of life from " + named(stuck)
+                if not ended and (behind := elsewhere(after, self.rank)):
+                    return "no progress of " + named(behind)
         except RuntimeError:
             return "the launch's store does not answer any more; it lives with rank 0 or its launcher"
         return "ended: " + named(ended) if ended else ""
 
-    def look(self) -> dict[int, Sign]:
-        """Every rank's sign. RuntimeError if the store does not answer."""
+    def look(self) -> dict[int, Record]:
+        """Every rank's record. RuntimeError if the store does not answer."""
         with self._lock:
             texts = self._store.multi_get([str(rank) for rank in range(self.num_ranks)])
-        return {rank: Sign(**json.loads(text)) for rank, text in enumerate(texts)}
+        return {rank: Record(**json.loads(text)) for rank, text in enumerate(texts)}
 
     def _run(self) -> None:
         while not self._over.wait(BEAT_S):
@@ -124,66 +132,86 @@ class Pulse:
     def _write(self, ended: bool = False) -> None:
         step, doing, since = self._place
         self._beat += 1
-        sign = {"beat": self._beat, "step": step, "doing": doing, "since_s": time.monotonic() - since}
+        record = {"beat": self._beat, "step": step, "doing": doing, "since_s": time.monotonic() - since}
         with self._lock:
-            self._store.set(str(self.rank), json.dumps(sign | {"ended": ended}))
+            self._store.set(str(self.rank), json.dumps(record | {"ended": ended}))
 
 
 class Watch:
-    """Remembers when each rank last gave a sign and when the ranks last moved together."""
+    """Remembers when each rank last wrote and when the ranks last moved together."""
 
     def __init__(self) -> None:
         self._beats: dict[int, tuple[int, float]] = {}  # rank: (beat, when it came)
         self._due_s = WARN_S
 
-    def changes(self, signs: dict[int, Sign], now: float) -> str:
+    def changes(self, records: dict[int, Record], now: float) -> str:
         """A warning that is due at `now` (s, any clock that runs), or nothing."""
-        for rank, sign in signs.items():
-            if rank not in self._beats or self._beats[rank][0] != sign.beat:
-                self._beats[rank] = sign.beat, now
-        alive = {rank: sign for rank, sign in signs.items() if not sign.ended}
+        for rank, record in records.items():
+            if rank not in self._beats or self._beats[rank][0] != record.beat:
+                self._beats[rank] = record.beat, now
+        alive = {rank: record for rank, record in records.items() if not record.ended}
         silent_s = {rank: now - self._beats[rank][1] for rank in alive}
         longest_s = max(silent_s.values(), default=0.0)
-        stuck_s = min((sign.since_s for sign in alive.values()), default=0.0)
-        apart = len({(sign.step, sign.doing) for sign in alive.values()}) > 1
+        stuck_s = min((record.since_s for record in alive.values()), default=0.0)
+        apart = len({(record.step, record.doing) for record in alive.values()}) > 1
         if longest_s < WARN_S and not (apart and stuck_s >= WARN_S):
             self._due_s = WARN_S
             return ""
         if max(longest_s, stuck_s) < self._due_s:
             return ""
         self._due_s *= 2
-        silent = {rank: sign for rank, sign in alive.items() if silent_s[rank] >= WARN_S}
+        silent = {rank: record for rank, record in alive.items() if silent_s[rank] >= WARN_S}
         if silent:
             return f"no sign of life for {longest_s:.0f} s from {named(silent)}"
         return f"no step for {stuck_s:.0f} s: {apart_words(alive)}"
 
 
-def failed(signs: dict[int, Sign]) -> dict[int, Sign]:
+def failed(records: dict[int, Record]) -> dict[int, Record]:
     """Ranks that ended before their work was done: those with an error of their own, else those that only
     waited for others.
     """
-    ended = {rank: sign for rank, sign in signs.items() if sign.ended and sign.doing != DONE}
-    own = {rank: sign for rank, sign in ended.items() if not sign.doing.startswith(LostRankError.__name__)}
+    ended = {rank: record for rank, record in records.items() if record.ended and record.doing != DONE}
+    own = {
+        rank: record for rank, record in ended.items() if not record.doing.startswith(LostRankError.__name__)
+    }
     return own or ended
 
 
-def named(signs: dict[int, Sign]) -> str:
+def elsewhere(records: dict[int, Record], rank: int) -> dict[int, Record]:
+    """Ranks that live and have long been at another place than `rank`, which has long been at its own.
+
+    They are stuck in data or a file system, while it waits for them. Empty where `rank` has only just come to
+    its place.
+    """
+    own = records[rank]
+    return {
+        other: one
+        for other, one in records.items()
+        if not one.ended
+        and (one.step, one.doing) != (own.step, own.doing)
+        and min(one.since_s, own.since_s) >= WARN_S
+    }
+
+
+def named(records: dict[int, Record]) -> str:
     """Ranks with their last words, the first few of them."""
-    words = [f"rank {rank} ({sign.words})" for rank, sign in list(signs.items())[:NAMED_RANKS]]
-    return ", ".join(words) + (f" and {len(signs) - NAMED_RANKS} more" if len(signs) > NAMED_RANKS else "")
+    words = [f"rank {rank} ({record.words})" for rank, record in list(records.items())[:NAMED_RANKS]]
+    return ", ".join(words) + (
+        f" and {len(records) - NAMED_RANKS} more" if len(records) > NAMED_RANKS else ""
+    )
 
 
-def apart_words(signs: dict[int, Sign]) -> str:
+def apart_words(records: dict[int, Record]) -> str:
     """Who is where: the smaller group first, since the many wait for the few."""
-    groups: dict[tuple[int, str], dict[int, Sign]] = {}
-    for rank, sign in signs.items():
-        groups.setdefault((sign.step, sign.doing), {})[rank] = sign
+    groups: dict[tuple[int, str], dict[int, Record]] = {}
+    for rank, record in records.items():
+        groups.setdefault((record.step, record.doing), {})[rank] = record
     few, *rest = sorted(groups.values(), key=len)
     others = ", ".join(f"{len(group)} at step {s.step}, {s.doing}" for group in rest for s in [first(group)])
     return f"{named(few)}; {others}"
 
 
-def first(group: dict[int, Sign]) -> Sign:
+def first(group: dict[int, Record]) -> Record:
     return next(iter(group.values()))
 
 
@@ -192,24 +220,24 @@ class LostRankError(ConnectionError):
 
 
 @contextmanager
-def told_apart(pulse: Pulse) -> Iterator[None]:
+def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
     """Inside, the failure of a collective becomes a LostRankError that names the ranks to blame; any other
     error becomes this rank's last word, for the others to read.
     """
-    pulse.start()
+    heartbeat.start()
     try:
         yield
     except (RuntimeError, LostRankError) as error:
         known = isinstance(error, LostRankError | dist.DistError) or type(error) is RuntimeError
-        missing = pulse.missing() if known else ""
-        pulse.end(last_word(LostRankError(missing) if missing else error))
+        missing = heartbeat.missing() if known else ""
+        heartbeat.end(last_word(LostRankError(missing) if missing else error))
         if not missing:
             raise
         raise LostRankError(f"{missing}. The collective's own words: {one_line(error)}") from error
     except BaseException as error:
-        pulse.end(last_word(error))
+        heartbeat.end(last_word(error))
         raise
-    pulse.end(DONE)
+    heartbeat.end(DONE)
 
 
 def last_word(error: Any) -> str:

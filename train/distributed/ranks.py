@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskshards.shards.order.order import World
 from maskshards.train.config.schema import TrainConfig
-from maskshards.train.distributed.heartbeat import LostRankError, Pulse, told_apart
-from maskshards.train.distributed.rendezvous import fresh_room
+from maskshards.train.distributed.heartbeat import Heartbeat, LostRankError, told_apart
+from maskshards.train.distributed.launch import LaunchError, open_store, read_launch
+from maskshards.train.distributed.rendezvous import meet
 
 Answer = TypeVar("Answer")  # a Path, None, bool, number, text, or a dict or list of such
 
@@ -35,23 +35,8 @@ STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective
 WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one awaits a checkpoint
 
 
-class LaunchError(ValueError):
-    """The launcher's environment is incomplete, or asks for devices that are not there."""
-
-
 class FirstRankError(ValueError):
     """The first rank could not do what all wait for; the message is its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What a launcher says about this process."""
-
-    rank: int
-    num_ranks: int
-    local_rank: int
-    address: str  # of rank 0
-    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +46,7 @@ class Ranks:
     world: World
     device: torch.device
     control: dist.ProcessGroup | None = None  # gloo, for the hosts; None in a single process
-    pulse: Pulse | None = None  # signs of life; None in a single process
+    heartbeat: Heartbeat | None = None  # None in a single process
 
     @property
     def is_first(self) -> bool:
@@ -69,8 +54,13 @@ class Ranks:
 
     def at(self, step: int, doing: str) -> None:
         """Note for the other ranks where this one is, should they come to wait for it."""
-        if self.pulse is not None:
-            self.pulse.at(step, doing)
+        if self.heartbeat is not None:
+            self.heartbeat.at(step, doing)
+
+    def doing(self, what: str) -> None:
+        """The same, in the step that was noted last."""
+        if self.heartbeat is not None:
+            self.heartbeat.doing(what)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, in place; any device."""
@@ -151,38 +141,6 @@ def to_message(answer: object) -> str:
     return json.dumps({"value": answer})
 
 
-def read_launch(environment: Mapping[str, str]) -> Launch | None:
-    """torchrun's or srun's description of this process; None when it runs alone.
-
-    Raises LaunchError if a launcher is there but left something out.
-    """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        missing = [name for name in names if name not in environment]
-        if missing:
-            raise LaunchError(
-                f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not; start with torchrun"
-            )
-        rank, num_ranks, local_rank, address, port = (environment[name] for name in names)
-        return Launch(int(rank), int(num_ranks), int(local_rank), address, int(port))
-    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        job = int(environment["SLURM_JOB_ID"])
-        return Launch(
-            int(environment["SLURM_PROCID"]),
-            int(environment["SLURM_NTASKS"]),
-            int(environment["SLURM_LOCALID"]),
-            environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
-            int(environment.get("MASTER_PORT") or 15000 + job % 20000),
-        )
-    return None
-
-
-def first_host(node_list: str) -> str:
-    """The first name of Slurm's compact list: `node[03-07,11]` -> `node03`, `a1,b2` -> `a1`."""
-    bracket = re.match(r"([^,\[]*)\[([^\],-]+)[^\]]*\]([^,\[]*)", node_list)
-    return "".join(bracket.groups()) if bracket else node_list.split(",")[0]
-
-
 def choose_device(local_rank: int) -> torch.device:
     """This process's GPU where there is CUDA, else the CPU; LaunchError if there are more processes than
     GPUs.
@@ -214,18 +172,15 @@ def joined(
     if launch is None or launch.num_ranks == 1:
         yield Ranks(World(), device)
         return
-    place = "env://" if "RANK" in environment else f"tcp://{launch.address}:{launch.port}"
-    store, rank, num_ranks = next(
-        dist.rendezvous(place, rank=launch.rank, world_size=launch.num_ranks, timeout=JOIN_TIMEOUT)
-    )
-    room = fresh_room(store, rank, num_ranks, JOIN_TIMEOUT)
-    pulse = Pulse(room, rank, num_ranks)
+    rank, num_ranks = launch.rank, launch.num_ranks
+    store = meet(open_store(launch, environment, JOIN_TIMEOUT), rank, num_ranks, JOIN_TIMEOUT)
+    heartbeat = Heartbeat(store, rank, num_ranks)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=room, rank=rank, world_size=num_ranks, timeout=step_timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=step_timeout)
     try:
-        with told_apart(pulse):
+        with told_apart(heartbeat):
             control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
-            yield Ranks(World(launch.rank, launch.num_ranks), device, control, pulse)
+            yield Ranks(World(launch.rank, launch.num_ranks), device, control, heartbeat)
     finally:
         dist.destroy_process_group()
 

@@ -1,9 +1,10 @@
-"""A fresh room in a shared store, so that a restarted run does not read what its dead predecessor left there.
+"""A part of a shared store for the ranks now alive: a restarted run reads nothing of its dead predecessor.
 
 torchrun keeps one store for all attempts of a run, and gloo's addresses of an attempt that was killed stay in
 it: ranks of the next attempt then call processes that are gone. Here each rank shows a token that was never
-seen before, the first rank answers each token with the name of a new room, and an acknowledgement tells it
-that the token was not an old one.
+seen before, the first rank answers each token with the name of a new scope, an acknowledgement tells it that
+the token was not an old one, and once all are there it opens the scope. If some do not come, the first rank
+says so to all the others too, so that every rank ends with the same words.
 """
 
 from __future__ import annotations
@@ -15,46 +16,64 @@ from datetime import timedelta
 import torch.distributed as dist
 
 ANSWER_TIMEOUT = timedelta(seconds=1)  # after which the first rank looks for newer tokens
+FAREWELL_TIMEOUT = timedelta(seconds=5)  # for the others to read why nothing begins
+OPEN = "open"
 
 
-def fresh_room(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> dist.PrefixStore:
-    """The part of `store` that belongs to the ranks now alive. ConnectionError if not all come in time."""
-    if rank == 0:
-        name = uuid.uuid4().hex
-        invite(store, name, num_ranks, time.monotonic() + timeout.total_seconds())
-    else:
-        name = accept(store, rank, timeout)
+def meet(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> dist.PrefixStore:
+    """The scope of `store` that belongs to the ranks now alive. ConnectionError if not all come in time, with
+    the same words on every rank that came.
+    """
+    name = gather_all(store, num_ranks, timeout) if rank == 0 else show_up(store, rank, timeout)
     return dist.PrefixStore(f"room/{name}", store)
 
 
-def invite(store: dist.Store, name: str, num_ranks: int, deadline: float) -> None:
-    """Answer every other rank's newest token with `name` until all have said that they read it."""
+def gather_all(store: dist.Store, num_ranks: int, timeout: timedelta) -> str:
+    """On rank 0: answer every other rank's newest token until all have said that they read it."""
+    name, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     missing = list(range(1, num_ranks))
     while missing:
         for rank in missing:
             if store.check([f"token/{rank}"]):
                 store.set(f"answer/{store.get(f'token/{rank}').decode()}", name)
-        missing = [rank for rank in missing if not arrived(store, f"read/{name}/{rank}")]
+        missing = [rank for rank in missing if not arrived(store, f"read/{name}/{rank}", ANSWER_TIMEOUT)]
         if missing and time.monotonic() > deadline:
-            raise ConnectionError(f"ranks {missing} of {num_ranks} did not appear; look at their logs")
+            words = (
+                f"ranks {missing} of {num_ranks} did not appear within {timeout.total_seconds():.0f} s; "
+                "look at their logs, and whether their nodes are up"
+            )
+            store.set(f"state/{name}", words)
+            for rank in set(range(1, num_ranks)) - set(missing):  # the store may end with this process
+                arrived(store, f"told/{name}/{rank}", FAREWELL_TIMEOUT)
+            raise ConnectionError(words)
+    store.set(f"state/{name}", OPEN)
+    return name
 
 
-def arrived(store: dist.Store, key: str) -> bool:
-    """Whether `key` is there, or comes within ANSWER_TIMEOUT."""
+def arrived(store: dist.Store, key: str, timeout: timedelta) -> bool:
+    """Whether `key` is there, or comes in time."""
     try:
-        store.wait([key], ANSWER_TIMEOUT)
+        store.wait([key], timeout)
     except dist.DistStoreError:
         return False
     return True
 
 
-def accept(store: dist.Store, rank: int, timeout: timedelta) -> str:
-    token = uuid.uuid4().hex
+def show_up(store: dist.Store, rank: int, timeout: timedelta) -> str:
+    """On the other ranks: take part, and wait until all do."""
+    token, patience = uuid.uuid4().hex, timeout + FAREWELL_TIMEOUT
     store.set(f"token/{rank}", token)
     try:
-        store.wait([f"answer/{token}"], timeout)
-    except dist.DistStoreError as error:
-        raise ConnectionError(f"rank {rank} got no answer from rank 0; look at its log") from error
-    name = store.get(f"answer/{token}").decode()
-    store.set(f"read/{name}/{rank}", "yes")
+        if not arrived(store, f"answer/{token}", timeout):
+            raise ConnectionError(f"rank {rank} got no answer from rank 0; look at its log")
+        name = store.get(f"answer/{token}").decode()
+        store.set(f"read/{name}/{rank}", "yes")
+        if not arrived(store, f"state/{name}", patience):
+            raise ConnectionError(f"rank {rank} heard no more of rank 0; look at its log")
+        state = store.get(f"state/{name}").decode()
+        if state != OPEN:
+            store.set(f"told/{name}/{rank}", "yes")
+            raise ConnectionError(state)
+    except dist.DistError as error:  # the store went with rank 0
+        raise ConnectionError(f"rank 0 is gone before all ranks had met; look at its log: {error}") from error
     return name

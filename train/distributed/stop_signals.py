@@ -1,8 +1,8 @@
 """Signals that ask a run to end: noted when they come, obeyed between two steps.
 
-SIGTERM (kill, Kubernetes, torchrun), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before the time limit) are
-wishes: the step in hand is finished and saved. SIGINT again, two seconds later or more, is no wish: it
-interrupts at once (torchrun passes the first Ctrl-C on, so every process sees that one twice).
+SIGTERM (kill, Kubernetes, torchrun), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before the time limit) let
+the step in hand be finished and saved. SIGINT again, two seconds later or more, interrupts at once (torchrun
+passes the first Ctrl-C on, so every process sees that one twice).
 
 A signal may reach one rank alone, or several at different moments. So no rank ends by itself: all of them ask
 each other at the same places, and then end together.
@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from maskshards.train.distributed.ranks import Ranks
 
 PATIENCE_S = 2.0
-WISHES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(Exception):
@@ -33,7 +33,7 @@ class LeftEarly(Exception):
 
 
 class StopSignals:
-    """`number` is 0 until one of WISHES arrives, then its number. A context manager that restores the
+    """`number` is 0 until one of SIGNALS arrives, then its number. A context manager that restores the
     handlers.
     """
 
@@ -43,15 +43,15 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        for wish in WISHES:
-            self._previous[wish] = signal.signal(wish, self._note)
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for wish, handler in self._previous.items():
-            signal.signal(wish, handler)  # type: ignore[arg-type]
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -62,8 +62,8 @@ class StopSignals:
 
     def check(self, ranks: Ranks) -> None:
         """Raise Stopped on every rank if a signal has come to any. Every rank calls it at the same place."""
-        if wish := ranks.any(self.number):
-            raise Stopped(wish)
+        if number := ranks.any(self.number):
+            raise Stopped(number)
 
     def leave(self) -> None:
         """Raise LeftEarly if a signal has come to this rank; for long work that may simply be dropped.

@@ -102,7 +102,16 @@ def score_split(
     that one leaves its images and meets the others where they would add up.
     """
 
+    done = 0
+
+    def note(images: int) -> None:
+        nonlocal done
+        stop.leave()
+        done += images
+        ranks.doing(f"evaluating, {done} images done")
+
     def reduce(values: Tensor) -> Tensor:
+        ranks.doing("waiting for the scores of all ranks")
         stop.check(ranks)
         return ranks.sum(values)
 
@@ -116,7 +125,7 @@ def score_split(
             autocast_dtype=autocast_dtype(config, ranks.device),
             reduce=reduce,
             observe=gallery,
-            progress=lambda _: stop.leave(),
+            progress=note,
         )
     except LeftEarly:
         stop.check(ranks)

@@ -47,7 +47,7 @@ def test_links_in_the_place_of_the_page_are_replaced_not_followed(make_split, tm
     precious, out = tmp_path / "precious", tmp_path / "pages" / "page.html"
     precious.write_text("keep")
     out.parent.mkdir()
-    for name in ("page.html", ".page.html.partial"):
+    for name in ("page.html", ".page.html.part"):
         (out.parent / name).symlink_to(precious)
     preview(made.folder, "--out", out, "--samples", 1)
     assert precious.read_text() == "keep"

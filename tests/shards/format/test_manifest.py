@@ -202,7 +202,7 @@ def test_each_file_is_on_disk_before_it_shows_and_its_name_after(make_split, tmp
         event
         for name in ("samples.parquet", "manifest.json")
         for event in (
-            ("flush", f".{name}.partial"), ("show", f".{name}.partial", name), ("flush", tmp_path.name)
+            ("flush", f".{name}.part"), ("show", f".{name}.part", name), ("flush", tmp_path.name)
         )
     ]  # fmt: skip
 

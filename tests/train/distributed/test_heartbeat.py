@@ -8,10 +8,11 @@ import pytest
 import torch.distributed as dist
 
 from maskshards.train.distributed.heartbeat import (
+    Heartbeat,
     LostRankError,
-    Pulse,
-    Sign,
+    Record,
     Watch,
+    elsewhere,
     failed,
     named,
     told_apart,
@@ -23,8 +24,8 @@ ROOT = Path(__file__).parents[3]
 
 def sign(
     beat: int, step: int = 5, doing: str = "computing", since_s: float = 0.0, ended: bool = False
-) -> Sign:
-    return Sign(beat, step, doing, since_s, ended)
+) -> Record:
+    return Record(beat, step, doing, since_s, ended)
 
 
 def test_ranks_that_move_are_left_in_peace() -> None:
@@ -64,26 +65,26 @@ def test_many_ranks_are_counted() -> None:
 
 
 @contextmanager
-def two_pulses(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pulse, Pulse]]:
+def two_heartbeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Heartbeat, Heartbeat]]:
     monkeypatch.setattr("maskshards.train.distributed.heartbeat.BEAT_S", 0.02)
     store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    pulses = Pulse(store, 0, 2), Pulse(store, 1, 2)
-    yield pulses
-    for pulse in pulses:
-        pulse.end("done")
+    heartbeats = Heartbeat(store, 0, 2), Heartbeat(store, 1, 2)
+    yield heartbeats
+    for heartbeat in heartbeats:
+        heartbeat.end("done")
 
 
 def test_a_failure_among_the_living_keeps_its_own_words(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with two_pulses(monkeypatch) as (mine, other):
+    with two_heartbeats(monkeypatch) as (mine, other):
         other.start()
         with pytest.raises(RuntimeError, match=r"^a bug$"), told_apart(mine):
             raise RuntimeError("a bug")
 
 
 def test_a_collective_that_fails_for_a_silent_rank_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with two_pulses(monkeypatch) as (mine, other):
+    with two_heartbeats(monkeypatch) as (mine, other):
         other.at(12, "waiting for data")
         other._write()  # its thread never starts: the last word stays the last
         with pytest.raises(
@@ -94,7 +95,7 @@ def test_a_collective_that_fails_for_a_silent_rank_names_it(monkeypatch: pytest.
 
 
 def test_the_error_of_another_rank_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    with two_pulses(monkeypatch) as (mine, other):
+    with two_heartbeats(monkeypatch) as (mine, other):
         with pytest.raises(ValueError, match="no such shard"), told_apart(other):
             raise ValueError("no such shard")
         with (
@@ -105,7 +106,7 @@ def test_the_error_of_another_rank_is_passed_on(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_rank_that_did_its_work_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
-    with two_pulses(monkeypatch) as (mine, other):
+    with two_heartbeats(monkeypatch) as (mine, other):
         with told_apart(other):
             pass
         with pytest.raises(RuntimeError, match=r"^my own bug$"), told_apart(mine):
@@ -113,10 +114,31 @@ def test_a_rank_that_did_its_work_is_not_to_blame(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_error_of_its_own_comes_before_those_who_waited_for_it() -> None:
-    waited = Sign(3, 5, "LostRankError: ended: rank 2 (...)", 0.0, ended=True)
-    own = Sign(3, 5, "OSError: disk on fire", 0.0, ended=True)
+    waited = Record(3, 5, "LostRankError: ended: rank 2 (...)", 0.0, ended=True)
+    own = Record(3, 5, "OSError: disk on fire", 0.0, ended=True)
     assert failed({0: waited, 1: sign(4), 2: own}) == {2: own}
     assert failed({0: waited, 1: sign(4)}) == {0: waited}
+
+
+def test_a_rank_that_lives_and_does_not_get_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskshards.train.distributed.heartbeat.WARN_S", 0.0)
+    with two_heartbeats(monkeypatch) as (mine, other):
+        other.at(4, "evaluating, 12 images done")
+        other.start()
+        mine.at(4, "evaluating")
+        mine.doing("waiting for the scores of all ranks")
+        with (
+            pytest.raises(LostRankError, match=r"no progress of rank 1 \(.*evaluating, 12 images done"),
+            told_apart(mine),
+        ):
+            raise RuntimeError("timed out")
+
+
+def test_who_has_only_just_come_to_its_place_blames_nobody() -> None:
+    waiting, stuck = Record(3, 5, "computing", 100.0), Record(3, 5, "waiting for data", 100.0)
+    assert elsewhere({0: waiting, 1: stuck, 2: waiting}, 0) == {1: stuck}
+    assert elsewhere({0: Record(3, 5, "computing", 1.0), 1: stuck}, 0) == {}
+    assert elsewhere({0: waiting, 1: Record(3, 5, "LostRankError", 100.0, ended=True)}, 0) == {}
 
 
 # Short times, and a rank that stops itself or fails in the third step's crop.

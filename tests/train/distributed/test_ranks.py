@@ -5,11 +5,8 @@ import torch
 
 from maskshards.shards.order.order import World
 from maskshards.train.distributed.ranks import (
-    LaunchError,
     Ranks,
-    first_host,
     joined,
-    read_launch,
     spread,
     to_message,
 )
@@ -90,44 +87,3 @@ def test_what_would_not_come_back_as_it_is_is_not_sent() -> None:
 def test_alone_the_decoder_is_not_wrapped() -> None:
     ranks, norm = Ranks(World(), torch.device("cpu")), torch.nn.BatchNorm1d(2)
     assert spread(norm, ranks) is norm
-
-
-def test_torchrun_is_read_before_slurm() -> None:
-    torchrun = {
-        "RANK": "3",
-        "WORLD_SIZE": "4",
-        "LOCAL_RANK": "1",
-        "MASTER_ADDR": "host",
-        "MASTER_PORT": "29500",
-    }
-    launch = read_launch({**torchrun, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "9"})
-    assert launch is not None
-    assert (launch.rank, launch.num_ranks, launch.local_rank, launch.port) == (3, 4, 1, 29500)
-
-
-def test_srun_is_read() -> None:
-    launch = read_launch(
-        {
-            "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0",
-            "SLURM_JOB_ID": "70001", "SLURM_STEP_NODELIST": "gpu[07-08,11]",
-        }
-    )  # fmt: skip
-    assert launch is not None
-    assert (launch.rank, launch.num_ranks, launch.address, launch.port) == (2, 4, "gpu07", 25001)
-
-
-def test_a_batch_script_without_srun_is_one_process() -> None:
-    assert read_launch({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
-
-
-def test_half_a_launcher_is_an_error() -> None:
-    with pytest.raises(LaunchError, match="LOCAL_RANK"):
-        read_launch({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"})
-
-
-@pytest.mark.parametrize(
-    ("node_list", "host"),
-    [("a1,b2", "a1"), ("node[03-07,11]", "node03"), ("n[1,3]-ib", "n1-ib"), ("solo", "solo")],
-)
-def test_first_host(node_list: str, host: str) -> None:
-    assert first_host(node_list) == host

@@ -4,28 +4,28 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from maskshards.train.distributed.rendezvous import fresh_room
+from maskshards.train.distributed.rendezvous import meet
 
 SOON = timedelta(seconds=20)
 
 
-def meet(store: dist.Store, num_ranks: int) -> list[dist.PrefixStore]:
+def meet_all(store: dist.Store, num_ranks: int) -> list[dist.PrefixStore]:
     with ThreadPoolExecutor(num_ranks) as pool:
-        rooms = [pool.submit(fresh_room, store, rank, num_ranks, SOON) for rank in range(num_ranks)]
+        rooms = [pool.submit(meet, store, rank, num_ranks, SOON) for rank in range(num_ranks)]
         return [room.result() for room in rooms]
 
 
 def test_all_ranks_share_a_room() -> None:
-    rooms = meet(dist.HashStore(), 3)
+    rooms = meet_all(dist.HashStore(), 3)
     rooms[0].set("address", "here")
     assert [room.get("address") for room in rooms] == [b"here"] * 3
 
 
 def test_the_next_attempt_sees_nothing_of_the_last() -> None:
     store = dist.HashStore()
-    for room in meet(store, 2):
+    for room in meet_all(store, 2):
         room.set("address", "of the dead")
-    later = meet(store, 2)
+    later = meet_all(store, 2)
     assert not any(room.check(["address"]) for room in later)
     later[1].set("address", "of the living")
     assert later[0].get("address") == b"of the living"
@@ -34,7 +34,7 @@ def test_the_next_attempt_sees_nothing_of_the_last() -> None:
 def test_an_old_token_does_not_pass_for_its_rank() -> None:
     store = dist.HashStore()
     store.set("token/1", "left by the dead")
-    rooms = meet(store, 2)
+    rooms = meet_all(store, 2)
     rooms[1].set("x", "y")
     assert rooms[0].get("x") == b"y"
 
@@ -42,6 +42,16 @@ def test_an_old_token_does_not_pass_for_its_rank() -> None:
 def test_who_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskshards.train.distributed.rendezvous.ANSWER_TIMEOUT", timedelta(milliseconds=20))
     with pytest.raises(ConnectionError, match=r"ranks \[1\] of 2"):
-        fresh_room(dist.HashStore(), 0, 2, timedelta(milliseconds=50))
+        meet(dist.HashStore(), 0, 2, timedelta(milliseconds=50))
     with pytest.raises(ConnectionError, match="no answer from rank 0"):
-        fresh_room(dist.HashStore(), 1, 2, timedelta(milliseconds=50))
+        meet(dist.HashStore(), 1, 2, timedelta(milliseconds=50))
+
+
+def test_all_who_came_hear_who_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskshards.train.distributed.rendezvous.ANSWER_TIMEOUT", timedelta(milliseconds=20))
+    store, patience = dist.HashStore(), timedelta(milliseconds=300)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(meet, store, rank, 3, patience) for rank in (0, 1)]
+        for one in waiting:
+            with pytest.raises(ConnectionError, match=r"ranks \[2\] of 3 did not appear"):
+                one.result()

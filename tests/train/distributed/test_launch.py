@@ -1,0 +1,92 @@
+import logging
+from datetime import timedelta
+
+import pytest
+
+from maskshards.train.distributed.launch import Launch, LaunchError, first_host, open_store, read_launch
+from tests.train.launch import free_port
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500",
+}  # fmt: skip
+SRUN = {
+    "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0",
+    "SLURM_JOB_ID": "70001", "SLURM_STEP_NODELIST": "gpu[07-08,11]",
+}  # fmt: skip
+
+
+def test_torchrun_is_read_before_slurm() -> None:
+    torchrun = {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "host",
+        "MASTER_PORT": "29500",
+    }
+    launch = read_launch({**torchrun, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "9"})
+    assert launch is not None
+    assert (launch.rank, launch.num_ranks, launch.local_rank, launch.port) == (3, 4, 1, 29500)
+
+
+def test_srun_is_read() -> None:
+    launch = read_launch(
+        {
+            "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0",
+            "SLURM_JOB_ID": "70001", "SLURM_STEP_NODELIST": "gpu[07-08,11]",
+        }
+    )  # fmt: skip
+    assert launch is not None
+    assert (launch.rank, launch.num_ranks, launch.address, launch.port) == (2, 4, "gpu07", 25001)
+
+
+def test_a_batch_script_without_srun_is_one_process() -> None:
+    assert read_launch({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
+
+
+def test_half_a_launcher_is_an_error() -> None:
+    with pytest.raises(LaunchError, match="LOCAL_RANK"):
+        read_launch({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"})
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [("a1,b2", "a1"), ("node[03-07,11]", "node03"), ("n[1,3]-ib", "n1-ib"), ("solo", "solo")],
+)
+def test_first_host(node_list: str, host: str) -> None:
+    assert first_host(node_list) == host
+
+
+@pytest.mark.parametrize("step", ["4294967290", "4294967291"])
+def test_an_interactive_or_batch_step_is_one_process_and_srun_is_named(
+    step: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_launch(SRUN | {"SLURM_STEP_ID": step}) is None
+    assert "has 4 tasks and this process runs alone; start with srun" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_what_is_left_of_another_launch_is_named(name: str) -> None:
+    with pytest.raises(LaunchError, match=rf"{name} set without .*unset what is left"):
+        read_launch({name: "0"})
+
+
+def test_srun_counts_where_half_of_torchruns_words_are_set_too() -> None:
+    launch = read_launch(SRUN | {"WORLD_SIZE": "4", "MASTER_ADDR": "gpu07", "MASTER_PORT": "999"})
+    assert launch is not None
+    assert (launch.rank, launch.address, launch.port) == (2, "gpu07", 999)
+
+
+def test_alone_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        assert read_launch({"MASTER_ADDR": "left over"}) is None
+    assert caplog.messages == []
+
+
+def test_the_first_ranks_store_waits_for_nobody_and_a_missing_one_is_named() -> None:
+    port, soon = free_port(), timedelta(seconds=20)
+    store = open_store(Launch(0, 2, 0, "127.0.0.1", port), {}, soon)
+    store.set("a", "b")
+    assert open_store(Launch(1, 2, 1, "127.0.0.1", port), {}, soon).get("a") == b"b"
+    absent = Launch(1, 2, 1, "127.0.0.1", free_port())
+    with pytest.raises(ConnectionError, match=r"rank 1 of 2 cannot reach rank 0 at 127\.0\.0\.1"):
+        open_store(absent, {}, timedelta(seconds=1))
