@@ -61,7 +61,7 @@ def _paint(texture: Texture, height: int, width: int, rng: np.random.Generator) 
         mix = 0.5 * mix + 0.5 * (np.sin(across) > 0)
     light, dark = np.array(texture.light, np.float64), np.array(texture.dark, np.float64)
     grain = rng.normal(0, 7, size=(height, width, 1))
-    return dark + (light - dark) * mix[..., None] + grain
+    return np.asarray(dark + (light - dark) * mix[..., None] + grain)
 
 
 def _shape(name: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -71,17 +71,17 @@ def _shape(name: str, height: int, width: int, rng: np.random.Generator) -> np.n
     dy, dx = y - rng.uniform(0, height), x - rng.uniform(0, width)
     if name in ("ball", "stone"):
         squash = 1.0 if name == "ball" else 0.6
-        return (dx**2 + (dy / squash) ** 2) <= radius**2
+        return np.asarray((dx**2 + (dy / squash) ** 2) <= radius**2)
     if name == "ring":
         distance = np.hypot(dx, dy)
-        return (distance <= radius * 1.1) & (distance >= radius * 0.55)
+        return np.asarray((distance <= radius * 1.1) & (distance >= radius * 0.55))
     if name == "crate":
-        return np.maximum(np.abs(dx), np.abs(dy)) <= radius * 0.9
+        return np.asarray(np.maximum(np.abs(dx), np.abs(dy)) <= radius * 0.9)
     if name == "tent":
-        return (dy >= -radius) & (dy <= radius) & (np.abs(dx) <= (dy + radius) * 0.7)
+        return np.asarray((dy >= -radius) & (dy <= radius) & (np.abs(dx) <= (dy + radius) * 0.7))
     if name == "kite":
-        return np.abs(dx) + 0.7 * np.abs(dy) <= radius
-    return (np.abs(dx) <= radius * 0.3) & (np.abs(dy) <= radius * 2.5)  # pole
+        return np.asarray(np.abs(dx) + 0.7 * np.abs(dy) <= radius)
+    return np.asarray((np.abs(dx) <= radius * 0.3) & (np.abs(dy) <= radius * 2.5))  # pole
 
 
 def draw_scene(seed: int, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ class _SplitFacts:
 
     @property
     def labelled(self) -> int:
-        return max(1, sum(entry["pixels"] for entry in self.facts["classes"]))
+        return max(1, sum(int(entry["pixels"]) for entry in self.facts["classes"]))
 
 
 def write_card(place: Destination, splits: Sequence[Split], license_name: str) -> list[str]:

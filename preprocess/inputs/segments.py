@@ -55,7 +55,7 @@ def panoptic_values(
         raise RejectedInput(
             f"panoptic map: its segments_info lacks segment {ids[strange][0]} ({pixels} pixels of such)"
         )
-    return np.array([table[int(key)] for key in known], np.uint16)[places]
+    return np.asarray(np.array([table[int(key)] for key in known], np.uint16)[places])
 
 
 def painted_values(
@@ -96,7 +96,7 @@ def _mask(segment: Segment, height: int, width: int) -> NDArray[np.bool_]:
         runs = from_coco([{**shape, "size": [*shape.get("size", ())]}], [0], height, width)
     except (RunsError, TypeError) as error:
         raise RejectedInput(f"{name}: {error}") from error
-    return decode_label_map(runs, height, width) == 0
+    return np.asarray(decode_label_map(runs, height, width) == 0)
 
 
 def _filled(polygons: list[Any], height: int, width: int, name: str) -> dict[str, Any]:

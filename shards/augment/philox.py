@@ -74,4 +74,4 @@ def uniforms(
     keys[..., 0] = np.uint64(seed)
     keys[..., 1] = np.array(epochs, np.uint64)[:, None]
     noise = philox(counters, keys).reshape(len(digests), 4 * blocks)[:, :count]
-    return np.multiply(noise >> np.uint64(11), 2.0**-53, dtype=np.float64)
+    return np.asarray(np.multiply(noise >> np.uint64(11), 2.0**-53, dtype=np.float64))

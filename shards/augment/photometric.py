@@ -106,7 +106,8 @@ def _scale(images: Tensor, factor: Tensor, inside: Tensor) -> None:
 def _grey(images: Tensor) -> Tensor:
     """(B, 1, H, W) luma in whole levels, cut off as code that works on 8-bit images does."""
     red, green, blue = images.split(1, dim=1)
-    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).floor_()
+    grey: Tensor = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+    return grey.floor_()
 
 
 def _scale_about_grey(images: Tensor, factor: Tensor, inside: Tensor) -> None:

@@ -183,7 +183,8 @@ def stock_webdataset(tars: list[str], batch_size: int, workers: int, epochs: int
     """Way D."""
     stages = wds.WebDataset(tars, shardshuffle=False, empty_check=False).repeat(epochs).map(_decode_sample)
     batched = stages.batched(batch_size, collation_fn=_flat, partial=False)
-    return wds.WebLoader(batched, batch_size=None, num_workers=workers)
+    batches: Iterable[Any] = wds.WebLoader(batched, batch_size=None, num_workers=workers)
+    return batches
 
 
 def cropped(batches: Iterable[Any], settings: CropSettings) -> Iterator[Any]:

@@ -72,7 +72,7 @@ def class_colours(split: Split) -> np.ndarray:
     turns = (GOLDEN_TURN * k % 1 for k in range(len(manifest.classes)))
     shades = ((0.95, 0.65, 0.8)[k % 3] for k in range(len(manifest.classes)))
     colours = [colorsys.hsv_to_rgb(turn, 0.85, shade) for turn, shade in zip(turns, shades, strict=True)]
-    return np.rint(255 * np.array(colours).reshape(-1, 3)).astype(np.uint8)
+    return np.asarray(np.rint(255 * np.array(colours).reshape(-1, 3)), np.uint8)
 
 
 def _section(split: Split, num_samples: int, num_examples: int) -> Section:

@@ -98,7 +98,7 @@ class IndexReader:
         shard = self._shards[number]
         where = f"{INDEX_NAME}, {shard.name}"
         with self._lock:
-            rows = self._guarded(lambda: self._row_group(number, shard), where)
+            rows: ShardIndex = self._guarded(lambda: self._row_group(number, shard), where)
         found = rows.sha256()
         if found != shard.index_sha256:
             raise ManifestError(

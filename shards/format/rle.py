@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -202,7 +203,7 @@ def _cut_long_runs(lengths: NDArray[np.int64], owners: OwnerArray) -> tuple[NDAr
     return cut, owners.repeat(pieces)
 
 
-def _paint(values: NDArray, runs: LabelledRuns, height: int, width: int) -> NDArray:
+def _paint(values: NDArray[Any], runs: LabelledRuns, height: int, width: int) -> NDArray[Any]:
     """Spread one value a run over an (H, W) array."""
     _check_size(height, width)
     total = int(runs.lengths.sum(dtype=np.int64))

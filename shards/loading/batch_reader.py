@@ -284,7 +284,8 @@ class BatchReader:
         """One a thread: a shared one reports corrupt data at once."""
         if not hasattr(self._thread, "decompressor"):
             self._thread.decompressor = zstandard.ZstdDecompressor()
-        return self._thread.decompressor
+        own: zstandard.ZstdDecompressor = self._thread.decompressor
+        return own
 
     def _row(self, part: int, place: int) -> Row:
         return self.source.row(*self.selection.locate(part, place))

@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from pathlib import Path
+from typing import Any
 
 from maskshards.shards.errors import StoreError
 from maskshards.shards.storage.foreign_file import ForeignFileError, open_descriptor
@@ -36,7 +37,7 @@ class OpenFile:
         self.users, self.listed = 1, True
 
 
-class _Owner(weakref.ref):
+class _Owner(weakref.ref[Any]):
     """A store, and the number by which its files are known."""
 
     __slots__ = ("number",)

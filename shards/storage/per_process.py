@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class _Owner(weakref.ref):
+class _Owner(weakref.ref[Any]):
     """A PerProcess, and the number by which its values are known."""
 
     __slots__ = ("number",)
@@ -47,7 +47,8 @@ class PerProcess(Generic[Value]):
             self._close_dropped()
             # Two threads may both make one; the first to say so wins.
             kept = self._values.setdefault(key, (self._make(), self._close))
-        return kept[0]
+        value: Value = kept[0]
+        return value
 
     def close(self) -> None:
         """Close this process's value, if it was made; the next `get` makes another."""
