@@ -13,7 +13,7 @@ import contextlib
 import io
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +80,7 @@ def write_webdataset(job: Job) -> None:
             writer.write({"__key__": f"{number:06d}", **bytes_of(path)})
 
 
-def webdataset(job: Job) -> Iterable[Any]:
+def webdataset(job: Job) -> Any:
     """A shuffle buffer of 100, worker processes."""
     wds = import_module("webdataset")
     tars = sorted(map(str, job.folder.glob("*.tar")))
@@ -97,7 +97,7 @@ def write_streaming(job: Job) -> None:
             writer.write(bytes_of(path))
 
 
-def streaming(job: Job) -> Iterable[Any]:
+def streaming(job: Job) -> Any:
     """Shuffled, worker processes."""
     import_module("streaming.base.util").clean_stale_shared_memory()
     make = import_module("streaming").StreamingDataset
@@ -113,7 +113,7 @@ def write_litdata(job: Job) -> None:
     make(bytes_of, job.paths, output_dir=str(job.folder), chunk_bytes="64MB", num_workers=1, verbose=False)
 
 
-def litdata(job: Job) -> Iterable[Any]:
+def litdata(job: Job) -> Any:
     """Shuffled, worker processes."""
     module = import_module("litdata")
     samples = module.StreamingDataset(str(job.folder), shuffle=True, drop_last=False)
@@ -122,7 +122,7 @@ def litdata(job: Job) -> Iterable[Any]:
     )
 
 
-def grain(job: Job) -> Iterable[Any]:
+def grain(job: Job) -> Any:
     """Loose files, shuffled, threads."""
     module = import_module("grain")
     samples = module.MapDataset.source(job.paths).shuffle(seed=0).map(read_pair)

@@ -60,7 +60,7 @@ def build(case: str) -> tuple[Segmenter, Tensor]:
         num_queries=20,
         dropout=0.1,
     )
-    segmenter = build_segmenter(load_backbone(name, "random"), head).double()
+    segmenter = build_segmenter(load_backbone(name, "random", rule="size"), head).double()
     set_weights(segmenter)
     segmenter.decoder.train()
     return segmenter, by_formula("images", (2, 3, *side))
