@@ -24,6 +24,7 @@ from maskshards.train.model.segmenter import Segmenter, build_segmenter
 
 FOLDER = Path(__file__).parent / "golden"
 CLASSES = 4
+RULES = {"dinov2_tiny14": "size"}  # of positions, by which the figures on file were written
 CASES = {
     "dinov3-m2f": ("dinov3_tiny16", "m2f", "FOUR_EVEN_INTERVALS", (64, 96)),
     "dinov2-linear": ("dinov2_tiny14", "linear", "FOUR_LAST", (42, 56)),
@@ -60,7 +61,7 @@ def build(case: str) -> tuple[Segmenter, Tensor]:
         num_queries=20,
         dropout=0.1,
     )
-    segmenter = build_segmenter(load_backbone(name, "random", rule="size"), head).double()
+    segmenter = build_segmenter(load_backbone(name, "random", rule=RULES.get(name)), head).double()
     set_weights(segmenter)
     segmenter.decoder.train()
     return segmenter, by_formula("images", (2, 3, *side))
