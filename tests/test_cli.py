@@ -70,10 +70,11 @@ def test_neither_the_package_nor_a_typo_loads_anything_heavy(program):
 
 
 def test_public_names_are_those_that_are_promised():
-    assert sorted(maskshards._HOMES) == sorted(maskshards.__all__)
-    for name in maskshards.__all__:
+    assert sorted([*maskshards._HOMES, "train"]) == sorted(maskshards.__all__)
+    for name in maskshards._HOMES:
         assert getattr(maskshards, name).__name__ == name
         assert name in dir(maskshards)
+    assert callable(maskshards.train)
     with pytest.raises(AttributeError, match="no attribute 'Loadr'"):
         _ = maskshards.Loadr
 

@@ -295,9 +295,6 @@ TABLE = {
     ),
     f"maskshards train {RECIPE} datasets.root={SHARDS} output_dir=runs/scores model.dino_hub=dinov3_vitl16"
     f" load_from={RUN}/model_final.pth": Small((SHARDS, RUN), more=ONE, leaves=(f"runs/scores/{TABULATED}",)),
-    f"maskshards predict checkpoint={RUN}/model_final.pth inputs=photos/ output_dir=pictures": Small(
-        (RUN, "photos"), leaves=("pictures/labels/a.png", "pictures/overlays/a.jpg", "pictures/classes.csv")
-    ),
     f"maskshards export checkpoint={RUN} format=onnx output_dir=exported": Small(
         # by itself: torch's exporter warns of torch's own code
         (RUN,),

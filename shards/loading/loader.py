@@ -60,8 +60,8 @@ class Loader(IterableDataset[Any]):
     consumer's thread. `transform`: a function of one sample, (image (H, W, 3) uint8, class map (H, W),
     numpy generator) -> (image, class map), run by the reading threads; the generator's numbers are a
     function of (seed, epoch, key), and `ignore_index` marks pixels in no class. `as_dict`: batches are plain
-    dicts of tensors, see `transform.stacked`, all images of one size. `stages`: generators from batches to
-    batches, run in the consumer's thread at last; they must hand over one batch for each that they take.
+    dicts of tensors (`transform.stacked`), all images of one size. `stages`: generators from batches to
+    batches, run in the consumer's thread at last; each hands over one batch for each that it takes.
 
     May be pickled and copied at any time; a copy continues after the last whole global batch.
     """
@@ -108,11 +108,10 @@ class Loader(IterableDataset[Any]):
         if decode is not None and (transform is not None or as_dict):
             raise ValueError("decode leaves images to the consumer; transform and as_dict need them decoded")
         self.end, self.epochs = end, epochs
-        per_pass = None if epochs is None else _steps_of(epochs, order) * self.micro_steps
         self._place = Place(
             self._batches_before(position, "position"),
             self.micro_steps,
-            per_pass=per_pass,
+            per_pass=None if epochs is None else _steps_of(epochs, order) * self.micro_steps,
             end=None if end is None else self._batches_before(end, "end"),
         )
         self._begin()
@@ -136,18 +135,16 @@ class Loader(IterableDataset[Any]):
 
     def __repr__(self) -> str:
         splits = ", ".join(split.base for split in self.selection.splits)
-        return (
-            f"Loader({splits!r}, {self.num_samples} samples, batch_per_rank={self.batch_per_rank}, "
-            f"global_batch={self.global_batch}, rank {self.world.rank} of {self.world.num_ranks}, "
-            f"position={self.position})"
-        )
+        sizes = f"batch_per_rank={self.batch_per_rank}, global_batch={self.global_batch}"
+        rank = f"rank {self.world.rank} of {self.world.num_ranks}"
+        return f"Loader({splits!r}, {self.num_samples} samples, {sizes}, {rank}, position={self.position})"
 
     def __len__(self) -> int:
         """Batches of a whole pass, also if this one was begun in its middle; TypeError if it is endless."""
         return self._place.pass_length()
 
     def __bool__(self) -> bool:
-        return True  # else an endless loader would be asked for its length
+        return True  # an endless loader has no length to be asked for
 
     def __enter__(self) -> Loader:
         return self
@@ -327,7 +324,7 @@ class Loader(IterableDataset[Any]):
 def _steps_of(epochs: int, order: Order) -> int:
     """Global batches in so many epochs, rounded up."""
     if epochs < 1:
-        raise ValueError(f"epochs is {epochs}; expected at least 1, or None for a stream without end")
+        raise ValueError(f"epochs is {epochs}; expected at least 1, or None for an endless stream")
     return -(-epochs * order.epoch_samples // order.global_batch)
 
 
@@ -344,8 +341,8 @@ def evaluation_batches(
 ) -> Iterator[RaggedBatch]:
     """Each of the first `max_samples` samples (default all) once over all ranks, in the order of the shards.
 
-    Every rank gets the same number of batches: rows with `valid` False repeat the last sample and must not be
-    counted. Positions are numbers of samples in the split, epochs are 0.
+    Every rank gets the same number of batches: rows with `valid` False repeat the last sample, not to be
+    counted. Positions are numbers of samples in the split, epochs 0.
     """
     selection = own(split, cache)
     plans = evaluation_plans(selection.shard_samples, batch_per_rank, world, max_samples)

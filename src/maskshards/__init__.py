@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
     from maskshards.shards.augment.targets import boxes, class_map, class_masks
     from maskshards.shards.batch import CropBatch, RaggedBatch
-    from maskshards.shards.format.manifest import open_split
     from maskshards.shards.loading.loader import Loader
+    from maskshards.shards.loading.samples import open_split
     from maskshards.shards.order.order import World
     from maskshards.train.predictor import Predictor, load_model
 
@@ -35,7 +35,7 @@ _HOMES = {
     "crop": "shards.augment.crop",
     "draw_crops": "shards.augment.crop",
     "load_model": "train.predictor",
-    "open_split": "shards.format.manifest",
+    "open_split": "shards.loading.samples",
 }
 __all__ = [
     "CropBatch",
