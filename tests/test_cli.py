@@ -69,6 +69,16 @@ def test_neither_the_package_nor_a_typo_loads_anything_heavy(program):
     assert "[" not in done.stderr
 
 
+def test_without_the_extra_for_training_it_says_which_to_install():
+    program = "import sys\nfor name in ('torch', 'omegaconf', 'yaml'): sys.modules[name] = None\n"
+    program += "from maskshards import cli\nsys.exit(cli.main(['train', 'config=demo']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this needs ")
+    assert "pip install 'maskshards[train]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_public_names_are_those_that_are_promised():
     assert sorted([*maskshards._HOMES, "train"]) == sorted(maskshards.__all__)
     for name in maskshards._HOMES:

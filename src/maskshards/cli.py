@@ -34,6 +34,17 @@ BENCHES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "step": ("maskshards.train.bench.command:main", (), "where a training step's time and memory go"),
     "gpu": ("maskshards.train.bench.gpu:main", (), "all that a GPU has to tell, within a budget of seconds"),
 }
+# Packages of the extra `train`, by the names that they are imported by.
+TRAIN = (
+    "torch",
+    "transformers",
+    "omegaconf",
+    "yaml",
+    "safetensors",
+    "scipy",
+    "huggingface_hub",
+    "webdataset",
+)
 STATUSES = """exit status:
   0    done
   1    the answer is no: damage, a difference, files left out, or training that had to stop
@@ -48,6 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
         return dispatch(words, COMMANDS, "maskshards")
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAIN:
+            raise
+        told = f"this needs {error.name}, which is not installed: pip install 'maskshards[train]'"
+        sys.stderr.write(f"error: {told}\n")
+        return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
