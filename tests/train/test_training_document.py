@@ -16,7 +16,9 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT + SCALE, re.DOTALL)
 
 # Pieces of messages that the code puts together, or that the system says.
 FILLED_IN = [
-    "datasets.root has no default", "no manifest.json", "No space left on device",
+    "datasets.root has no default",
+    "value 255 is void unless said otherwise, and it is also class 255",  # a number of the data set's
+    "no manifest.json", "No space left on device",
     "another run is writing here (process",
 ]  # fmt: skip
 
