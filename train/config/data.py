@@ -31,6 +31,11 @@ class DatasetConfig:
         above=0,
     )
 
+    def check(self) -> None:
+        """ConfigError for a root of no letters, as an unset shell variable leaves it: it would mean `/`."""
+        if self.root == "":
+            raise ConfigError("datasets.root is empty; give the folder that `maskshards build --out` wrote")
+
 
 @dataclass
 class LoaderConfig:
@@ -103,13 +108,18 @@ class TransformConfig:
     std: list[float] = key(list(IMAGENET_STD), "of each channel, on the 0..255 scale")
 
     def check(self) -> None:
-        """ConfigError unless mean and std have three values, std above 0."""
+        """ConfigError unless mean and std have three values, std above 0, on the scale of bytes."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or (name == "std" and min(values) <= 0):
                 raise ConfigError(
                     f"transforms.{name} is {list(values)}, expected three values on the 0..255 scale, "
                     "std above 0"
                 )
+        if 0 < max(self.mean) <= 1:  # torchvision's figures: every pixel would come out hundreds too large
+            raise ConfigError(
+                f"transforms.mean is {list(self.mean)}, which is on the 0..1 scale; expected the 0..255 "
+                "scale: multiply mean and std by 255"
+            )
 
 
 def split_url(root: str, descriptor: str) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,11 @@ PLACES = (  # keys whose text may be a local path; `~` is the home folder in all
     "output_dir", "load_from", "init_from", "resume_from", "datasets.root", "datasets.train", "datasets.val",
     "loader.cache_dir", "model.weights", "model.pretrained_weights",
 )  # fmt: skip
+MEANT = {  # sections whose name other tools give to one value -> what to say here
+    "checkpoint": "; weights to evaluate are load_from=..., weights to start from init_from=..."
+}
 KEPT_ABSOLUTE = ("datasets.root", "model.weights", "model.pretrained_weights")  # found again from anywhere
+POWER_OF_TEN = re.compile(r"[0-9]+e[0-9]")  # a whole number for certain, and exact
 MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
 
 
@@ -119,14 +124,15 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
     """Defaults, then the recipe, then the command line; ConfigError names the key that does not fit."""
     named = [argument for argument in arguments if argument.startswith(MULTIPLIERS)]
     try:
-        texts = text_keys()
+        hints = dict(hints_of(TrainConfig, ""))
         overrides = OmegaConf.from_dotlist(
-            [as_text(argument, texts) for argument in arguments if argument not in named]
+            [as_typed(argument, hints) for argument in arguments if argument not in named]
         )
         content = OmegaConf.to_container(overrides)
         factors = dict(multiplier(argument) for argument in named)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"the command line cannot be read: {error}") from error
+    check_plain(content, "the command line")
     check_keys(typing.cast(dict[str, Any], content), "the command line")
     defaults, last = OmegaConf.structured(TrainConfig), {"optimizer": {"lr_multipliers": factors}}
     try:
@@ -137,11 +143,6 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
         raise ConfigError(f"the settings do not fit the schema: {error}") from error
 
 
-def text_keys() -> dict[str, bool]:
-    """Dotted keys whose value is text -> whether it may be null instead."""
-    return {key: hint is not str for key, hint in hints_of(TrainConfig, "") if hint in (str, str | None)}
-
-
 def hints_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
     """(dotted key, type) of everything in the schema."""
     for name, hint in typing.get_type_hints(kind).items():
@@ -150,15 +151,24 @@ def hints_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from hints_of(typing.cast(type, hint), f"{prefix}{name}.")
 
 
-def as_text(argument: str, texts: dict[str, bool]) -> str:
-    """A `key=value` whose value YAML leaves alone where the key holds text: 2024_11_29 and 007 are text.
+def as_typed(argument: str, hints: dict[str, Any]) -> str:
+    """A `key=value` as YAML gives it the type that the key has.
 
-    `null`, or nothing at all, is null where the key allows it; text in quotes stays as it is.
+    Where the key holds text YAML leaves it alone: 2024_11_29 and 007 are text, and quotes keep what they
+    hold. `null`, Python's None, or nothing at all is null where the key allows it; 1e3 is a whole number.
     """
     key, equals, value = argument.partition("=")
-    if key not in texts or not equals or (texts[key] and value in ("", "null")) or value[:1] in ("'", '"'):
+    hint = hints.get(key)
+    if not equals or value[:1] in ("'", '"'):
         return argument
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    if hint in (str, str | None):
+        empty = hint is not str and value in ("", "null")
+        return argument if empty else f"{key}={json.dumps(value, ensure_ascii=False)}"
+    if type(None) in typing.get_args(hint) and value in ("None", "none"):
+        return f"{key}=null"
+    if hint in (int, int | None) and POWER_OF_TEN.fullmatch(value):
+        return f"{key}={float(value):.0f}"
+    return argument
 
 
 def multiplier(argument: str) -> tuple[str, Any]:
@@ -246,6 +256,22 @@ def check_keys(content: dict[str, Any], where: str) -> None:
     for key in flatten(content):
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, [*known, RESERVED])}")
+    check_sections(content, TrainConfig, where)
+
+
+def check_sections(content: dict[str, Any], kind: type, where: str, prefix: str = "") -> None:
+    """ConfigError where one value, or none, stands for a section of keys. `kind` is what `content` holds."""
+    hints = typing.get_type_hints(kind)
+    for name, value in content.items():
+        if not dataclasses.is_dataclass(hints.get(name)):
+            continue
+        section, key = typing.cast(type, hints[name]), f"{prefix}{name}"
+        if not isinstance(value, dict):
+            inner = ", ".join(f"{key}.{entry.name}" for entry in dataclasses.fields(section)[:3])
+            raise ConfigError(
+                f"{where}: {key} is {value!r}, expected a section of keys ({inner} ...){MEANT.get(key, '')}"
+            )
+        check_sections(value, section, where, f"{key}.")
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -8,12 +8,14 @@ from typing import Any
 
 from maskshards.train.keys import ConfigError, key
 
+SCHEDULES = ("WarmupOneCycleLR", "WarmupPolyLR", "WarmupCosineLR")
+
 
 @dataclass
 class SchedulerConfig:
     """`scheduler`: the learning rate over the run."""
 
-    type: str = key("WarmupOneCycleLR", "WarmupOneCycleLR, WarmupPolyLR or WarmupCosineLR")
+    type: str = key("WarmupOneCycleLR", "shape of the curve", one_of=SCHEDULES)
     total_iter: int = key(40000, "optimiser steps", at_least=1)
     constructor_kwargs: dict[str, Any] = key({}, "the schedule's own keys (docs/training.md)")
 
@@ -51,7 +53,7 @@ class LinearLossConfig:
     """`train`: the loss of the linear head."""
 
     diceloss_weight: float = key(0.0, "always 0: the linear head has cross entropy only")
-    celoss_weight: float = key(1.0, "weight of the linear head's cross entropy")
+    celoss_weight: float = key(1.0, "weight of the linear head's cross entropy", above=0)
 
     def check(self) -> None:
         """ConfigError for a term that does not exist."""

@@ -24,8 +24,8 @@ def check_plain(content: object, where: str) -> None:
         if "${" in value:
             name = key or "the whole"
             raise ConfigError(
-                f"{where}: {name} is {value!r}, but recipes and stored configurations hold plain values, and "
-                f"${{...}} is never looked up; write the value itself, or give it on the command line"
+                f"{where}: {name} is {value!r}, but settings are plain values, and ${{...}} is never "
+                "looked up; write the value itself"
             )
 
 

@@ -125,12 +125,35 @@ def test_the_reference_spelling_of_the_output_folder() -> None:
         ("bs=two", "bs: Value 'two'"),
         ("transforms.train.crop_size=64", "transforms.train.crop_size"),
         ("resume", "not of the form key=value"),
+        ("output_dir=runs/${USER}", "the command line: output_dir is 'runs/${USER}'"),
+        ("datasets.root=", "datasets.root is empty"),
+        ("checkpoint=a.pth", "load_from=..."),
+        ("model=dinov3_tiny16", "expected a section of keys (model.dino_hub"),
+        ("transforms.train=", "transforms.train is None, expected a section"),
+        ("scheduler.total_iter=20k", "scheduler.total_iter: Value '20k'"),
+        ("scheduler.total_iter=1e-3", "scheduler.total_iter: Value '0.001'"),
+        ("seed=None", "seed: Value 'None'"),
+        ("scheduler.type=WarmupPoly", "did you mean 'WarmupPolyLR'"),
     ],
 )
 def test_bad_arguments_name_key_and_remedy(argument: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(argument)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("scheduler.total_iter=1e3", 1000), ("scheduler.total_iter=2e4", 20000), ("scheduler.total_iter=5", 5)],
+)
+def test_whole_numbers_as_people_write_them(argument: str, value: int) -> None:
+    found = load(argument).scheduler.total_iter
+    assert (found, type(found)) == (value, int)
+
+
+@pytest.mark.parametrize("word", ["null", "None", "none"])
+def test_no_limit_in_the_words_of_python_and_of_yaml(word: str) -> None:
+    assert load(f"eval.max_val_samples={word}").eval.max_val_samples is None
 
 
 def test_multipliers_of_rates_by_name(tmp_path: Path) -> None:

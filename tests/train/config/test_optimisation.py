@@ -1,10 +1,20 @@
 import pytest
 
-from maskshards.train.config.optimisation import OptimizerConfig
-from maskshards.train.keys import ConfigError
+from maskshards.train.config.optimisation import SCHEDULES, LinearLossConfig, OptimizerConfig
+from maskshards.train.keys import ConfigError, check_section
+from maskshards.train.optim.lr_schedule import MAKERS
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), "x", [1.0]])
 def test_multipliers_are_numbers_above_zero(factor: object) -> None:
     with pytest.raises(ConfigError, match=r"segmentation_model\.0 is"):
         OptimizerConfig(lr_multipliers={"segmentation_model.0": factor}).check()  # type: ignore[dict-item]
+
+
+def test_every_schedule_can_be_named_and_no_other() -> None:
+    assert set(SCHEDULES) == set(MAKERS)
+
+
+def test_a_loss_of_no_weight_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.celoss_weight is 0\.0, expected a number above 0"):
+        check_section(LinearLossConfig(celoss_weight=0.0), "train.")
