@@ -145,9 +145,12 @@ def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
         for rule, count in zip(rules, counts, strict=True)
     ):
         if any(count.void_share > 0 for count in counts):
-            lines.append(
-                f"all that is labelled is class 0; if the label maps are masks of 0 and 255: {MASK_MAPPING}"
+            found = (
+                "all that is labelled is class 0"
+                if any(c.pixels[0] for c in counts)
+                else "nothing is labelled"
             )
+            lines.append(f"{found}; if the label maps are masks of 0 and 255: {MASK_MAPPING}")
     return [f"classes: {line}" for line in lines]
 
 

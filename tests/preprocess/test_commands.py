@@ -60,6 +60,18 @@ def test_masks_of_0_and_255_are_told(tmp_path, write_image, write_label, build_a
     assert "void pixels: train 0.0%" in told
 
 
+def test_of_images_without_a_label_nothing_is_said_to_be_labelled(
+    tmp_path, write_image, write_label, build_and_check
+):
+    write_image(tmp_path / "root/images/train/a.jpg")
+    write_label(tmp_path / "root/masks/train/a.png", [255])
+    (tmp_path / "classes.txt").write_text("ground\nbuilding\n")
+    told = build_and_check("folder", tmp_path / "root", "--classes", str(tmp_path / "classes.txt")).out
+    assert "void pixels: train 100.0%" in told
+    assert "classes: nothing is labelled; if the label maps are masks" in told
+    assert "all that is labelled" not in told
+
+
 def test_coloured_label_maps_from_a_flat_folder(tmp_path, write_image, build_and_check):
     root = tmp_path / "root"
     for number in range(12):
