@@ -45,6 +45,15 @@ PLACES = (  # keys whose text may be a local path; `~` is the home folder in all
 MEANT = {  # sections whose name other tools give to one value -> what to say here
     "checkpoint": "; weights to evaluate are load_from=..., weights to start from init_from=..."
 }
+STEPS = "a run is counted in optimiser steps: scheduler.total_iter"
+MICRO_STEPS = "global_batch=... is reached by as many micro-steps of bs images as it takes"
+ELSEWHERE = {  # words of other tools that are no key -> how the same is had here
+    "epochs": STEPS, "num_epochs": STEPS, "max_epochs": STEPS,
+    "gradient_accumulation": MICRO_STEPS, "accumulate_grad_batches": MICRO_STEPS,
+    "fp16": "say model_dtype", "amp": "say model_dtype",
+    "device": "training takes the CUDA devices that it sees, else the CPU",
+    "world_size": "a process for each GPU: torchrun --nproc-per-node N --no-python maskshards train ...",
+}  # fmt: skip
 KEPT_ABSOLUTE = ("datasets.root", "model.weights", "model.pretrained_weights")  # found again from anywhere
 POWER_OF_TEN = re.compile(r"[0-9]+e[0-9]")  # a whole number for certain, and exact
 MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
@@ -255,7 +264,8 @@ def check_keys(content: dict[str, Any], where: str) -> None:
     known = list(known_keys())
     for key in flatten(content):
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, [*known, RESERVED])}")
+            advice = ELSEWHERE.get(key) or nearest(key, [*known, RESERVED])
+            raise ConfigError(f"{where}: unknown key {key!r}; {advice}")
     check_sections(content, TrainConfig, where)
 
 

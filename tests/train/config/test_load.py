@@ -133,6 +133,8 @@ def test_the_reference_spelling_of_the_output_folder() -> None:
         ("scheduler.total_iter=20k", "scheduler.total_iter: Value '20k'"),
         ("scheduler.total_iter=1e-3", "scheduler.total_iter: Value '0.001'"),
         ("seed=None", "seed: Value 'None'"),
+        ("device=cuda", "unknown key 'device'; training takes the CUDA devices"),
+        ("max_epochs=5", "unknown key 'max_epochs'; a run is counted in optimiser steps"),
         ("scheduler.type=WarmupPoly", "did you mean 'WarmupPolyLR'"),
     ],
 )
