@@ -23,6 +23,7 @@ def test_every_command_has_help_with_an_example(words, capsys):
     assert status in (0, None)
     assert told.err == ""
     assert told.out.startswith("usage: ")
+    assert "example:" in told.out
     assert re.search(f"maskshards {' '.join(words)} ", told.out)
 
 

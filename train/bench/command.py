@@ -87,7 +87,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     A backbone or weights that the recipe names stand. ConfigError for a recipe that cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="maskshards bench step", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="maskshards bench step",
+        description=__doc__,
+        epilog="example: maskshards bench step --only step --compare reference bs=8",
+    )
     parser.add_argument(
         "--compare", choices=["reference"], help="also measure a step put together like the reference"
     )

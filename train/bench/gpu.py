@@ -55,7 +55,10 @@ def main(argv: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options; what else is given are settings of the configuration."""
     made = argparse.ArgumentParser(
-        prog="maskshards bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="maskshards bench gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: maskshards bench gpu --out gpu-bench --budget-s 540",
     )
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the figures go")
     made.add_argument("--budget-s", type=float, default=540, metavar="S", help="seconds in all (default 540)")

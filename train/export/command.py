@@ -39,6 +39,7 @@ from maskshards.train.predictor import Predictor, load_model
 
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "huggingface": ""}
 OWN_KEYS = ("checkpoint", "format", "output_dir", "image_px", "config", "classes")
+EXAMPLE = "maskshards export checkpoint=runs/ade20k format=onnx output_dir=exported"
 USAGE = "maskshards export checkpoint=RUN format=torch|onnx|huggingface output_dir=FOLDER [key=value ...]"
 
 
@@ -58,7 +59,7 @@ class Request:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status (2 for a fault of the user's, told in one block on stderr)."""
     if argv and argv[0] in ("-h", "--help"):
-        sys.stdout.write(f"usage: {USAGE}\n\n{__doc__}")
+        sys.stdout.write(f"usage: {USAGE}\n\n{__doc__}\nexample: {EXAMPLE}\n")
         return 0
     try:
         line = export(parse(argv))
