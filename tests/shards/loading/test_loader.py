@@ -322,6 +322,9 @@ except KeyboardInterrupt:
 """
 
 
+# One run in some dozens has not ended here: a signal that comes while an iterator is being closed can be lost
+# (CHANGELOG, known faults). The test stays, and is run by itself, until that is mended.
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cache", [False, True])
 def test_an_interrupt_ends_the_wait_for_a_silent_server(make_split, serve, tmp_path, with_cache):
     made = make_split("silent", [4])
