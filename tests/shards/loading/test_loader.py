@@ -322,8 +322,8 @@ except KeyboardInterrupt:
 """
 
 
-# One run in some dozens has not ended here: a signal that comes while an iterator is being closed can be lost
-# (CHANGELOG, known faults). The test stays, and is run by itself, until that is mended.
+# It hung in one of three runs of the whole suite: a signal that comes while an iterator is closed can be
+# lost (CHANGELOG, known faults). The test stays, and is run by itself, until that is mended.
 @pytest.mark.slow
 @pytest.mark.parametrize("with_cache", [False, True])
 def test_an_interrupt_ends_the_wait_for_a_silent_server(make_split, serve, tmp_path, with_cache):
