@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Generic, Protocol, TypeVar
 
 LOOK_UP_S = 0.1
@@ -80,7 +80,8 @@ class InOrder(Generic[Task, Result]):
         self._interrupt = interrupt
         self._tasks, self._work, self._num_ahead = iter(tasks), work, num_ahead
         self._pending: deque[Future[Result]] = deque()
-        self._unfinished: set[Future[Result]] = set()  # those among them, and the one that was asked for
+        self._working: set[int] = set()  # threads that have a task in hand, by their numbers
+        self._task_ended = threading.Event()
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="maskshards")
         self._process, self._closed, self._ended = os.getpid(), False, False
         close_at_exit(self)
@@ -94,16 +95,31 @@ class InOrder(Generic[Task, Result]):
                 task = next(self._tasks, self)
                 if task is self:
                     break
-                future = self._executor.submit(self._work, task)  # type: ignore[arg-type]
-                self._unfinished.add(future)
-                future.add_done_callback(self._unfinished.discard)
-                self._pending.append(future)
+                self._pending.append(self._executor.submit(self._run, task))  # type: ignore[arg-type]
             if not self._closed and self._pending:
-                return self._pending.popleft().result()
+                future = self._pending.popleft()
+                # In short waits: a signal that another thread took does not end a wait without limit, and
+                # Ctrl-C would not come through before the result does.
+                while not future.done():
+                    wait([future], LOOK_UP_S)
+                return future.result()
         except Exception:
             if not self._closed:  # else what is left of a task that `close` ended
                 raise
         raise StopIteration
+
+    def _run(self, task: Task) -> Result:
+        """In a thread, which notes by itself that it has a task: Ctrl-C may come while one is handed over,
+        and `close` would not know that it has to end this wait.
+        """
+        self._working.add(threading.get_ident())
+        try:
+            if self._closed:
+                raise CancelledError
+            return self._work(task)
+        finally:
+            self._working.discard(threading.get_ident())
+            self._task_ended.set()
 
     def ready(self) -> bool:
         """Whether the next result is there, so that asking for it waits for nothing."""
@@ -122,8 +138,9 @@ class InOrder(Generic[Task, Result]):
         if self._process == os.getpid() and not sys.is_finalizing():
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._interrupt()
-            while working := [future for future in list(self._unfinished) if not future.done()]:
-                wait(working, LOOK_UP_S)
+            while self._working:
+                self._task_ended.wait(LOOK_UP_S)
+                self._task_ended.clear()
                 self._interrupt()
             self._executor.shutdown(wait=True)
             self._ended = True

@@ -322,9 +322,6 @@ except KeyboardInterrupt:
 """
 
 
-# It hung in one of three runs of the whole suite: a signal that comes while an iterator is closed can be
-# lost (CHANGELOG, known faults). The test stays, and is run by itself, until that is mended.
-@pytest.mark.slow
 @pytest.mark.parametrize("with_cache", [False, True])
 def test_an_interrupt_ends_the_wait_for_a_silent_server(make_split, serve, tmp_path, with_cache):
     made = make_split("silent", [4])
