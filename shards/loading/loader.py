@@ -26,17 +26,16 @@ from maskshards.shards.format.manifest import Split
 from maskshards.shards.loading.batch_reader import BatchReader
 from maskshards.shards.loading.cache import CacheSettings
 from maskshards.shards.loading.class_maps import ignore_index_of
-from maskshards.shards.loading.ordered_map import InOrder, close_at_exit, in_order
+from maskshards.shards.loading.ordered_map import InOrder, close_at_exit
 from maskshards.shards.loading.place import Place, Share
 from maskshards.shards.loading.selecting import close_stores, own, reopened
 from maskshards.shards.loading.transform import Transform
 from maskshards.shards.loading.transformed_reader import TransformedReader
-from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans, announced, evaluation_plans
-from maskshards.shards.order.order import ORDER_VERSION, Order, World, num_micro_steps
+from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans
+from maskshards.shards.order.order import ALONE, ORDER_VERSION, Order, World, num_micro_steps
 from maskshards.shards.order.selection import Selection
 
 STATE_VERSION = 1
-ALONE = World()
 
 Stage = Callable[[Iterator[Any]], Iterator[Any]]
 
@@ -171,6 +170,13 @@ class Loader(IterableDataset[Any]):
                 yield batch
                 began = time.perf_counter()
             self._place.ended()
+        except GeneratorExit:
+            # Left by a `break`, perhaps while it is being collected, where Python prints Ctrl-C and goes on:
+            # what has to be waited for is waited for at the next `close` or `iter`.
+            if self._running is running and self._reading is not None:
+                self._reading.stop()
+                self._running = None
+            raise
         finally:
             if self._running is running:
                 self.close()
@@ -326,25 +332,3 @@ def _steps_of(epochs: int, order: Order) -> int:
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; expected at least 1, or None for an endless stream")
     return -(-epochs * order.epoch_samples // order.global_batch)
-
-
-def evaluation_batches(
-    split: Selection | Split | str | Path,
-    *,
-    batch_per_rank: int,
-    world: World = ALONE,
-    threads: int = 2,
-    prefetch_batches: int = 4,
-    max_samples: int | None = None,
-    pin: bool = False,
-    cache: CacheSettings | None = None,
-) -> Iterator[RaggedBatch]:
-    """Each of the first `max_samples` samples (default all) once over all ranks, in the order of the shards.
-
-    Every rank gets the same number of batches: rows with `valid` False repeat the last sample, not to be
-    counted. Positions are numbers of samples in the split, epochs 0.
-    """
-    selection = own(split, cache)
-    plans = evaluation_plans(selection.shard_samples, batch_per_rank, world, max_samples)
-    read, ahead = BatchReader(selection, seed=0, pin=pin).read, max(prefetch_batches, threads)
-    return in_order(announced(selection, plans), read, threads, ahead, partial(close_stores, selection))

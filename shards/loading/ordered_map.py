@@ -125,19 +125,28 @@ class InOrder(Generic[Task, Result]):
         """Whether the next result is there, so that asking for it waits for nothing."""
         return bool(self._pending) and self._pending[0].done()
 
+    def stop(self) -> None:
+        """Drop the tasks that nobody works on, and end what the others wait for; waits for nothing."""
+        self._closed = True
+        if self._has_threads():
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._interrupt()
+
+    def _has_threads(self) -> bool:
+        """A forked child has none of them; at the interpreter's end they are gone already, and so are the
+        modules that a shutdown needs.
+        """
+        return self._process == os.getpid() and not sys.is_finalizing()
+
     def close(self) -> None:
-        """Drop the tasks that nobody works on, and wait for the others to end.
+        """As `stop`, and wait for the tasks in hand to end.
 
         `interrupt` is called until they have: a task may be between two waits.
         """
         if self._ended:
             return
-        self._closed = True
-        # A forked child has none of the threads; at the interpreter's end they are gone already, and so are
-        # the modules that a shutdown needs.
-        if self._process == os.getpid() and not sys.is_finalizing():
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._interrupt()
+        self.stop()
+        if self._has_threads():
             while self._working:
                 self._task_ended.wait(LOOK_UP_S)
                 self._task_ended.clear()

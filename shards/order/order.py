@@ -46,6 +46,9 @@ class World:
             raise ValueError(f"rank {self.rank} of {self.num_ranks} ranks: expected 0 <= rank < num_ranks")
 
 
+ALONE = World()  # one process
+
+
 def random_words(num_words: int, purpose: int, *keys: int) -> NDArray[np.uint64]:
     """(num_words,) uint64, a pure function of (purpose, keys); each key takes 64 bits of its own."""
     words = [purpose]

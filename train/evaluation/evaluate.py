@@ -18,15 +18,13 @@ from torch import Tensor
 from maskshards.shards.augment.rasterize import IGNORED, image_of, label_map_of
 from maskshards.shards.batch import RaggedBatch
 from maskshards.shards.format.manifest import Manifest, Split
-from maskshards.shards.loading.loader import evaluation_batches
-from maskshards.shards.order.order import World
+from maskshards.shards.loading.evaluation_batches import evaluation_batches
+from maskshards.shards.order.order import ALONE, World
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.evaluation.accumulator import Tally
 from maskshards.train.evaluation.inference import InferenceSettings, label_maps
 from maskshards.train.evaluation.metrics import EvalResult
 from maskshards.train.model.segmenter import Segmenter
-
-ALONE = World()
 
 
 class EvaluationError(ValueError):

@@ -14,8 +14,8 @@ import webdataset as wds
 
 from maskshards.shards.decode.jpeg import decode_image
 from maskshards.shards.format.manifest import open_split
-from maskshards.shards.loading.cache import CacheSettings, cached
-from maskshards.shards.loading.loader import Loader, evaluation_batches
+from maskshards.shards.loading.cache import CacheSettings
+from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import Order, World
 
 GLOBAL_BATCH = 24
@@ -220,23 +220,6 @@ def test_nonsense_settings_are_refused(split, settings):
         Loader(split, batch_per_rank=2, **settings)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8, 30])
-@pytest.mark.parametrize("max_samples", [None, 7, 1, 100])
-def test_evaluation_sees_each_sample_once_in_equal_steps(made, split, num_ranks, max_samples):
-    everything = [key for shard in made.keys for key in shard]
-    steps, seen = set(), []
-    for rank in range(num_ranks):
-        batches = list(
-            evaluation_batches(split, batch_per_rank=3, world=World(rank, num_ranks), max_samples=max_samples)
-        )
-        steps.add(len(batches))
-        for batch in batches:
-            assert len(batch) == 3
-            seen += [key for key, valid in zip(batch.keys, batch.valid, strict=True) if valid]
-    assert seen == everything[:max_samples]
-    assert len(steps) == 1
-
-
 def test_epochs_may_end_with_batches(split):
     loader = Loader(split, batch_per_rank=4, epoch_end="drop", end=32)  # 19 samples: four batches an epoch
     assert [set(batch.epochs) for batch in loader] == [{0}] * 4 + [{1}] * 4
@@ -291,19 +274,6 @@ def test_images_may_be_decoded_by_the_consumer(split):
         )
         assert a.pixels.equal(b.pixels)
         assert a.run_ends.equal(b.run_ends)
-
-
-def test_evaluation_through_a_cache_fetches_each_shard_once(make_split, serve, tmp_path):
-    made = make_split("scored", [5, 4, 6])
-    server = serve(made.folder)
-    split = cached(open_split(server.url), CacheSettings(tmp_path / "cache"))
-    batches = list(evaluation_batches(split, batch_per_rank=2))
-    split.store.close()
-    assert [key for batch in batches for key, ok in zip(batch.keys, batch.valid, strict=True) if ok] == list(
-        made.truth
-    )
-    for shard in made.manifest.shards:
-        assert server.bytes_sent[shard.name] == shard.bytes
 
 
 INTERRUPTED = """
@@ -369,3 +339,21 @@ def test_a_program_that_ends_with_an_open_loader_says_nothing(make_split, serve)
     for place in (str(made.folder), serve(made.folder).url):
         done = subprocess.run([sys.executable, "-c", NEVER_CLOSED, place], capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_leaving_a_loop_waits_for_no_read(split):
+    goes_on, left = threading.Event(), []
+
+    def transform(image, classes, random):
+        if len(left) == 4:  # the first batch is there
+            assert goes_on.wait(600)
+        else:
+            left.append(image)
+        return image, classes
+
+    with Loader(split, batch_per_rank=4, threads=1, transform=transform) as loader:
+        for _ in loader:
+            break
+        assert not goes_on.is_set()
+        goes_on.set()
+    assert live_threads() == []

@@ -164,3 +164,23 @@ def test_an_error_of_a_task_that_closing_ended_is_not_raised():
     ahead.close()
     thread.join(60)
     assert got == [[]]
+
+
+def test_stopping_waits_for_nothing_and_closing_for_what_is_in_hand():
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def work(task):
+        begun.set()
+        goes_on.wait(600)
+        return task
+
+    ahead = InOrder(range(9), work, 1, 4)
+    reader = threading.Thread(target=lambda: list(ahead))
+    reader.start()
+    assert begun.wait(600)
+    ahead.stop()
+    assert not goes_on.is_set()  # else it would have waited for the task
+    goes_on.set()
+    ahead.close()
+    reader.join(600)
+    assert not reader.is_alive()
