@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -28,10 +27,8 @@ from maskshards.shards.format.index_parquet import IndexFile, IndexReader, write
 from maskshards.shards.format.locate import MANIFEST_NAME, splits_below, what_is_there
 from maskshards.shards.format.record import FORMAT_VERSION
 from maskshards.shards.storage.atomic_write import replacing
-from maskshards.shards.storage.base import FILE_NAME, Store
+from maskshards.shards.storage.base import FILE_NAME, Store, believed
 from maskshards.shards.storage.open_store import open_store
-
-log = logging.getLogger(__name__)
 
 FORMAT_NAME = "maskshards"
 MAX_MANIFEST_BYTES = 1 << 29  # about two million shards
@@ -259,15 +256,16 @@ class Split:
 
     def index(self, shard_number: int) -> ShardIndex:
         """The rows of one shard, read and checked anew at each call. ManifestError where they are wrong."""
-        try:
-            return self._index_reader().read(shard_number)
-        except ManifestError as error:
-            if not self.store.again(INDEX_NAME):
+
+        def read() -> ShardIndex:
+            try:
+                return self._index_reader().read(shard_number)
+            except ManifestError:
+                with self._lock:  # what it read of the file is not to be trusted either
+                    self._reader = None
                 raise
-            log.warning("%s/%s is asked for again: %s", self.base, INDEX_NAME, error)
-            with self._lock:  # what it read of the file is not to be trusted either
-                self._reader = None
-            return self._index_reader().read(shard_number)
+
+        return believed(read, ManifestError, self.store, INDEX_NAME)
 
     def _index_reader(self) -> IndexReader:
         if self._process != os.getpid():  # forked, perhaps while another thread held the lock
@@ -293,7 +291,7 @@ class Split:
 def open_split(place: str | Path) -> Split:
     """The split in a folder or below a URL. ManifestError says what was found where there is none.
 
-    Over a network, a manifest that arrives damaged is asked for once more.
+    Over a network, a manifest that arrives damaged is asked for again.
     """
     store = open_store(place)
     try:
@@ -307,17 +305,13 @@ def open_split(place: str | Path) -> Split:
 
 
 def _read_manifest(store: Store) -> Manifest:
-    for may_help in (store.again(MANIFEST_NAME), False):
-        try:
-            num_bytes = store.size(MANIFEST_NAME)
-            if num_bytes > MAX_MANIFEST_BYTES:
-                raise ManifestError(f"{MANIFEST_NAME} has {num_bytes} bytes, more than {MAX_MANIFEST_BYTES}")
-            return parse_manifest(store.read(MANIFEST_NAME, 0, num_bytes))
-        except ManifestError as error:
-            if not may_help:
-                raise
-            log.warning("%s/%s is asked for again: %s", store.base, MANIFEST_NAME, error)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    def read() -> Manifest:
+        num_bytes = store.size(MANIFEST_NAME)
+        if num_bytes > MAX_MANIFEST_BYTES:
+            raise ManifestError(f"{MANIFEST_NAME} has {num_bytes} bytes, more than {MAX_MANIFEST_BYTES}")
+        return parse_manifest(store.read(MANIFEST_NAME, 0, num_bytes))
+
+    return believed(read, ManifestError, store, MANIFEST_NAME)
 
 
 def open_splits(place: str | Path) -> tuple[Split, ...]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -121,11 +122,13 @@ class CachedStore(Store):
         shard = self._shards.get(name)
         return self.remote.size(name) if shard is None else shard.bytes
 
-    def again(self, name: str) -> bool:
+    def again(self, name: str, num_reads: int) -> bool:
         """Throw the copy away: it was right when it came, so the disk has spoiled it."""
         shard = self._shards.get(name)
-        if shard is None:
-            return self.remote.again(name)
+        if shard is None or name in self._running.get().without:
+            return self.remote.again(name, num_reads)
+        if num_reads > 1:
+            return False
         log.warning("the copy of %s in %s is damaged and fetched again", name, self.folder)
         try:
             with self._files.lock(shard, self._running.get().stopped):
@@ -231,15 +234,15 @@ class CachedStore(Store):
             return False
 
     def _fetch(self, shard: ShardInfo, running: _Running) -> None:
-        """Fetch a shard, once more if it arrives damaged."""
-        for last in (not self.remote.again(shard.name), True):
+        """Fetch a shard, again if it arrives damaged."""
+        for num_fetches in count(1):
             digest = self._files.add(
                 shard, lambda out: self._copy(shard, out, running), self._dropped, running.stopped
             )
             if digest == shard.sha256:
                 return
             told = f"{self.base}/{shard.name} has sha256 {digest}, the manifest says {shard.sha256}"
-            if last:
+            if not self.remote.again(shard.name, num_fetches):
                 raise StoreError(f"{told}; it is damaged or of another data set there")
             log.warning("%s; it is fetched again", told)
 

@@ -13,6 +13,7 @@ from maskshards.shards.format.index import SampleEntry, ShardIndex
 from maskshards.shards.format.manifest import ShardInfo, Split
 from maskshards.shards.format.record import Members
 from maskshards.shards.format.tar import ByteReader, read_image_and_runs, read_members
+from maskshards.shards.storage.base import believed
 
 Found = TypeVar("Found")
 
@@ -40,7 +41,7 @@ class SampleSource:
         return Row(split, self._splits[split].manifest.shards[shard], self._index(split, shard).entry(row))
 
     def image_and_runs(self, row: Row) -> tuple[bytes, bytes]:
-        """The bytes of image and runs, each equal to its checksum; read twice where that may help."""
+        """The bytes of image and runs, each equal to its checksum; read again where that may help."""
         return self._read(row, partial(read_image_and_runs, entry=row.entry, shard=row.shard.name))
 
     def members(self, row: Row) -> Members:
@@ -51,11 +52,7 @@ class SampleSource:
         store, shard = self._splits[row.split].store, row.shard
         read = partial(store.read, shard.name)
         try:
-            return find(read)
-        except SampleError:
-            if not store.again(shard.name):
-                raise
-            return find(read)
+            return believed(partial(find, read), SampleError, store, shard.name)
         except StoreError as error:
             # A shard of another length is a fault of the data, not of the way to it.
             num_bytes = store.size(shard.name)

@@ -9,15 +9,22 @@ variable rewrites them and no scheme starts a program.
 from __future__ import annotations
 
 import io
+import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from maskshards.shards.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 WHOLE_FILE_BYTES = 16 << 20
+MOST_READS = 4  # over a network, of what arrives damaged
 
 
 class Store(ABC):
@@ -35,8 +42,10 @@ class Store(ABC):
     def size(self, name: str) -> int:
         """Bytes in file `name`; StoreError where it is missing."""
 
-    def again(self, name: str) -> bool:
-        """What was read of `name` proved wrong: whether reading it once more may help. Drops kept copies."""
+    def again(self, name: str, num_reads: int) -> bool:
+        """What was read of `name` proved wrong, `num_reads` times in a row by now: whether reading it once
+        more may help. Drops kept copies.
+        """
         return False
 
     def prefetch(self, names: Iterable[str]) -> None:  # noqa: B027
@@ -45,6 +54,21 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of open files and connections; the store may be used again afterwards."""
+
+
+def believed(read: Callable[[], Result], refused: type[Exception], store: Store, name: str) -> Result:
+    """What `read` made of file `name`, which raises `refused` for bytes that are wrong; asked again where
+    they may have changed on their way.
+    """
+    num_reads = 0
+    while True:
+        try:
+            return read()
+        except refused as error:
+            num_reads += 1
+            if not store.again(name, num_reads):
+                raise
+            log.warning("%s/%s is asked for again: %s", store.base, name, error)
 
 
 def checked_name(name: str) -> str:

@@ -21,7 +21,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, ProxyError, SSLError
 
 from maskshards.shards.errors import StoreError, UnreachableError
-from maskshards.shards.storage.base import Store, checked_name
+from maskshards.shards.storage.base import MOST_READS, Store, checked_name
 from maskshards.shards.storage.http_access import HELP, QUERY
 from maskshards.shards.storage.http_connections import Connections
 from maskshards.shards.storage.per_process import PerProcess
@@ -76,8 +76,8 @@ class HttpStore(Store):
     def close(self) -> None:
         self._connections.close()
 
-    def again(self, name: str) -> bool:
-        return True
+    def again(self, name: str, num_reads: int) -> bool:
+        return num_reads < MOST_READS
 
     def _url(self, name: str) -> str:
         return self._template.replace(NAME, checked_name(name))
@@ -150,7 +150,7 @@ def _checked_range(url: str, answer: urllib3.BaseHTTPResponse, offset: int, size
     """The size of the whole file, of an answer whose head is that of exactly the range that was asked for."""
     status, headers = answer.status, answer.headers
     if status in PASSING:
-        raise Transient(f"status {status} {answer.reason}")
+        raise Transient(f"status {status} {answer.reason}", _asked_s(headers.get("Retry-After", "")))
     if status in LASTING:
         raise StoreError(f"{url} answered {status} {answer.reason}; {LASTING[status]}")
     if status == 416:
@@ -163,15 +163,25 @@ def _checked_range(url: str, answer: urllib3.BaseHTTPResponse, offset: int, size
         )
     found = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     if found is None or (int(found[1]), int(found[2])) != (offset, offset + size - 1):
-        end = f"; the file has {found[3]} bytes" if found else ""
-        got = headers.get("Content-Range")
-        raise StoreError(f"{url}: asked for bytes={offset}-{offset + size - 1}, got {got!r}{end}")
+        told = f"asked for bytes={offset}-{offset + size - 1}, got {headers.get('Content-Range')!r}"
+        if found is None or (found[3] != "*" and int(found[3]) < offset + size):
+            end = f"; the file has {found[3]} bytes" if found else ""
+            raise StoreError(f"{url}: {told}{end}")
+        raise Transient(told)  # one machine of several, or a cache on the way, is out of order
     encoding = headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise StoreError(f"{url} came in Content-Encoding {encoding}, expected the bytes of the file")
     if headers.get("Content-Length", str(size)) != str(size):
         raise Transient(f"Content-Length {headers['Content-Length']} for a range of {size} bytes")
     return found[3]
+
+
+def _asked_s(retry_after: str) -> float:
+    """Seconds that a busy server asks for, as a number or a date; 0 where it says nothing of use."""
+    try:
+        return float(urllib3.Retry().parse_retry_after(retry_after))
+    except (HTTPError, ValueError, OverflowError):
+        return 0.0
 
 
 def _body(answer: urllib3.BaseHTTPResponse, size: int, deadline: float) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from maskshards.shards.errors import StoreError
-from maskshards.shards.storage.base import SCHEME, Store, checked_name
+from maskshards.shards.storage.base import MOST_READS, SCHEME, Store, checked_name
 from maskshards.shards.storage.retry import PATIENT, RetrySettings, Transient, with_retries
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "memory": "fsspec"}
@@ -117,8 +117,8 @@ class CloudStore(Store):
         stopped, self._stopped = self._stopped, threading.Event()
         stopped.set()
 
-    def again(self, name: str) -> bool:
-        return True
+    def again(self, name: str, num_reads: int) -> bool:
+        return num_reads < MOST_READS
 
     def _ask(self, name: str, size: int, method: str, **words: int) -> Any:
         """The answer of a driver's method about one file; `size` bytes of it if that is not 0."""

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+MOST_ASKED_S = 60.0  # between two attempts, whatever a server asks for
+
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
@@ -36,7 +38,13 @@ PATIENT = RetrySettings()
 
 
 class Transient(Exception):
-    """A failure that may pass: a cut connection, a stalled or overloaded server."""
+    """A failure that may pass: a cut connection, a stalled or overloaded server; `wait_s` is what it asked
+    for.
+    """
+
+    def __init__(self, what: str, wait_s: float = 0.0) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
 
 
 def delays(settings: RetrySettings, scatter: Callable[[], float]) -> list[float]:
@@ -63,6 +71,7 @@ def with_retries(
                 raise UnreachableError(
                     f"{what}: {failure}, {number} attempts in all; is the server well?"
                 ) from failure
+            pause = max(pause, min(failure.wait_s, MOST_ASKED_S))
             log.info("%s: %s; attempt %d follows in %.1f s", what, failure, number + 1, pause)
             if stopped.wait(pause):
                 raise StoreError(f"{what}: {failure}; the store was closed meanwhile") from failure

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import socket
+import struct
 import sys
 import threading
 from collections import Counter
@@ -182,20 +183,24 @@ def take_keys():
 class _Server(ThreadingHTTPServer):
     """Serves a folder with ranges, counts bytes and connections, and fails as it is told.
 
-    `faults[name]` is a list of what to do with the next requests for that file, used up from the front.
+    `faults[name]` is a list of what to do with the next requests for that file, used up from the front;
+    beyond it `choose(name, range)` says.
     """
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, folder, tls=None):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder, tls=None, host="127.0.0.1"):
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), _Handler)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_side=True)
         self.headers, self.waiting = [], threading.Event()  # of each request; one is held back
         self.folder, self.faults, self.bytes_sent = folder, {}, Counter()
         self.num_connections, self.ended, self.queries, self.open = 0, threading.Event(), [], []
-        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.server_port}"
+        self.choose = lambda name, asked: ""
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"http{'s' if tls else ''}://{name}:{self.server_port}"
 
     def process_request(self, request, client_address):
         self.num_connections += 1
@@ -227,9 +232,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.headers.append(dict(self.headers))
         self.server.queries += [query] if query else []
         path, planned = self.server.folder / name, self.server.faults.get(name)
-        fault = planned.pop(0) if planned else ""
+        fault = planned.pop(0) if planned else self.server.choose(name, self.headers.get("Range", ""))
         if fault.isdigit() or not path.is_file():
             return self._head(int(fault or 404), 0)
+        if fault.startswith("busy"):
+            return self._head(503, 0, **{"Retry-After": fault.removeprefix("busy").strip()})
         if fault.startswith("redirect"):
             return self._head(302, 0, Location=fault.removeprefix("redirect").strip())
         if fault in ("drop", "silent"):
@@ -265,11 +272,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(bytes([byte]))
                 if self.server.ended.wait(0.05):
                     break
-        elif fault in ("cut", "stall"):
+        elif fault in ("cut", "stall", "reset"):
             self.wfile.write(body[: len(body) // 2])
+            if fault == "reset":  # closed with a time to linger of 0: an RST instead of a FIN
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.wfile.close()
+                self.rfile.close()
+                return self.connection.close()
             if fault == "stall":
                 self.server.waiting.set()
-                self.server.ended.wait(900)
+                self.connection.recv(1)  # until the other side has had enough
         else:
             self.server.bytes_sent[name] += len(body)  # before whoever reads it can go on
             self.wfile.write(body)
@@ -289,8 +302,8 @@ def serve():
     """
     servers = []
 
-    def start(folder, tls=None):
-        server = _Server(folder, tls)
+    def start(folder, tls=None, host="127.0.0.1"):
+        server = _Server(folder, tls, host)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         servers.append((server, thread))

@@ -19,6 +19,7 @@ from maskshards.shards.format.tar import TarWriter
 from maskshards.shards.loading.batch_reader import BatchPlan, BatchReader
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.selection import whole
+from maskshards.shards.storage.base import MOST_READS
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_a_bit_flipped_on_the_way_is_asked_for_again_and_named_if_it_stays(made,
     over_http = reader(server.url)
     server.faults["training-00001.tar"] = ["flip"]
     assert over_http.read(plan((1, 3))).pixels.equal(want.pixels)
-    server.faults["training-00001.tar"] = ["flip"] * 2
+    server.faults["training-00001.tar"] = ["flip"] * MOST_READS
     with pytest.raises(
         SampleError, match=r"training-00001\.tar, sample 'reading_1_3': .* has crc32c"
     ) as caught:

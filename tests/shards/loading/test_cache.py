@@ -20,6 +20,7 @@ from maskshards.shards.loading import cache
 from maskshards.shards.loading.cache import CachedStore, CacheSettings, cached
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.loading.place import Share
+from maskshards.shards.storage.base import MOST_READS
 from maskshards.shards.storage.http import HttpStore
 from maskshards.shards.storage.retry import RetrySettings
 
@@ -110,7 +111,7 @@ def test_a_download_survives_what_passes(store, server, made, fault):
 )
 def test_a_bad_download_leaves_nothing(store, server, made, fault, message):
     shard = made.manifest.shards[0]
-    server.faults[shard.name] = [fault] * (2 if fault == "flip" else 1)
+    server.faults[shard.name] = [fault] * (MOST_READS if fault == "flip" else 1)
     with pytest.raises(StoreError, match=message):
         store.read(shard.name, 0, 10)
     assert not server.faults[shard.name]

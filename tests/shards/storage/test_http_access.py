@@ -30,6 +30,7 @@ def home(tmp_path, monkeypatch):
         ("http://10.1.2.3/x", "10.0.0.0/8", None),
         ("http://11.1.2.3/x", "10.0.0.0/8", "http://p:1"),
         ("http://[fe80::1]:80/x", "fe80::/10", None),
+        ("http://[::1]:80/x", "a, [::1]", None),
         ("http://a.org/x", "*", None),
     ],
 )

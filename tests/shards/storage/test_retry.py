@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from maskshards.shards.errors import StoreError
-from maskshards.shards.storage.retry import RetrySettings, Transient, delays, with_retries
+from maskshards.shards.storage.retry import MOST_ASKED_S, RetrySettings, Transient, delays, with_retries
 
 QUICK = RetrySettings(attempts=4, first_delay_s=0.0001)
 
@@ -60,3 +60,32 @@ def test_stopping_ends_the_waiting():
     with pytest.raises(StoreError, match="closed meanwhile"):
         with_retries(attempt, "a.tar", RetrySettings(first_delay_s=1000), stopped)
     assert len(calls) == 1
+
+
+class Clock:
+    """In the place of the event: notes how long it is waited for."""
+
+    def __init__(self):
+        self.pauses = []
+
+    def is_set(self):
+        return False
+
+    def wait(self, pause):
+        self.pauses.append(pause)
+        return False
+
+
+def test_a_server_may_ask_for_more_time_but_not_for_any():
+    asks = iter([7.0, 0.0, 1e6])
+
+    def attempt():
+        wait_s = next(asks, None)
+        if wait_s is not None:
+            raise Transient("busy", wait_s)
+        return "here"
+
+    clock = Clock()
+    assert with_retries(attempt, "a.tar", RetrySettings(first_delay_s=1), clock) == "here"
+    assert clock.pauses == [7.0, clock.pauses[1], MOST_ASKED_S]
+    assert 1 <= clock.pauses[1] <= 2
