@@ -31,6 +31,7 @@ from maskshards.shards.__main__ import ROOM as SHARDS_ROOM
 from maskshards.train import predict
 from maskshards.train.bench import command as bench
 from maskshards.train.bench import gpu
+from maskshards.train.comparison import command as report
 from maskshards.train.config.load import load_config, merge
 from maskshards.train.export import command as export
 
@@ -315,6 +316,9 @@ TABLE = {
     f"maskshards predict {RUN} photos/ --output pictures": Small(
         (RUN, "photos"), leaves=("pictures/labels/a.png", "pictures/overlays/a.jpg", "pictures/classes.csv")
     ),
+    "maskshards report runs/a runs/b --out comparison.html": Small(
+        (RUN, "runs/b"), {"runs/a": RUN}, leaves=("comparison.html",)
+    ),
     # figures
     "OMP_NUM_THREADS=1 maskshards bench step --device cpu --only step --compare reference --steps 7"
     " --warmup 1 *": Small(swap={"--steps 7": "--steps 1"}, more=BENCH, slow=True),
@@ -452,6 +456,8 @@ def parse_ours(words):
         load_config(words)
     elif name == "predict":
         merge({}, list(predict.parse(words).overrides))
+    elif name == "report":
+        report.parser().parse_args(words[1:])
     elif name == "export":
         merge({}, export.parse(words).overrides)
     elif name == "gpu":
@@ -562,6 +568,7 @@ MADE = {
     "PAIRS": by("python benchmarks/format_pairs.py --out PAIRS --samples 50000"),
     SHARDS: by(FIRST_BUILD),
     RUN: by(FIRST_TRAINING),
+    "runs/b": lambda place, workshop: shutil.copytree(workshop.made(RUN), place / "runs/b"),
     "OUT": by("maskshards export checkpoint=RUN format=huggingface output_dir=OUT"),
     "SHARDS": by(FOLDER_BUILD),
     "parts": by(PART.format("$DATA", "$SHARDS", "$SLURM_ARRAY_TASK_ID"), {"built": "parts"}),

@@ -6,7 +6,7 @@ What takes time to import is imported when training starts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -71,18 +71,11 @@ def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any
 
 def words_of(config: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> list[str]:
     """The words of a command line that say the same."""
+    from maskshards.train.config.plain_values import flat
+
     words = [f"config={config}"] if isinstance(config, str | Path) else []
     keys = [*(flat(config) if isinstance(config, Mapping) else []), *flat(overrides)]
     return words + [f"{key}={as_word(value)}" for key, value in keys]
-
-
-def flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested sections."""
-    for name, value in keys.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def as_word(value: Any) -> str:

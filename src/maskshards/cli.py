@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "plan": (SHARDS, ("plan",), "which samples a rank reads in a step"),
     "train": ("maskshards.train.__main__:main", (), "train a head, alone or under torchrun or srun"),
     "evaluate": ("maskshards.train.__main__:evaluate_main", (), "score the weights behind load_from"),
+    "report": ("maskshards.train.comparison.command:main", (), "trainings or evaluations side by side"),
     "predict": ("maskshards.train.predict:main", (), "label maps and pictures for images"),
     "export": ("maskshards.train.export.command:main", (), "ONNX, torch.export or a folder for the hub"),
 }

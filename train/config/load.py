@@ -54,7 +54,11 @@ ELSEWHERE = {  # words of other tools that are no key -> how the same is had her
     "device": "training takes the CUDA devices that it sees, else the CPU",
     "world_size": "a process for each GPU: torchrun --nproc-per-node N --no-python maskshards train ...",
 }  # fmt: skip
-KEPT_ABSOLUTE = ("datasets.root", "model.weights", "model.pretrained_weights")  # found again from anywhere
+KEPT_ABSOLUTE = (  # where there is such a file or folder, it is found again from anywhere
+    "datasets.root", "model.weights", "model.pretrained_weights", "load_from", "init_from",
+)  # fmt: skip
+ALWAYS_PATHS = ("loader.cache_dir",)  # whether they are there yet or not
+SPLITS = ("datasets.train", "datasets.val")  # text that may be left to its default by null
 POWER_OF_TEN = re.compile(r"[0-9]+e[0-9]")  # a whole number for certain, and exact
 MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
 
@@ -99,7 +103,7 @@ def settle_places(merged: DictConfig) -> None:
             continue
         if value.startswith("~"):
             OmegaConf.update(merged, key, os.path.expanduser(value))  # an unknown ~user stays
-        elif key in KEPT_ABSOLUTE and value != "random" and os.path.exists(value):
+        elif key in ALWAYS_PATHS or (key in KEPT_ABSOLUTE and value != "random" and os.path.exists(value)):
             OmegaConf.update(merged, key, str(Path(value).absolute()))
 
 
@@ -168,6 +172,8 @@ def as_typed(argument: str, hints: dict[str, Any]) -> str:
     """
     key, equals, value = argument.partition("=")
     hint = hints.get(key)
+    if key in SPLITS and value in ("null", "None", "none"):
+        return f"{key}=''"
     if not equals or value[:1] in ("'", '"'):
         return argument
     if hint in (str, str | None):
@@ -240,7 +246,10 @@ def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    """Write the whole merged config as YAML that `config=` accepts again."""
+    """Write the whole merged config as YAML that `config=` accepts again, from any folder: `output_dir` is
+    made absolute.
+    """
+    config = dataclasses.replace(config, output_dir=str(Path(config.output_dir or "").absolute()))
     with replacing(path) as hidden:
         hidden.write_text(to_yaml(config), encoding="utf-8")
 

@@ -8,8 +8,9 @@ a hundred bytes into gigabytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -41,6 +42,15 @@ def read_plain_text(path: Path) -> str:
                 f"config file {path}, line {line}: *{event.anchor} is an alias; write the value itself"
             )
     return text
+
+
+def flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested sections."""
+    for name, value in keys.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _texts(content: object, key: str) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.evaluation.metrics import METRICS, EvalResult
+from maskshards.train.evaluation.spreadsheet import cell_text
 
 STEM = "results-semantic-segmentation"
 COLUMNS = ("iou", "accuracy", "dice", "fscore", "precision", "recall")  # EvalResult.<column>_per_class
@@ -75,7 +76,7 @@ def as_csv(result: EvalResult) -> str:
     rows.writerow(["", "pixel accuracy", "", _cell(result.pixel_accuracy), "", "", "", "", *totals])
     for k, name in enumerate(result.class_names):
         scores = [_cell(getattr(result, f"{column}_per_class")[k]) for column in COLUMNS]
-        rows.writerow([k, name, *scores, result.labelled_pixels[k], result.predicted_pixels[k]])
+        rows.writerow([k, cell_text(name), *scores, result.labelled_pixels[k], result.predicted_pixels[k]])
     return text.getvalue()
 
 
@@ -85,7 +86,7 @@ def images_csv(result: EvalResult) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["key", "mIoU", "aAcc"])
     for one in sorted(result.images, key=lambda one: (math.isnan(one.miou), one.miou, one.key)):
-        rows.writerow([one.key, _cell(one.miou), _cell(one.pixel_accuracy)])
+        rows.writerow([cell_text(one.key), _cell(one.miou), _cell(one.pixel_accuracy)])
     return text.getvalue()
 
 

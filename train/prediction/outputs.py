@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from maskshards.train.evaluation.spreadsheet import cell_text
 from maskshards.train.prediction.find_images import OWN_FOLDERS, was_written_here
 from maskshards.train.prediction.image_files import PredictError
 from maskshards.train.report.palette import class_colours, overlay, with_legend
@@ -92,7 +93,7 @@ class Outputs:
             rows.writerow(["id", "class", "red", "green", "blue", *(["source_value"] if known else [])])
             for k, name in enumerate(self.class_names):
                 value = [int(self.source_values[k])] if self.source_values is not None else []
-                rows.writerow([k, name, *colours[k], *value])
+                rows.writerow([k, cell_text(name), *colours[k], *value])
 
     def _put(self, name: Path, write: Callable[[Path], None]) -> None:
         """Let `write` fill a hidden file, then name it. PredictError for a link that leads elsewhere."""

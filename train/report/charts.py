@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 WIDTH, HEIGHT = 360, 210  # of a chart, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 22, 38  # room for labels
 # A line is told by its colour and by its dashes.
 COLOURS = ("#2f6fd0", "#d0632f", "#2f9e63", "#8a4fc9", "#b08a1e")
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2")
+STEP = "optimiser step"
 
 Points = Sequence[tuple[float, float]]
 Range = tuple[float, float]
@@ -75,6 +77,11 @@ def curves(title: str, series: Mapping[str, Points], x_label: str = "", y_label:
         kind = number % len(COLOURS)
         lines.append(Line(name, f"{points[-1][1]:.4g}", path, end, COLOURS[kind], DASHES[kind]))
     return Chart(title, x_label, y_label, tuple(grid(x_range, y_range)), tuple(lines))
+
+
+def series(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of the records of a run that have the figure `name`."""
+    return [(record["step"], record[name]) for record in records if record.get(name) is not None]
 
 
 def widened(values: Sequence[float]) -> Range:

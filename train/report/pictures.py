@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from maskshards.train.report.gallery import RIGHT, UNLABELLED, WRONG, GalleryItem
+from maskshards.train.report.pages import shown
 from maskshards.train.report.palette import class_colours
 
 
@@ -71,8 +71,3 @@ def data_uri(pixels: np.ndarray, kind: str, **options: int) -> str:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, kind, **options)
     return f"data:image/{kind};base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def shown(score: float) -> str:
-    """A score in percent with two decimals, a dash where it is undefined."""
-    return "-" if math.isnan(score) else f"{score:.2f}"

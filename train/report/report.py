@@ -11,28 +11,24 @@ import platform
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.checkpoint.checkpoint import TrainState
 from maskshards.train.evaluation.metrics import EvalResult
-from maskshards.train.report.charts import Chart, curves
+from maskshards.train.report.charts import STEP, Chart, curves, series
 from maskshards.train.report.findings import findings
 from maskshards.train.report.gallery import Gallery, confusion_pairs
+from maskshards.train.report.pages import rendered, shown
 from maskshards.train.report.palette import class_colours
-from maskshards.train.report.pictures import error_colours, hex_of, pictured, shown
+from maskshards.train.report.pictures import error_colours, hex_of, pictured
 
 NAME = "report.html"
-STEP = "optimiser step"
 
 
 @dataclass(frozen=True)
@@ -87,44 +83,26 @@ def render(facts: RunFacts, records: list[dict[str, Any]], result: EvalResult, g
         "Confusions": confusions, "Lowest scores": gallery.worst, "Across the split": gallery.spread,
         "Settings": True, "Versions": True,
     }  # fmt: skip
-    page: str = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            facts=facts,
-            style=Markup(_template("report.css")),
-            miou=shown(result.miou),
-            accuracy=shown(result.pixel_accuracy),
-            num_images=result.num_images,
-            best=best(records),
-            sections=[name for name, content in parts.items() if content],
-            findings=found,
-            charts=list(charts(records)),
-            times=times(records),
-            phases=timed,
-            classes=class_rows(result),
-            absent=result.absent_classes,
-            confusions=confusions,
-            error_colours=error_colours(),
-            worst=pictured(gallery.worst, names),
-            spread=pictured(gallery.spread, names),
-            versions=versions(facts),
-        )
+    return rendered(
+        "report.html.j2",
+        facts=facts,
+        miou=shown(result.miou),
+        accuracy=shown(result.pixel_accuracy),
+        num_images=result.num_images,
+        best=best(records),
+        sections=[name for name, content in parts.items() if content],
+        findings=found,
+        charts=list(charts(records)),
+        times=times(records),
+        phases=timed,
+        classes=class_rows(result),
+        absent=result.absent_classes,
+        confusions=confusions,
+        error_colours=error_colours(),
+        worst=pictured(gallery.worst, names),
+        spread=pictured(gallery.spread, names),
+        versions=versions(facts),
     )
-    return page
-
-
-@lru_cache(maxsize=1)
-def environment() -> Environment:
-    """The template engine: all text is escaped, and a name that the page lacks is an error."""
-    made = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_template))
-    made.filters["percent"] = shown
-    made.filters["anchor"] = lambda name: name.lower().replace(" ", "-")
-    return made
-
-
-def _template(name: str) -> str:
-    return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def best(records: list[dict[str, Any]]) -> str:
@@ -149,10 +127,6 @@ def charts(records: list[dict[str, Any]]) -> Iterable[Chart]:
     yield curves("Learning rate", {"lr": series(train, "lr")}, STEP, "of the head")
     yield curves("Gradient norm", {"norm": series(train, "grad_norm")}, STEP, "before clipping")
     yield curves("Speed", {"images/s": series(train, "images_per_s")}, STEP, "images a second, all ranks")
-
-
-def series(records: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(record["step"], record[name]) for record in records if record.get(name) is not None]
 
 
 def times(records: list[dict[str, Any]]) -> list[Share]:

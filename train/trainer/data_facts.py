@@ -33,16 +33,31 @@ def split_there(root: str, descriptor: str) -> str:
     """`descriptor`, or the other usual name of its split where only that is there."""
     try:
         open_split(split_url(root, descriptor))
-    except ManifestError:
+    except ManifestError as error:
         other = other_name(descriptor)
         if other is None:
             raise
-        try:
-            open_split(split_url(root, other))
-        except ManifestError:
-            other = None
-        if other is None:
-            raise
+        if not is_there(root, other):
+            raise ManifestError(f"{error}{training_alone(root, descriptor)}") from error
         logger.info("%s: there is no split %s; %s is taken", root, descriptor, other)
         return other
     return descriptor
+
+
+def is_there(root: str, descriptor: str) -> bool:
+    """Whether a split can be opened."""
+    try:
+        open_split(split_url(root, descriptor))
+    except ManifestError:
+        return False
+    return True
+
+
+def training_alone(root: str, descriptor: str) -> str:
+    """What to do where the data have a training split and nothing to score on; else nothing."""
+    if descriptor not in ("validation", "val") or not (is_there(root, "training") or is_there(root, "train")):
+        return ""
+    return (
+        ". Runs are scored on a validation split: build one, or say datasets.val=training for scores on the "
+        "images that are learned from, which say little about others"
+    )

@@ -228,7 +228,7 @@ def test_keys_of_older_versions_are_left_out_with_a_word_where_they_were_set(
 
 
 def test_plain_form_and_yaml_round_trip(tmp_path: Path) -> None:
-    config = load("optimizer.gradient_clip=inf")
+    config = load("optimizer.gradient_clip=inf", f"output_dir={tmp_path}")
     write_config(config, tmp_path / "config.yaml")
     again = load_config([f"config={tmp_path / 'config.yaml'}"])
     assert again == config
@@ -276,3 +276,24 @@ def test_shards_and_weights_are_found_again_from_another_folder(
     assert config.datasets.root == str(tmp_path / "shards")
     assert (config.model.weights, config.output_dir) == ("random", "run")
     assert load_config(["config=demo", "data=https://host/a", "out=run"]).datasets.root == "https://host/a"
+
+
+def test_a_saved_configuration_means_the_same_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first.pth").touch()
+    config = load("init_from=first.pth", "loader.cache_dir=cache", "output_dir=runs/a")
+    write_config(config, tmp_path / "config.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = load_config([f"config={tmp_path / 'config.yaml'}"])
+    assert again.init_from == str(tmp_path / "first.pth")
+    assert again.loader.cache_dir == str(tmp_path / "cache")
+    assert again.output_dir == str(tmp_path / "runs/a")
+
+
+@pytest.mark.parametrize("word", ["null", "None", "none", ""])
+def test_no_split_is_the_split_of_the_usual_name(word: str) -> None:
+    datasets = load(f"datasets.val={word}", f"datasets.train={word}").datasets
+    assert (datasets.train, datasets.val) == ("", "")

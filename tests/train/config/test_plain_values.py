@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maskshards.train.config.load import from_plain, read_recipe, to_plain
-from maskshards.train.config.plain_values import MOST_BYTES, check_plain
+from maskshards.train.config.plain_values import MOST_BYTES, check_plain, flat
 from maskshards.train.config.schema import ConfigError, TrainConfig
 
 LOOKUPS = [
@@ -65,3 +65,11 @@ def test_code_in_yaml_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         read_recipe(recipe)
     assert not (tmp_path / "ran").exists()
+
+
+def test_sections_become_dotted_keys():
+    assert list(flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None, "f": {}})) == [
+        ("a.b.c", 1),
+        ("a.d", [2]),
+        ("e", None),
+    ]

@@ -49,6 +49,12 @@ def test_values_of_the_source_and_palettes(tmp_path, palette):
     assert (tmp_path / "classes.csv").read_text().splitlines()[4].endswith(",200")
 
 
+def test_no_class_name_is_a_formula_in_a_spreadsheet(tmp_path):
+    Outputs(tmp_path, ("=cmd|' /C calc'!A0", "sky"), overlay=False).prepare()
+    with (tmp_path / "classes.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == ["'=cmd|' /C calc'!A0", "sky"]
+
+
 def test_many_values_take_16_bits_and_no_palette(tmp_path):
     names = tuple(map(str, range(300)))
     outputs = Outputs(tmp_path, names, overlay=False)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from maskshards.train.report.gallery import RIGHT, UNLABELLED, WRONG, GalleryItem
+from maskshards.train.report.pages import environment, shown
 from maskshards.train.report.palette import class_colours
-from maskshards.train.report.pictures import error_colours, pictured, shown
-from maskshards.train.report.report import environment
+from maskshards.train.report.pictures import error_colours, pictured
 
 NAMES = ["sky", "<script>alert(1)</script>", "sand", "never"]
 KEY = "\"'><script>x</script>&"

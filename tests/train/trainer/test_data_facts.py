@@ -47,3 +47,12 @@ def test_a_split_under_neither_name_is_told_by_the_one_that_was_asked_for(
         arguments = [*tiny_run, f"datasets.root={tmp_path}", "load_from=x", *words]
         with pytest.raises(ManifestError, match=f"{tmp_path}/{told}: there is no such folder"):
             with_data_facts(load_config(arguments))
+
+
+def test_data_without_validation_say_what_can_be_done(tiny_run: list[str], tmp_path: Path) -> None:
+    root = Path(load_config(tiny_run).datasets.root)
+    (tmp_path / "training").symlink_to(root / "training")
+    given = [*without(tiny_run, MISSING), f"datasets.root={tmp_path}"]
+    with pytest.raises(ManifestError, match=r"/validation: there is no .*datasets\.val=training"):
+        with_data_facts(load_config([*given, "datasets.val=null"]))
+    assert with_data_facts(load_config([*given, "datasets.val=training"])).datasets.val == "training"
