@@ -118,7 +118,7 @@ class Loader(IterableDataset[Any]):
     def _begin(self) -> None:
         """What belongs to this process alone."""
         self._process = os.getpid()
-        self._running: Iterator[Any] | None = None
+        self._turn: object = None  # of the iteration that reads now
         self._reading: InOrder[BatchPlan, Any] | None = None
         close_at_exit(self)
 
@@ -161,25 +161,22 @@ class Loader(IterableDataset[Any]):
         return self._batches(self._place.begin())
 
     def _batches(self, share: Share) -> Iterator[Any]:
-        self._running = running = self._pipeline(share)
-        try:
+        batches, self._turn = self._pipeline(share), (turn := object())
+        while True:
             began = time.perf_counter()
-            for batch in running:
-                self.wait_ms += (time.perf_counter() - began) * 1e3
-                self._place.handed_out()
-                yield batch
-                began = time.perf_counter()
-            self._place.ended()
-        except GeneratorExit:
-            # Left by a `break`, perhaps while it is being collected, where Python prints Ctrl-C and goes on:
-            # what has to be waited for is waited for at the next `close` or `iter`.
-            if self._running is running and self._reading is not None:
-                self._reading.stop()
-                self._running = None
-            raise
-        finally:
-            if self._running is running:
-                self.close()
+            try:
+                batch = next(batches)
+            except BaseException as error:
+                if self._turn is turn:
+                    self.close()
+                if isinstance(error, StopIteration):
+                    self._place.ended()
+                    return
+                raise
+            self.wait_ms += (time.perf_counter() - began) * 1e3
+            self._place.handed_out()
+            # Within no `try`: nothing runs where a `break` leaves this, perhaps while it is being collected.
+            yield batch
 
     def _pipeline(self, share: Share) -> Iterator[Any]:
         read: Callable[[BatchPlan], Any] = self._reader.read
@@ -221,7 +218,7 @@ class Loader(IterableDataset[Any]):
             self.selection = reopened(self.selection)
             self._reader = self._reader.for_selection(self.selection)
             return
-        reading, self._reading, self._running = self._reading, None, None
+        reading, self._reading, self._turn = self._reading, None, None
         if reading is not None:
             reading.close()
 
@@ -315,7 +312,7 @@ class Loader(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {**self.__dict__, "_reader": self._reader.for_selection(self.selection)}
-        return {name: kept[name] for name in kept if name not in ("_running", "_reading", "_process")}
+        return {name: kept[name] for name in kept if name not in ("_turn", "_reading", "_process")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

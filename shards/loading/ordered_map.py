@@ -3,6 +3,11 @@
 Threads, not processes: reading, checksums, zstd and JPEG decoding all run outside the interpreter lock, and a
 batch that stays in this process is neither copied nor pickled. Measured at twice the speed of worker
 processes.
+
+Ctrl-C is an exception that Python raises between any two steps of the main thread, and that it prints and
+forgets where the step belongs to the collecting of an object. So nothing of ours runs while an iterator is
+collected: a built-in function notes it for a thread, which ends the others. And a wait is one step, on a lock
+of the interpreter's own.
 """
 
 from __future__ import annotations
@@ -14,8 +19,8 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from typing import Generic, Protocol, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
 
 LOOK_UP_S = 0.1
 
@@ -46,28 +51,26 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_order(
-    tasks: Iterable[Task],
-    work: Callable[[Task], Result],
-    num_threads: int,
-    num_ahead: int,
-    interrupt: Callable[[], None] = lambda: None,
-) -> Iterator[Result]:
-    """`work` of each task, in the order of the tasks; at most `num_ahead` results wait or are in work.
+class _Job(Generic[Task, Result]):
+    """A task on its way through a thread; `under_way` is locked until it has come out."""
 
-    An error of a task is raised in its turn. Closing the iterator, by any exit, waits for the tasks in work
-    (each thread finishes at most one) and drops the others: no thread outlives it. `interrupt` ends what
-    tasks wait for.
-    """
-    ahead = InOrder(tasks, work, num_threads, num_ahead, interrupt)
-    try:
-        yield from ahead
-    finally:
-        ahead.close()
+    __slots__ = ("error", "result", "task", "under_way")
+    result: Result
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.error: BaseException | None = None
+        self.under_way = threading.Lock()
+        self.under_way.acquire()
 
 
 class InOrder(Generic[Task, Result]):
-    """What `in_order` iterates over; `close` may be called from any thread, and ends a wait for a result."""
+    """`work` of each task, in the order of the tasks; at most `num_ahead` results wait or are in work.
+
+    An error of a task is raised in its turn. `interrupt` ends what tasks wait for. Threads start when the
+    first results are asked for, and end, each after the task in hand, when the last one was given, at any
+    error, or when the iterator is dropped. `close` ends them from any thread, and waits until they have.
+    """
 
     def __init__(
         self,
@@ -77,64 +80,109 @@ class InOrder(Generic[Task, Result]):
         num_ahead: int,
         interrupt: Callable[[], None] = lambda: None,
     ) -> None:
-        self._interrupt = interrupt
-        self._tasks, self._work, self._num_ahead = iter(tasks), work, num_ahead
-        self._pending: deque[Future[Result]] = deque()
-        self._working: set[int] = set()  # threads that have a task in hand, by their numbers
-        self._task_ended = threading.Event()
-        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="maskshards")
-        self._process, self._closed, self._ended = os.getpid(), False, False
+        self._tasks, self._work, self._interrupt = iter(tasks), work, interrupt
+        self._num_threads, self._num_ahead = num_threads, num_ahead
+        self._pending: deque[_Job[Task, Result]] = deque()
+        self._queue: SimpleQueue[_Job[Task, Result] | None] = SimpleQueue()
+        self._dropped: SimpleQueue[Any] = SimpleQueue()  # references to iterators that are gone; None at last
+        self._listener: weakref.ref[Any] | None = None
+        self._threads: list[threading.Thread] = []
+        self._process, self._closed = os.getpid(), False
         close_at_exit(self)
 
-    def __iter__(self) -> Iterator[Result]:
-        return self
+    def __iter__(self) -> Results[Result]:
+        results = Results(self)
+        self._listener = weakref.ref(results, self._dropped.put)
+        return results
 
-    def __next__(self) -> Result:
+    def next(self) -> Result:
+        """The next result; StopIteration at the end and once closed. RuntimeError in a forked child."""
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "this iteration began before a fork and its threads are the parent's; iterate anew"
+            )
         try:
-            while not self._closed and len(self._pending) <= self._num_ahead:
-                task = next(self._tasks, self)
-                if task is self:
-                    break
-                self._pending.append(self._executor.submit(self._run, task))  # type: ignore[arg-type]
-            if not self._closed and self._pending:
-                future = self._pending.popleft()
-                # In short waits: a signal that another thread took does not end a wait without limit, and
-                # Ctrl-C would not come through before the result does.
-                while not future.done():
-                    wait([future], LOOK_UP_S)
-                return future.result()
-        except Exception:
-            if not self._closed:  # else what is left of a task that `close` ended
-                raise
+            self._hand_over()
+            if self._pending:
+                return self._outcome(self._pending.popleft())
+        except BaseException as error:
+            was_closed = self._closed
+            self.close()
+            if was_closed and isinstance(error, Exception):  # what is left of a task that was ended
+                raise StopIteration from None
+            raise
+        self.close()
         raise StopIteration
 
-    def _run(self, task: Task) -> Result:
-        """In a thread, which notes by itself that it has a task: Ctrl-C may come while one is handed over,
-        and `close` would not know that it has to end this wait.
-        """
-        self._working.add(threading.get_ident())
-        try:
+    def _hand_over(self) -> None:
+        while not self._closed and len(self._pending) <= self._num_ahead:
+            task = next(self._tasks, self)
+            if task is self:
+                return
+            job: _Job[Task, Result] = _Job(task)  # type: ignore[arg-type]
+            self._pending.append(job)
+            self._queue.put(job)
+            if not self._threads:
+                self._start(self._await_drop)
+            if len(self._threads) <= self._num_threads:
+                self._start(self._serve)
+
+    def _start(self, what: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=what, name=f"maskshards_{len(self._threads)}"))
+        self._threads[-1].start()
+
+    def _outcome(self, job: _Job[Task, Result]) -> Result:
+        # In short waits: a signal that another thread took does not end a wait without limit, and Ctrl-C
+        # would not come through before the result does.
+        while not job.under_way.acquire(timeout=LOOK_UP_S):
             if self._closed:
-                raise CancelledError
-            return self._work(task)
-        finally:
-            self._working.discard(threading.get_ident())
-            self._task_ended.set()
+                raise StopIteration
+        if self._closed:
+            raise StopIteration
+        if job.error is not None:
+            error, job.error = job.error, None  # a job that holds its error would be a cycle by way of frames
+            raise error
+        return job.result
+
+    def _serve(self) -> None:
+        """A thread that works."""
+        while (job := self._queue.get()) is not None:
+            try:
+                if not self._closed:
+                    job.result = self._work(job.task)
+            except BaseException as error:  # raised in its turn
+                job.error = error
+            job.under_way.release()
+            del job  # its result is not to be kept while the thread waits
+        self._queue.put(None)  # for the next thread
+
+    def _await_drop(self) -> None:
+        """A thread that does not work, since those that do may be waiting for a network."""
+        while (gone := self._dropped.get()) is not None:
+            if gone is self._listener:
+                self.stop()
 
     def ready(self) -> bool:
         """Whether the next result is there, so that asking for it waits for nothing."""
-        return bool(self._pending) and self._pending[0].done()
+        try:
+            return not self._pending[0].under_way.locked()
+        except IndexError:
+            return False
 
     def stop(self) -> None:
         """Drop the tasks that nobody works on, and end what the others wait for; waits for nothing."""
+        if self._closed:
+            return
         self._closed = True
+        self._pending.clear()
         if self._has_threads():
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._queue.put(None)
+            self._dropped.put(None)
             self._interrupt()
 
     def _has_threads(self) -> bool:
         """A forked child has none of them; at the interpreter's end they are gone already, and so are the
-        modules that a shutdown needs.
+        modules that `interrupt` needs.
         """
         return self._process == os.getpid() and not sys.is_finalizing()
 
@@ -143,13 +191,37 @@ class InOrder(Generic[Task, Result]):
 
         `interrupt` is called until they have: a task may be between two waits.
         """
-        if self._ended:
-            return
         self.stop()
         if self._has_threads():
-            while self._working:
-                self._task_ended.wait(LOOK_UP_S)
-                self._task_ended.clear()
-                self._interrupt()
-            self._executor.shutdown(wait=True)
-            self._ended = True
+            for thread in self._threads:
+                while thread.is_alive():
+                    thread.join(LOOK_UP_S)
+                    if thread.is_alive():
+                        self._interrupt()
+
+
+class Results(Iterator[Result]):
+    """What the consumer holds: the results, and nothing that has to be done when it is dropped."""
+
+    __slots__ = ("__weakref__", "_source")
+
+    def __init__(self, source: InOrder[Any, Result]) -> None:
+        self._source = source
+
+    def __next__(self) -> Result:
+        return self._source.next()
+
+    def close(self) -> None:
+        """Give no more, and wait for the tasks in hand to end."""
+        self._source.close()
+
+
+def in_order(
+    tasks: Iterable[Task],
+    work: Callable[[Task], Result],
+    num_threads: int,
+    num_ahead: int,
+    interrupt: Callable[[], None] = lambda: None,
+) -> Results[Result]:
+    """The results of `InOrder`, for who only iterates over them."""
+    return iter(InOrder(tasks, work, num_threads, num_ahead, interrupt))

@@ -359,3 +359,15 @@ def test_leaving_a_loop_waits_for_no_read(split):
         assert not goes_on.is_set()
         goes_on.set()
     assert live_threads() == []
+
+
+def test_nothing_runs_while_an_iterator_is_dropped_where_an_interrupt_would_be_lost(split):
+    loader, calls = Loader(split, batch_per_rank=4), []
+    batches = iter(loader)
+    next(batches)
+    sys.setprofile(lambda frame, event, _: calls.append((event, frame.f_code.co_name)))
+    del batches
+    sys.setprofile(None)
+    assert {name for event, name in calls if event == "call"} <= {"_batches"}  # the generator's own end
+    loader.close()
+    assert live_threads() == []

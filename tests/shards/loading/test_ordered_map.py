@@ -1,5 +1,6 @@
 """Order kept, errors in their turn, look-ahead bounded, and no thread left behind by any exit."""
 
+import os
 import sys
 import threading
 
@@ -76,10 +77,66 @@ def test_stopping_from_another_thread_ends_a_wait():
     assert not live_threads()
 
 
+def gone(threads):
+    """Wait for their end, and say whether it came."""
+    for thread in threads:
+        thread.join(60)
+    return not live_threads()
+
+
 def test_dropping_the_iterator_ends_the_threads():
     results = in_order(iter(range(100)), lambda task: task, 2, 2)
     next(results)
+    threads = live_threads()
+    assert len(threads) == 3
     del results
+    assert gone(threads)
+
+
+def test_dropping_the_iterator_ends_what_all_threads_wait_for():
+    silent, closed = threading.Barrier(3), threading.Event()
+
+    def work(task):
+        if task:
+            silent.wait(60)
+            assert closed.wait(60)
+        return task
+
+    results = in_order(iter(range(100)), work, 2, 2, closed.set)
+    assert next(results) == 0
+    silent.wait(60)
+    threads = live_threads()
+    del results
+    assert gone(threads)
+    assert closed.is_set()
+
+
+def test_nothing_of_ours_runs_while_an_iterator_is_dropped():
+    """Ctrl-C in code that runs for the collector is printed and lost."""
+    results, calls = in_order(iter(range(100)), lambda task: task, 2, 2), []
+    next(results)
+    threads = live_threads()
+    sys.setprofile(lambda frame, event, _: calls.append((event, frame.f_code.co_name)))
+    del results
+    sys.setprofile(None)
+    assert [call for call in calls if call[0] == "call"] == []
+    assert gone(threads)
+
+
+def test_a_forked_child_is_told_that_the_threads_are_not_its_own():
+    results = in_order(iter(range(100)), lambda task: task, 2, 2)
+    next(results)
+    child = os.fork()
+    if not child:
+        try:
+            next(results)
+        except RuntimeError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert next(results) == 1
+    results.close()
     assert not live_threads()
 
 
@@ -106,12 +163,13 @@ def test_it_tells_whether_asking_would_wait():
     ahead = InOrder(range(3), work, 2, 2)
     try:
         assert not ahead.ready()  # nothing was asked for yet
-        assert next(ahead) == 0
+        results = iter(ahead)
+        assert next(results) == 0
         assert done.wait(600)
         assert not ahead.ready()  # task 1 is not done, whatever task 2 is
         gate.set()
-        assert next(ahead) == 1
-        assert next(ahead) == 2
+        assert next(results) == 1
+        assert next(results) == 2
         assert not ahead.ready()
     finally:
         gate.set()
@@ -120,13 +178,18 @@ def test_it_tells_whether_asking_would_wait():
 
 def test_at_the_interpreters_end_nothing_is_shut_down_again(monkeypatch):
     """Its modules may be gone by then, and its threads are: a word on stderr would be the program's last."""
-    ahead = InOrder(range(9), str, 2, 3)
-    assert next(ahead) == "0"
+    ended = []
+    ahead = InOrder(range(9), str, 2, 3, lambda: ended.append("interrupted"))
+    results = iter(ahead)
+    assert next(results) == "0"
+    threads = live_threads()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "is_finalizing", lambda: True)
-        patched.setattr(ahead._executor, "shutdown", None)
         ahead.close()
-    ahead.close()
+    assert ended == []
+    for queue in (ahead._queue, ahead._dropped):
+        queue.put(None)  # as if the interpreter had ended them
+    assert gone(threads)
 
 
 def test_closing_interrupts_tasks_until_they_have_ended():
