@@ -38,7 +38,7 @@ class IndexFile(StoreFile):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store, INDEX_NAME)
-        self._remote = store.num_connections > 1 and self._data is None
+        self._remote = store.is_remote and self._data is None
         self._held_from, self._held = 0, b""
 
     def hold(self, offset: int, size: int) -> None:

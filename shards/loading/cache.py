@@ -75,7 +75,7 @@ class _Running:
 class CachedStore(Store):
     """A store whose shards are copied to a local folder before they are read; other files pass through."""
 
-    keeps_copies = True
+    keeps_copies, is_remote = True, True
 
     def __init__(self, remote: Store, shards: Iterable[ShardInfo], settings: CacheSettings) -> None:
         self.base, self.remote, self.settings = remote.base, remote, settings
@@ -225,6 +225,7 @@ class CachedStore(Store):
                 advice,
             )
         running.without[shard.name] = time.monotonic()
+        self.num_connections = self.remote.num_connections  # from now on some reads wait for it
 
     def _is_whole(self, shard: ShardInfo) -> bool:
         """Whether there is a copy of the right length; what it holds was verified when it came."""

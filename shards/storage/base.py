@@ -31,7 +31,8 @@ class Store(ABC):
     """One split's files. All methods may be called from several threads."""
 
     base: str
-    num_connections = 1  # reads that should be under way at once; more than 1 where each waits for a network
+    num_connections = 1  # reads of samples that should be under way at once; more over a network
+    is_remote = False  # whether files that are read once come over a network: one question, not one a piece
     keeps_copies = False  # whether `prefetch` does anything
 
     @abstractmethod
@@ -85,7 +86,7 @@ class StoreFile(io.RawIOBase):
         self._store, self._name, self._place = store, name, 0
         self._num_bytes = store.size(name)
         # A network answers one question for a whole small file sooner than many for its parts.
-        at_once = store.num_connections > 1 and self._num_bytes <= WHOLE_FILE_BYTES
+        at_once = store.is_remote and self._num_bytes <= WHOLE_FILE_BYTES
         self._data = store.read(name, 0, self._num_bytes) if at_once else None
 
     def readable(self) -> bool:

@@ -46,7 +46,7 @@ NAME = "{name}"
 class HttpStore(Store):
     """The files below an http:// or https:// URL, or at a URL with `{name}` where a file's name belongs."""
 
-    num_connections = 8
+    num_connections, is_remote = 8, True
 
     def __init__(self, base: str, settings: RetrySettings = PATIENT, *, answered: bool = False) -> None:
         self._template, self.settings = _checked_url(base), settings

@@ -88,7 +88,7 @@ def sha256_of(files: Any, path: str) -> str:
 class CloudStore(Store):
     """The files below a URL that fsspec understands."""
 
-    num_connections = 8
+    num_connections, is_remote = 8, True
 
     def __init__(self, base: str, settings: RetrySettings = PATIENT) -> None:
         scheme_of(base)

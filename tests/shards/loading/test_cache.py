@@ -71,6 +71,12 @@ def test_other_files_pass_through(store, made):
     assert names_in(store.folder) == []
 
 
+def test_the_index_comes_by_one_question_through_a_cache_too(store, server, made):
+    split = Split(made.manifest, store)
+    assert [len(split.index(number)) for number in range(3)] == [4, 3, 5]
+    assert len(server.headers) == 2  # its size, and all of it
+
+
 def test_a_second_job_fetches_nothing(store, server, made, tmp_path):
     store.read(made.manifest.shards[1].name, 0, 10)
     sent = dict(server.bytes_sent)
@@ -195,6 +201,7 @@ def test_a_disk_that_keeps_nothing_costs_speed_and_not_the_run(
     )
     assert server.bytes_sent[shard.name] == sent + 10  # by ranges, not as a whole each time
     assert (sent < shard.bytes) == (call == "posix_fallocate")  # where it shows at once, nothing was fetched
+    assert store.num_connections == store.remote.num_connections > 1  # several samples at once from now on
     assert names_in(store.folder) == []
     assert [says in line for line in caplog.messages if "cannot be kept" in line] == [True]
     monkeypatch.undo()
