@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 from maskshards.preprocess.destinations.local import BUILD_FOLDER, PARTIAL, PLAN_FILE, Destination
 from maskshards.preprocess.destinations.publish import published, stored_plan
@@ -90,6 +91,18 @@ def refuse_listed(jobs: list[Job], allow_rejects: int) -> None:
     check_rejects(
         [(job.destination, job.plan.facts.rejects) for job in jobs], allow_rejects, "nothing was built"
     )
+
+
+def shared_images(jobs: list[Job], source: Source) -> list[str]:
+    """One line for each two splits whose lists of names share images: trained on, they test nothing."""
+    if not source.settings().get("lists"):
+        return []  # in folders, two images may have one name
+    names = {job.plan.facts.split: set(job.plan.order) for job in jobs}
+    lines = []
+    for first, second in combinations(names, 2):
+        shared = names[first] & names[second]
+        lines += [f"{first} and {second} share {len(shared)} images, such as {min(shared)}"] if shared else []
+    return lines
 
 
 def execute(

@@ -14,7 +14,16 @@ from tqdm import tqdm
 from maskshards.preprocess.arguments import build_settings, part_of, source_request
 from maskshards.preprocess.bench import bench
 from maskshards.preprocess.bench_peers import bench_peers
-from maskshards.preprocess.build import WHOLE, Executor, Job, Part, execute, plan_jobs, refuse_listed
+from maskshards.preprocess.build import (
+    WHOLE,
+    Executor,
+    Job,
+    Part,
+    execute,
+    plan_jobs,
+    refuse_listed,
+    shared_images,
+)
 from maskshards.preprocess.destinations.card import write_card
 from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
@@ -22,10 +31,11 @@ from maskshards.preprocess.errors import BuildError, printable
 from maskshards.preprocess.executors.dask import run_on_dask
 from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 from maskshards.preprocess.inputs.labels import MASK_MAPPING, LabelRule
+from maskshards.preprocess.mask_guard import MaskGuard
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.scenes import write_scenes
 from maskshards.preprocess.shard_task import ShardOutcome, build_shard
-from maskshards.preprocess.sources.opening import open_source
+from maskshards.preprocess.sources.opening import open_source, void_is_said
 from maskshards.preprocess.sources.source import Source
 from maskshards.preprocess.sources.splits import resolve_split
 from maskshards.preprocess.verify import verify_split
@@ -41,7 +51,8 @@ def run_build(words: argparse.Namespace) -> str:
     place, settings = Place(words.out), build_settings(words)
     place.check_workers(words.workers)
     part = part_of(words.part) if words.part else WHOLE
-    source = open_source(source_request(words))
+    request = source_request(words)
+    source = open_source(request)
     found = source.splits() if not words.splits else ()
     splits = tuple(dict.fromkeys(resolve_split(word, source) for word in words.splits)) or found
     notes = [] if words.splits else list(source.left_out())
@@ -49,8 +60,11 @@ def run_build(words: argparse.Namespace) -> str:
         jobs = plan_jobs(source, splits, settings, place.split)
         if not words.part:  # the limit for parts is that of `finish`
             refuse_listed(jobs, words.allow_rejects)
+        notes += shared_images(jobs, source)
         _tell([*notes, *(note for job in jobs for note in job.plan.notes)])
-        outcomes = _execute(jobs, source, settings, executor, words.quiet, part)
+        total = sum(job.num_samples(part) for job in jobs)
+        guard = MaskGuard(source.label_rule, void_is_said(request), total)
+        outcomes = _execute(jobs, source, settings, executor, words.quiet, part, guard)
         if words.part:
             return _part_summary(words.out, part, outcomes)
         done = publish_splits([job.destination for job in jobs], words.allow_rejects)
@@ -67,6 +81,7 @@ def _execute(
     executor: Executor,
     quiet: bool,
     part: Part,
+    guard: MaskGuard,
 ) -> list[ShardOutcome]:
     outcomes: list[ShardOutcome] = []
     total = sum(job.num_samples(part) for job in jobs)
@@ -75,6 +90,7 @@ def _execute(
         def progress(outcome: ShardOutcome) -> None:
             outcomes.append(outcome)
             bar.update(outcome.planned)
+            guard.see(outcome)
 
         execute(jobs, source, settings, executor, progress, part)
     return outcomes
@@ -140,9 +156,14 @@ def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
         split.close()
     lines = class_notes(counts)
     rules = [LabelRule.from_json(split.manifest.label_rule) for split in opened]
-    if rules and all(
-        rule.may_hide_a_mask() and count.pixels[1:].sum() == 0
-        for rule, count in zip(rules, counts, strict=True)
+    kinds = {split.manifest.settings.get("source", {}).get("kind") for split in opened}
+    if (
+        rules
+        and kinds <= {"folder", "hf"}
+        and all(
+            rule.may_hide_a_mask() and count.pixels[1:].sum() == 0
+            for rule, count in zip(rules, counts, strict=True)
+        )
     ):
         if any(count.void_share > 0 for count in counts):
             found = (

@@ -108,11 +108,9 @@ def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan
         )
     listing = source.listing(split)
     if not listing.names:
-        first = (
-            f"; the first of {len(listing.rejects)} refused files: {listing.rejects[0]}"
-            if listing.rejects
-            else ""
-        )
+        kinds = {reject.reason.partition(" without ")[0]: reject for reject in reversed(listing.rejects)}
+        shown = ", and ".join(str(reject) for reject in sorted(kinds.values(), key=str)[:2])
+        first = f"; of {len(listing.rejects)} refused files: {shown}" if kinds else ""
         passed = "".join(f"; {note}" for note in listing.notes)
         raise SourceError(
             f"split {split!r} is empty: no pair of image and label map was found{first}{passed}. Name the"

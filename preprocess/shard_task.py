@@ -52,6 +52,8 @@ class ShardOutcome:
     planned: int  # samples in the plan, those refused included
     rejects: int
     reused: bool  # the shard was there already
+    class_ids: frozenset[int] = frozenset()  # that have a pixel in it
+    void_pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,22 @@ def build_shard(task: ShardTask) -> ShardOutcome:
     sources = _digest([sample.stamp for sample in samples])
     journal = read_journal(task.destination, task.shard_name)
     if journal is not None and _is_current(journal, task, sources):
-        return ShardOutcome(task.shard_name, len(samples), 0, True)
+        return _outcome(task, journal, reused=True)
     with task.destination.scratch(task.shard_name) as path:
         entries, rejects, shard, crc32c = _write(task, samples, path)
         _read_back(path, shard, crc32c, entries)
         task.destination.publish(path, task.shard_name, shard.sha256)
-    write_journal(task.destination, Journal(task.plan, sources, shard, entries, rejects))
-    return ShardOutcome(task.shard_name, len(samples), len(rejects), False)
+    journal = Journal(task.plan, sources, shard, entries, rejects)
+    write_journal(task.destination, journal)
+    return _outcome(task, journal, reused=False)
+
+
+def _outcome(task: ShardTask, journal: Journal, *, reused: bool) -> ShardOutcome:
+    class_ids = frozenset(label for entry in journal.entries for label in entry.class_ids)
+    void = sum(entry.height * entry.width - sum(entry.areas) for entry in journal.entries)
+    return ShardOutcome(
+        task.shard_name, len(task.names), len(journal.rejects), reused, class_ids, void_pixels=void
+    )
 
 
 def _is_current(journal: Journal, task: ShardTask, sources: str) -> bool:

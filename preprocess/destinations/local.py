@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from maskshards.preprocess.errors import BuildError
 from maskshards.shards.format.index import SampleEntry
 from maskshards.shards.format.manifest import Manifest, write_split
 from maskshards.shards.storage.atomic_write import flush_folder, show
@@ -96,7 +97,7 @@ class LocalDestination(Destination):
         """See Destination. Parts of one build may write the same plan at the same time, hence the random
         name.
         """
-        folder = self.folder / BUILD_FOLDER
+        folder = self._build_folder()
         path = folder / f"{Path(name).name}.{os.urandom(6).hex()}{PARTIAL}"
         with _writing(self.folder / name):
             folder.mkdir(parents=True, exist_ok=True)
@@ -133,14 +134,22 @@ class LocalDestination(Destination):
 
     def finish(self) -> None:
         """See Destination."""
+        folder = self._build_folder()
         for name in build_files(self):
             self.remove(name)
         with suppress(FileNotFoundError):
-            (self.folder / BUILD_FOLDER).rmdir()
+            folder.rmdir()
             flush_folder(self.folder)
 
     def __str__(self) -> str:
         return str(self.folder)
+
+    def _build_folder(self) -> Path:
+        """BuildError where it is a link: the files of whoever it leads to are not ours to write or delete."""
+        folder = self.folder / BUILD_FOLDER
+        if folder.is_symlink():
+            raise BuildError(f"{folder} is a link; remove it, or build to another folder")
+        return folder
 
     def _move(self, path: Path, name: str) -> None:
         target = self.folder / name

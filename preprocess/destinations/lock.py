@@ -6,6 +6,7 @@ of its own, so that no part runs twice at a time. A killed builder leaves nothin
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -50,4 +51,10 @@ def _hold(stack: ExitStack, path: Path, shared: bool) -> None:
         who = f" ({error.holder})" if error.holder else ""
         raise BuildError(
             f"{path.parent}: another builder is at work here{who}; let it end, or build to another folder"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise BuildError(
+            f"{path} is a link, which is not followed; remove it, or build to another folder"
         ) from error

@@ -1,11 +1,14 @@
 """Class lists: text files with one name a line, or ADE20K's own table.
 
 A class's place in the file is its id, so an empty line in the middle or a name that stands twice is a
-mistake, not a detail.
+mistake, not a detail. Numbers before the names, comments and a header are taken off, and told; what is no
+list of names (JSON, YAML, a table of colours) would shift every id, so it is refused.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,13 +19,20 @@ from maskshards.preprocess.errors import SourceError, printable
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.shards.format.rle import IGNORE
 
+logger = logging.getLogger(__name__)
+
 MOST_CLASSES = IGNORE - 1
+NUMBERED = re.compile(r"(\d+)\s*[\s:,;.=|-]\s*(\S.*)")
+COLOURED = re.compile(r"\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+\s*$|^\d+\s+\d+\s+\d+\s")
+WEB_PAGE = re.compile("<!doctype html|<html", re.IGNORECASE)  # a failed download
+TITLES = frozenset("id ids idx index label value number class name category classes names".split())
 Color = tuple[int, int, int]
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
+def read_classes(path: Path, first_number: int = 0) -> tuple[str, ...]:
     """The names in a text file, one a line; SourceError for a missing file, empty lines, or names that
-    stand twice.
+    stand twice. Control characters inside a name are kept as escapes, and told. Where lines are numbered, the
+    first has to have the value that its class has in the label maps.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # Notepad begins with a byte order mark
@@ -31,7 +41,45 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise SourceError(
             f"class list {path} cannot be read: {reason}; give a text file with one class name a line"
         ) from error
-    return _checked(text.rstrip("\n").split("\n"), str(path))
+    if 4 * text.count("\0") > len(text):  # without its mark, UTF-16 passes as UTF-8
+        raise SourceError(f"class list {path} seems to be UTF-16; save it as UTF-8")
+    return _checked(_names(text.rstrip("\n").split("\n"), str(path), first_number), str(path))
+
+
+def _names(lines: list[str], place: str, first_number: int) -> list[str]:
+    """The lines without comments, header and numbers; SourceError for another kind of file."""
+    kept = [line.strip() for line in lines if not line.lstrip().startswith("#")]
+    if len(kept) < len(lines):
+        logger.warning("class list %s: %d lines of comments are no classes", place, len(lines) - len(kept))
+    kept = kept or [""]
+    first = kept[0]
+    if (first[:1] in ("[", "{") and first[-1:] in ("[", "{", "]", "}", ",")) or WEB_PAGE.match(first):
+        raise SourceError(f"class list {place} is no plain text; expected one class name a line")
+    if first.endswith(":") or first == "---":
+        raise SourceError(f"class list {place} seems to be YAML; expected one class name a line")
+    if len(kept) == 1 and first.count(",") > 1:
+        raise SourceError(f"class list {place} has one line with commas; expected one class name a line")
+    if kept[1:] and all(COLOURED.search(line) for line in kept[1:]):
+        raise SourceError(f"class list {place} holds colours; give it with --colours, or the names alone")
+    header = [word.strip().lower() for word in re.split(r"[,;\t]", first)]
+    titled = len(header) > 1 and set(header) <= TITLES
+    return _unnumbered(kept[1:] if titled else kept, place, first_number)
+
+
+def _unnumbered(lines: list[str], place: str, first: int) -> list[str]:
+    """The names of lines such as `0 road`, `1: road` or `2,road`, where every line is one; else the lines."""
+    found = [match for line in lines if (match := NUMBERED.fullmatch(line))]
+    if not lines or len(found) < len(lines):
+        return lines
+    numbers = [int(match[1]) for match in found]
+    if numbers != list(range(first, first + len(numbers))):
+        raise SourceError(
+            f"class list {place} numbers its classes {', '.join(map(str, numbers[:4]))} ..., where label maps"
+            f" are to hold {first}, {first + 1}, ... Give the names alone, in the order of the ids; for"
+            " values from 1 say --reduce-zero-label (0 is void), for values with gaps --mapping"
+        )
+    logger.warning("class list %s: the numbers before its names are taken off", place)
+    return [match[2] for match in found]
 
 
 def ade20k_classes() -> tuple[str, ...]:
@@ -97,8 +145,9 @@ def _checked(lines: list[str], place: str) -> tuple[str, ...]:
         if not name:
             raise SourceError(f"class list {place}, line {number}: empty; expected one class name a line")
         if any(unicodedata.category(char) == "Cc" for char in name):
-            raise SourceError(
-                f"class list {place}, line {number}: {printable(name)} holds control characters"
+            name = printable(name)
+            logger.warning(
+                "class list %s, line %d: control characters become escapes: %s", place, number, name
             )
         if name in first:
             raise SourceError(

@@ -18,7 +18,7 @@ from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.label_file import npy_bytes
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.pillow import opened
-from maskshards.preprocess.inputs.png import SIGNATURE, read_header
+from maskshards.preprocess.inputs.png import SIGNATURE, check_whole, read_header
 
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
@@ -128,6 +128,8 @@ def _decode(data: bytes) -> np.ndarray:
     if data[:2] == b"\xff\xd8":
         raise RejectedInput("label map is a JPEG, whose colours are smeared at borders; save it as PNG")
     try:
+        if data[:8] == SIGNATURE:
+            check_whole(data)
         with opened(data, FORMATS) as image:
             if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] != 255:
                 raise RejectedInput("transparent pixels have no colour; save it without alpha")

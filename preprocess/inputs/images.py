@@ -80,6 +80,7 @@ def _keep_png(data: bytes, prove: bool) -> Encoded:
         raise RejectedInput(f"animated PNG; {WAY_OUT} (its first frame)")
     _check_upright(data)
     if prove:
+        png.check_whole(data)
         with opened(data, ("PNG",)) as image:
             image.load()
     return Encoded(data, "png", header.height, header.width, header.height, header.width)

@@ -1,7 +1,9 @@
-"""Files that hold label values, one a pixel: PNG, TIFF of one band, NPY. The one place that decodes them.
+"""Files that hold label values, one a pixel: PNG, TIFF of one band, GIF, NPY. The one place that decodes
+them.
 
-Values come out as they are stored: a palette's indices, never its colours, and all 16 bits. What holds no
-whole numbers is refused.
+Values come out as they are stored: a palette's indices, never its colours, grey of 1 to 16 bits, and of three
+equal channels the one that they repeat. What holds no whole numbers is refused, and so is what would come out
+of a damaged file.
 """
 
 from __future__ import annotations
@@ -13,23 +15,38 @@ import numpy as np
 
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import png
+from maskshards.preprocess.inputs.formats import format_name
 from maskshards.preprocess.inputs.labels import LARGEST_VALUE
 from maskshards.preprocess.inputs.pillow import check_size, opened
 
 NPY_START, NPY_HEADER_BYTES = b"\x93NUMPY", 10_000
 TIFF_STARTS = (b"II*\x00", b"MM\x00*")
+GIF_START, JPEG_START = b"GIF8", b"\xff\xd8"
+GREY_STEPS = {1: 1, 2: 85, 4: 17}  # what Pillow makes of a step of 1 in grey of so many bits
+SEVERAL_CHANNELS = (png.RGB, png.RGB_ALPHA, png.GREY_ALPHA)
+OPAQUE = 255
+ONE_CHANNEL = (
+    "expected one channel, or equal ones: grey, or a palette whose indices are the labels; for a colour a"
+    " class say --colours FILE"
+)
 WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # TIFF tag 262: values are stored upside down
 
 
 def decode_label_file(data: bytes) -> np.ndarray:
-    """(H, W) uint8 or uint16 values of a label file: PNG with 8 or 16 bit grey, or a palette whose indices
-    are the values; TIFF with one band of whole numbers; NPY.
+    """(H, W) uint8 or uint16 values of a label file: PNG with grey, or a palette whose indices are the
+    values; TIFF with one band of whole numbers; GIF; NPY. RejectedInput for any other.
     """
     try:
         if data.startswith(NPY_START):
             return _decode_npy(data)
         if data.startswith(TIFF_STARTS):
             return _decode_tiff(data)
+        if data.startswith(GIF_START):
+            return _decode_gif(data)
+        if data[:8] != png.SIGNATURE:
+            jpeg = data.startswith(JPEG_START)
+            what = "a JPEG file, which does not keep values" if jpeg else format_name(data)
+            raise RejectedInput(f"{what}; expected PNG, TIFF, GIF or NPY: get the original label maps")
         return _decode_png(data)
     except RejectedInput as error:
         said = str(error)
@@ -45,18 +62,38 @@ def npy_bytes(values: np.ndarray) -> bytes:
 
 def _decode_png(data: bytes) -> np.ndarray:
     header = png.read_header(data)
-    if header.colour != png.PALETTE and (header.colour, header.bit_depth) not in (
-        (png.GREY, 8),
-        (png.GREY, 16),
-    ):
-        raise RejectedInput(
-            f"label map is a {header}; expected one channel: 8 or 16 bit grey, or a palette whose indices "
-            "are the labels; for a colour a class say --colours FILE"
-        )
     check_size(header.height, header.width)
+    if header.animated:
+        raise RejectedInput("label map is an animated PNG; save its one true frame")
+    png.check_whole(data)
+    if header.bit_depth == 16 and header.colour != png.GREY:
+        raise RejectedInput(f"label map is a {header}; {ONE_CHANNEL}")
     with opened(data, ("PNG",)) as image:
         values = np.asarray(image)
+    if header.colour in SEVERAL_CHANNELS:
+        return _of_equal_channels(values, str(header), header.colour in (png.GREY_ALPHA, png.RGB_ALPHA))
+    if header.colour == png.GREY and header.bit_depth < 8:
+        return values.astype(np.uint8) // np.uint8(GREY_STEPS[header.bit_depth])
     return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def _of_equal_channels(pixels: np.ndarray, what: str, alpha: bool) -> np.ndarray:
+    """(H, W) of (H, W, C) uint8 whose channels are copies of one another, as editors save grey images; alpha,
+    the last one, may hide nothing.
+    """
+    if alpha and int(pixels[..., -1].min()) < OPAQUE:
+        raise RejectedInput(f"label map is a {what} with transparent pixels; save it without alpha")
+    shown = pixels[..., :-1] if alpha else pixels
+    if not (shown == shown[..., :1]).all():
+        raise RejectedInput(f"label map is a {what}; {ONE_CHANNEL}")
+    return np.ascontiguousarray(shown[..., 0])
+
+
+def _decode_gif(data: bytes) -> np.ndarray:
+    with opened(data, ("GIF",)) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise RejectedInput("label map is an animated GIF; save its one true frame as PNG")
+        return np.asarray(image)
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:

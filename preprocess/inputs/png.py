@@ -1,17 +1,20 @@
-"""The few facts of a PNG that are needed before any decoder may touch it.
+"""The few facts of a PNG that are needed before any decoder may touch it, and its checksums.
 
 Pillow widens 1, 2 and 4 bit samples to 8 bits (grey values get scaled on the way), reads 16 bits in three
-ways and allocates the size that the header claims. So the header is read here, from the first bytes, and
-judged before anything is decoded.
+ways, allocates the size that the header claims, and looks at no checksum of pixel data, so that a flipped bit
+of a label map comes out as other labels. So the header is read here, from the first bytes, and judged before
+anything is decoded.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 from maskshards.preprocess.errors import RejectedInput
 
+ANCILLARY = 0x20  # bit of the first letter of a chunk's name: pixels do not depend on it
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 COLOUR_NAMES = {
@@ -49,6 +52,29 @@ def read_header(data: bytes) -> PngHeader:
         )
     names = _chunks_before_pixels(data)
     return PngHeader(height, width, depth, colour, b"tRNS" in names, b"acTL" in names)
+
+
+def check_whole(data: bytes) -> None:
+    """RejectedInput unless every chunk that matters to pixels is there and has its checksum, to the last."""
+    at = 8
+    while at + 12 <= len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        end = at + 8 + size
+        name = data[at + 4 : at + 8]
+        if end + 4 > len(data):
+            break
+        if (
+            not name[0] & ANCILLARY
+            and zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]
+        ):
+            raise RejectedInput(
+                f"damaged PNG: chunk {name!r} at byte {at} has another checksum than it states; get a good"
+                " copy of the file"
+            )
+        if name == b"IEND":
+            return
+        at = end + 4
+    raise RejectedInput(f"truncated PNG: no end mark in its {len(data)} bytes; get a good copy of the file")
 
 
 def _chunks_before_pixels(data: bytes) -> set[bytes]:

@@ -33,6 +33,8 @@ def re_encode(data: bytes, policy: ImagePolicy, reason: str) -> list[Encoded]:
     """
     if data[:3] == jpeg.START:
         jpeg.prove_before_converting(data)
+    elif data[:8] == png.SIGNATURE:
+        png.check_whole(data)
     picture, how = _upright_rgb(data, policy)
     image_format = "png" if data[:8] == png.SIGNATURE else "jpg"
     notes = [part for part in (reason, how) if part]

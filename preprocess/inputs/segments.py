@@ -88,6 +88,8 @@ def _area(segment: Segment) -> float:
 def _mask(segment: Segment, height: int, width: int) -> NDArray[np.bool_]:
     """(H, W) of one segment."""
     shape, name = segment.get("segmentation"), f"annotation {segment.get('id')}"
+    if shape == [] and _area(segment) > 0:
+        raise RejectedInput(f"{name} has a box and no mask, so its pixels would be those of no object")
     if isinstance(shape, list):
         shape = _filled(shape, height, width, name)
     if not isinstance(shape, dict) or "counts" not in shape:

@@ -27,13 +27,14 @@ from maskshards.preprocess.inputs.segments import (
 )
 from maskshards.preprocess.inputs.source_files import file_stamp, read_unchanged
 from maskshards.preprocess.sources.coco_annotations import AnnotationTable, open_table
-from maskshards.preprocess.sources.folder import found_in
+from maskshards.preprocess.sources.file_listing import found_in
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.shards.format.record import escape_key
 
 PANOPTIC, POLYGONS = "panoptic", "polygons"
 CHOICES = ("things", "stuff", "both")
 FILES = {"things": "instances", "stuff": "stuff"}  # of polygons
+SOME_IMAGES = 20  # that are looked for in each folder where images may be
 ALL_THINGS = 183  # the category of COCO's stuff files that stands for every thing
 BACKGROUND = "background"
 NAME = re.compile(r"(panoptic|instances|stuff)_(.+?)((?:20\d\d)?)\.json")
@@ -95,6 +96,8 @@ class CocoSource(Source):
         if self.annotations == POLYGONS and not self.background:
             notes.append(f"{split}: what no polygon covers is void; --background makes it class 0")
         notes += [f"{split}: {spare} images without annotations are passed over"] * bool(spare)
+        strays = sum(table.num_strays() for table in tables)
+        notes += [f"{split}: {strays} annotations are of images that their file does not list"] * bool(strays)
         return Listing(tuple(sorted(keys.values())), tuple(rejects), tuple(notes))
 
     def item(self, split: str, name: str) -> SourceItem:
@@ -116,11 +119,13 @@ class CocoSource(Source):
             raise SourceError("the label rule of COCO has a void value")
         if self.annotations == PANOPTIC:
             data, segments = self._panoptic(item, name)
+            self._check_categories(item.split, segments)
             values = panoptic_values(data, segments, classes, void, other)
             return RawSample(image, npy_bytes(values), {"label_sha256": hashlib.sha256(data).hexdigest()})
         tables = self._tables(item.split)
         height, width = tables[0].size(name)
         segments = [segment for table in tables for segment in by_size(table.annotations(name))]
+        self._check_categories(item.split, segments)
         return RawSample(image, npy_bytes(painted_values(segments, classes, height, width, other)))
 
     def stamp(self, item: SourceItem) -> str:
@@ -143,6 +148,16 @@ class CocoSource(Source):
         folder = item.label_path.rpartition("/")[0]
         return read_unchanged(self.root, f"{folder}/{found[0]['file_name']}"), found[0]["segments_info"]
 
+    def _check_categories(self, split: str, segments: list[Segment]) -> None:
+        """RejectedInput for a segment of a category without a name: it would be painted as void."""
+        known = frozenset().union(*(table.category_ids for table in self._tables(split)))
+        for segment in segments:
+            if segment["category_id"] not in known:
+                raise RejectedInput(
+                    f"annotation {segment.get('id')} is of category {segment['category_id']}, which the"
+                    " annotations do not list"
+                )
+
     def _tables(self, split: str) -> list[AnnotationTable]:
         paths = [self.root / name for name in self._json(split)]
         missing = [path for path in paths if not path.is_file()]
@@ -154,7 +169,8 @@ class CocoSource(Source):
         return [name.replace("{split}", split) for name in self.files]
 
     def _image_path(self, split: str, name: str) -> str:
-        return f"{self.images_folder.replace('{split}', split)}/{name}"
+        folder = self.images_folder.replace("{split}", split)
+        return f"{folder}/{name}" if folder else name
 
 
 def open_coco(root: Path, annotations: str, segments: str, background: bool) -> CocoSource:
@@ -210,9 +226,13 @@ def _find_images(root: Path, pattern: str) -> str:
         else [f"{{split}}{year}", f"images/{{split}}{year}", "images"]
     )
     split = next(iter(_splits_of(root, pattern)))
-    for candidate in candidates:
-        if (root / candidate.replace("{split}", split)).is_dir():
+    some = sorted(open_table(str(root / pattern.replace("{split}", split))).images())[:SOME_IMAGES]
+    there = [name for name in candidates if (root / name.replace("{split}", split)).is_dir()]
+    for candidate in (*there, ""):  # names may be paths below the root, or below a folder of them
+        if any((root / candidate.replace("{split}", split) / name).is_file() for name in some):
             return candidate
+    if there:
+        return there[0]
     raise SourceError(f"{root}: no {' or '.join(candidates)} for split {split}; found {found_in(root)}")
 
 

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ class AnnotationTable:
         return [
             json.loads(facts) for (facts,) in self._rows.execute("select facts from categories order by id")
         ]
+
+    @cached_property
+    def category_ids(self) -> frozenset[int]:
+        """The ids of all categories."""
+        return frozenset(number for (number,) in self._rows.execute("select id from categories"))
+
+    def num_strays(self) -> int:
+        """Annotations of images that the file does not list."""
+        query = "select count(*) from annotations where image is null or image not in (select id from images)"
+        (count,) = self._rows.execute(query).fetchone()
+        return int(count)
 
     def images(self) -> dict[str, bool]:
         """File name -> whether the image has an annotation."""
@@ -78,6 +89,8 @@ def open_table(path: str) -> AnnotationTable:
             if isinstance(error, SourceError):
                 raise
             reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            if isinstance(error, sqlite3.IntegrityError):
+                reason = f"two entries have one id or name: {error}"
             raise SourceError(f"{path}: not COCO's JSON ({reason})") from error
         finally:
             scratch.unlink(missing_ok=True)
@@ -96,7 +109,7 @@ def _folder() -> Path:
 def _write(path: str, database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as rows:
         rows.executescript(SCHEMA)
-        for key, value, text in _objects(Path(path).read_text(encoding="utf-8")):
+        for key, value, text in _objects(Path(path).read_text(encoding="utf-8-sig")):
             if key == "images":
                 words = (value["file_name"], value["id"], value["height"], value["width"])
                 rows.execute("insert into images values (?, ?, ?, ?)", words)

@@ -67,3 +67,11 @@ def passed_over_note(place: str, paths: list[str], why: str) -> str:
 
 def _cannot_list(error: OSError) -> None:
     raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def found_in(folder: Path) -> str:
+    """What a folder holds, in a few words for a message."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
+    return ", ".join(names[:12]) or "an empty folder"

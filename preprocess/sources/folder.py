@@ -20,21 +20,27 @@ from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.source_files import file_stamp, read_unchanged
 from maskshards.preprocess.sources.file_listing import (
     files_below,
-    is_junk,
+    found_in,
     passed_over_note,
     same_form,
     without_ending,
 )
 from maskshards.preprocess.sources.folder_pattern import FolderPattern
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
-from maskshards.preprocess.sources.splits import DRAWN, is_validation, listed_splits, read_names
+from maskshards.preprocess.sources.splits import (
+    DRAWN,
+    LIST_ENDING,
+    is_validation,
+    listed_splits,
+    listed_stems,
+    names_nothing,
+)
 from maskshards.shards.format.record import escape_key
 
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *(".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm"),
 )
-LABEL_FOLDERS = ("annotations", "labels", "masks")
 APART = "//"  # between the image's and the label map's path in a name, where the second does not follow
 Found = dict[str, list[str]]  # stem -> paths below the base
 
@@ -67,10 +73,15 @@ class FolderSource(Source):
     def left_out(self) -> tuple[str, ...]:
         """One line for each split that has images and no label maps."""
         kept = self.splits()
+        missing = [split for split in self._found_splits() if split not in kept]
+        for split in missing if self.lists else ():
+            wanted, base = self._wanted(split), self._images.base(split)
+            images = (self._image_stem(split, path) for path in files_below(self.root, base, []))
+            if wanted and not self._named(split, images):
+                raise SourceError(names_nothing(self._list(split), wanted, f"an image in {base}/"))
         return tuple(
             f"{split}: no label maps in {self._labels.base(split)}/, so this split is passed over"
-            for split in self._found_splits()
-            if split not in kept
+            for split in missing
         )
 
     def listing(self, split: str) -> Listing:
@@ -169,10 +180,15 @@ class FolderSource(Source):
         base = self._labels.base(split)
         if not (self.root / base).is_dir():
             return False
-        wanted = self._wanted(split)
-        if wanted is None:
+        if not self.lists:
             return True
-        stems = (self._label_stem(split, path) for path in files_below(self.root, base, []))
+        return self._named(
+            split, (self._label_stem(split, path) for path in files_below(self.root, base, []))
+        )
+
+    def _named(self, split: str, stems: Iterable[str | None]) -> bool:
+        """Whether the split's list names one of them."""
+        wanted = self._wanted(split) or {}
         return any(stem is not None and same_form(stem) in wanted for stem in stems)
 
     def _all_files(self, split: str, rejects: list[Reject]) -> tuple[Found, Found, list[str]]:
@@ -251,11 +267,11 @@ class FolderSource(Source):
         if not self.lists:
             return None
         endings = (self.image_ending,) if self.image_ending else IMAGE_ENDINGS
-        wanted = {}
-        for name, line in read_names(self.root / self.lists / f"{split}.txt").items():
-            bare = next((b for b in (without_ending(name, e) for e in endings) if b is not None), name)
-            wanted[same_form(bare)] = line
-        return wanted
+        folders = self.images_folder, self.labels_folder
+        return listed_stems(self._list(split), *folders, endings, self.label_ending)
+
+    def _list(self, split: str) -> Path:
+        return self.root / self.lists / f"{split}{LIST_ENDING}"
 
     def _restrict(
         self, images: Found, labels: Found, wanted: dict[str, int], split: str, rejects: list[Reject]
@@ -286,6 +302,10 @@ class FolderSource(Source):
                 f"{', '.join(self.splits()) or 'none'}. {self._expected()}"
             )
         if not self._has_labels(split):
+            labels = self._labels.base(split)
+            if self.lists and (self.root / labels).is_dir():
+                wanted = self._wanted(split) or {}
+                raise SourceError(names_nothing(self._list(split), wanted, f"a label map in {labels}/"))
             raise SourceError(
                 f"{self.root / self._labels.base(split)}: no such folder, so split {split!r} has no label "
                 f"maps; name the splits to build with --splits. {self._expected()}"
@@ -298,37 +318,6 @@ class FolderSource(Source):
             " Other layouts: --images-folder and --labels-folder, in which {split} stands for the split's"
             " name; for folders without splits --val-share 0.1 or --lists DIR; see docs/custom-data.md"
         )
-
-
-def find_labels_folder(root: Path) -> str:
-    """The usual folder of label maps that stands below `root`, or below each split with `{split}/` before it;
-    SourceError where that is none or more than one.
-    """
-    usual = [name for name in LABEL_FOLDERS[:2] if (root / name).is_dir()]
-    found = usual or [name for name in LABEL_FOLDERS[2:] if (root / name).is_dir()]
-    if not found:
-        found = [text for name in LABEL_FOLDERS if FolderPattern(text := f"{{split}}/{name}").splits(root)]
-    if len(found) != 1:
-        state = "both are there, so rename one" if found else f"found {found_in(root)}"
-        raise SourceError(
-            f"{root}: expected the label maps in {' or '.join(LABEL_FOLDERS)}; {state}, or name it with"
-            " --labels-folder"
-        )
-    return found[0]
-
-
-def find_images_folder(root: Path) -> str:
-    """`images`, or `{split}/images` where only the splits' folders have one."""
-    split_first = FolderPattern("{split}/images")
-    return split_first.text if not (root / "images").is_dir() and split_first.splits(root) else "images"
-
-
-def found_in(folder: Path) -> str:
-    """What a folder holds, in a few words for a message."""
-    if not folder.is_dir():
-        return "no such folder"
-    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
-    return ", ".join(names[:12]) or "an empty folder"
 
 
 def _without_image_ending(path: str) -> str | None:

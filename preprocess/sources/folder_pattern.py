@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
-from maskshards.preprocess.sources.file_listing import is_junk
+from maskshards.preprocess.sources.file_listing import found_in, is_junk
 
+LABEL_FOLDERS = ("annotations", "labels", "masks")
 SPLIT, STAR = "{split}", "*"
 
 
@@ -80,3 +81,26 @@ def _folders(text: str, flat: bool, split: str) -> tuple[str, tuple[str, ...]]:
 def _parts(text: str, flat: bool, split: str) -> list[str]:
     whole = text if flat or SPLIT in text else f"{text}/{SPLIT}"
     return [part for part in whole.replace(SPLIT, split).split("/") if part not in ("", ".")]
+
+
+def find_labels_folder(root: Path) -> str:
+    """The usual folder of label maps that stands below `root`, or below each split with `{split}/` before it;
+    SourceError where that is none or more than one.
+    """
+    usual = [name for name in LABEL_FOLDERS[:2] if (root / name).is_dir()]
+    found = usual or [name for name in LABEL_FOLDERS[2:] if (root / name).is_dir()]
+    if not found:
+        found = [text for name in LABEL_FOLDERS if FolderPattern(text := f"{{split}}/{name}").splits(root)]
+    if len(found) != 1:
+        state = "both are there, so rename one" if found else f"found {found_in(root)}"
+        raise SourceError(
+            f"{root}: expected the label maps in {' or '.join(LABEL_FOLDERS)}; {state}, or name it with"
+            " --labels-folder"
+        )
+    return found[0]
+
+
+def find_images_folder(root: Path) -> str:
+    """`images`, or `{split}/images` where only the splits' folders have one."""
+    split_first = FolderPattern("{split}/images")
+    return split_first.text if not (root / "images").is_dir() and split_first.splits(root) else "images"

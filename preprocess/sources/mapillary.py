@@ -11,7 +11,8 @@ from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.labels import LabelRule
-from maskshards.preprocess.sources.folder import FolderSource, found_in
+from maskshards.preprocess.sources.file_listing import found_in
+from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.folder_pattern import FolderPattern
 
 CONFIGS = {"labels": "config.json", "v2.0/labels": "config_v2.0.json", "v1.2/labels": "config_v1.2.json"}

@@ -16,7 +16,8 @@ from maskshards.preprocess.sources.ade20k import Ade20kSource, open_ade20k
 from maskshards.preprocess.sources.cityscapes import CityscapesSource, open_cityscapes
 from maskshards.preprocess.sources.coco import CocoSource, open_coco
 from maskshards.preprocess.sources.coco_stuff import open_coco_stuff
-from maskshards.preprocess.sources.folder import FolderSource, find_images_folder, find_labels_folder
+from maskshards.preprocess.sources.folder import FolderSource
+from maskshards.preprocess.sources.folder_pattern import find_images_folder, find_labels_folder
 from maskshards.preprocess.sources.huggingface import HuggingFaceSource, open_hugging_face
 from maskshards.preprocess.sources.mapillary import open_mapillary
 from maskshards.preprocess.sources.source import Source
@@ -82,6 +83,12 @@ def open_source(request: SourceRequest) -> Source:
     return replace(source, dataset=request.name) if request.name else source  # type: ignore[type-var]
 
 
+def void_is_said(request: SourceRequest) -> bool:
+    """Whether the user, or the kind of data set, says which value is void; else it is a default."""
+    fixed = "ignore_index" not in TAKES[_kind(request)] or request.colours is not None
+    return fixed or request.ignore_index is not None
+
+
 def reopen_source(
     settings: dict[str, Any], dataset: str, classes: tuple[str, ...], rule: LabelRule, root: str
 ) -> Source:
@@ -109,7 +116,7 @@ def _kind(request: SourceRequest) -> str:
 def _open_ade20k(request: SourceRequest, root: Path) -> Source:
     if request.reduce_zero_label is False:
         raise SourceError(_misplaced("--no-reduce-zero-label", request))
-    classes = read_classes(request.classes) if request.classes else None
+    classes = read_classes(request.classes, first_number=1) if request.classes else None
     return open_ade20k(root, classes, request.allow_count_mismatch)
 
 
@@ -142,7 +149,8 @@ def _misplaced(word: str, request: SourceRequest) -> str:
 
 def _labels_of(request: SourceRequest) -> tuple[tuple[str, ...], LabelRule, ColourTable | None]:
     """Class names, the rule, and the colours where label maps have such."""
-    classes = read_classes(request.classes) if request.classes else None
+    first = 1 if request.reduce_zero_label else 0
+    classes = read_classes(request.classes, first) if request.classes else None
     if request.colours is not None:
         names, colours = read_colours(request.colours, classes)
         return names, colours.rule(), colours

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
-from maskshards.preprocess.sources.file_listing import is_junk, same_form
+from maskshards.preprocess.sources.file_listing import is_junk, same_form, without_ending
 from maskshards.preprocess.sources.source import Source
 
 ALIASES = (("training", "train"), ("validation", "val", "valid"), ("test", "testing"))
 DRAWN = ("training", "validation")  # the splits of a flat folder
 UNIONS = ("trainval", "train_val", "all")  # lists that repeat others; built when asked for
 LIST_ENDING = ".txt"
+MARKED = re.compile(r"\S+\s+([+-]?[01])")  # of a class's list, ImageSets/Main of VOC
 
 
 def resolve_split(wanted: str, source: Source) -> str:
@@ -62,3 +65,54 @@ def read_names(path: Path) -> dict[str, int]:
         if name:
             names[name] = number
     return names
+
+
+def listed_stems(
+    path: Path, images_folder: str, labels_folder: str, image_endings: Iterable[str], label_ending: str
+) -> dict[str, int]:
+    """Composed stem -> number of its line, of a list of images by name, by file or by path, each alone or
+    beside its label map. SourceError for a list of something else.
+    """
+    endings = sorted({*image_endings, label_ending}, key=len, reverse=True)
+    stems: dict[str, int] = {}
+    for line, number in read_names(path).items():
+        if match := MARKED.fullmatch(line):
+            raise SourceError(
+                f"{path}, line {number}: {line!r} says whether a class is in the image ({match[1]}); expected"
+                " a list of names alone, such as those of ImageSets/Segmentation"
+            )
+        image, label = _two_columns(line, endings)
+        stem = _stem(image, images_folder, endings)
+        if label and _stem(label, labels_folder, endings) != stem:
+            raise SourceError(
+                f"{path}, line {number}: {image!r} beside {label!r}; images and label maps are paired by"
+                " name, so both have to have the same one, but for --image-ending and --label-ending"
+            )
+        stems[same_form(stem)] = number
+    return stems
+
+
+def _two_columns(line: str, endings: list[str]) -> tuple[str, str]:
+    """The image and the label map of a line, '' where it names one file; names may hold spaces."""
+    ending = "|".join(map(re.escape, endings))
+    match = re.fullmatch(rf"(.+?(?:{ending}))[\s,;]+(.+(?:{ending}))", line, re.IGNORECASE)
+    return (match[1], match[2]) if match else (line, "")
+
+
+def _stem(name: str, folder: str, endings: list[str]) -> str:
+    """The path below `folder`, of which any part may stand before it, without its ending."""
+    name = name.replace("\\", "/").lstrip("/").removeprefix("./")
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    above = ["/".join(parts[start:]) + "/" for start in range(len(parts))]
+    name = next((name.removeprefix(start) for start in above if name.startswith(start)), name)
+    return next((bare for end in endings if (bare := without_ending(name, end)) is not None), name)
+
+
+def names_nothing(path: Path, wanted: Iterable[str], what: str) -> str:
+    """What to say of a list none of whose names is that of a file that is there."""
+    names = list(wanted)
+    first = repr(names[0]) if names else "none"
+    return (
+        f"{path}: none of its {len(names)} names is that of {what}; the first is {first}. Expected one name a"
+        " line, with or without its ending; or name the splits to build with --splits"
+    )

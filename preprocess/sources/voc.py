@@ -11,7 +11,8 @@ from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.classes import packaged_table
-from maskshards.preprocess.sources.folder import FolderSource, found_in
+from maskshards.preprocess.sources.file_listing import found_in
+from maskshards.preprocess.sources.folder import FolderSource
 
 VOID = (255,)
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"

@@ -547,3 +547,13 @@ def test_a_mapping_that_says_the_same_as_a_rule_gives_the_same_shards(built, tmp
     }
     assert open_split(tmp_path / "mapped/training").manifest.label_rule["mapping"]["3"] == 2
     assert main(["verify", str(tmp_path / "mapped"), "--against", str(root), "--workers", "1"]) == 0
+
+
+def test_images_that_two_lists_name_are_told(make_root, tmp_path, capsys):
+    root = make_root(training=3)
+    (root / "lists").mkdir()
+    (root / "lists/train.txt").write_text("training_0000\ntraining_0001\n")
+    (root / "lists/val.txt").write_text("training_0001\ntraining_0002\n")
+    flat = ["--images-folder", "images/training", "--labels-folder", "annotations/training"]
+    assert main(words(root, tmp_path / "out", *flat, "--lists", "lists")) == 0
+    assert "note: train and val share 1 images, such as training_0001.jpg" in capsys.readouterr().err

@@ -42,18 +42,27 @@ def test_faults_are_one_block_without_a_traceback(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_masks_of_0_and_255_are_told(tmp_path, write_image, write_label, build_and_check, capsys):
+def test_masks_of_0_and_255_are_refused_until_it_is_said_what_they_mean(
+    tmp_path, write_image, write_label, build_and_check, capsys
+):
     root = tmp_path / "root"
     for name in ("a", "b"):
         write_image(root / f"images/train/{name}.jpg")
         write_label(root / f"masks/train/{name}.png", [0, 255])
     (root / "classes.txt").write_text("ground\nbuilding\n")
-    told = build_and_check("folder", root, "--classes", str(root / "classes.txt"))
+    words = ["build", "--dataset", "folder", "--root", str(root), "--classes", str(root / "classes.txt")]
+    words += ["--out", str(tmp_path / "out"), "--workers", "1", "--quiet"]
+    assert main(words) == 2
+    assert (
+        """masks of 0 and 255: --mapping '{"0": 0, "255": 1}' makes 255 class 1""" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out/train/manifest.json").exists()
+    assert main([*words, "--part", "0/1"]) == 2  # nor do the parts of an array job
+    capsys.readouterr()
+    told = build_and_check("folder", root, "--classes", str(root / "classes.txt"), "--ignore-index", "255")
     assert "classes: 1 class has no pixel: 'building' (1)" in told.out
     assert "classes: void pixels: train 50.0%" in told.out
     assert """--mapping '{"0": 0, "255": 1}' makes 255 class 1""" in told.out
-    words = ["build", "--dataset", "folder", "--root", str(root), "--classes", str(root / "classes.txt")]
-    words += ["--out", str(tmp_path / "out"), "--workers", "1", "--quiet"]
     assert main([*words, "--mapping", '{"0": 0, "255": 1}', "--splits", "training"]) == 0
     told = capsys.readouterr().out
     assert "no pixel" not in told

@@ -132,11 +132,19 @@ class Damaged(Source):
         return SourceItem(name, f"images/{name}", f"labels/{name}", split)
 
     def read(self, item):
-        rng = np.random.default_rng([self.seed, int(item.key)])
+        image, label, rng = self._whole_label(item.key)
+        return RawSample(image, damaged(label, rng) if rng.random() < 0.15 else label)
+
+    def class_map(self, key):
+        """(H, W) uint16, as Pillow reads the label before any damage."""
+        with Image.open(io.BytesIO(self._whole_label(key)[1])) as image:
+            return self.label_rule.apply(np.asarray(image))
+
+    def _whole_label(self, key):
+        rng = np.random.default_rng([self.seed, int(key)])
         names = sorted(bases())
         image = damaged(bases()[names[int(rng.integers(len(names)))]], rng)
-        label = png_label(rng)
-        return RawSample(image, damaged(label, rng) if rng.random() < 0.15 else label)
+        return image, png_label(rng), rng
 
     def stamp(self, item):
         return ""
@@ -149,7 +157,8 @@ def build_and_check(folder, seed, policy, first, count):
     """The number of samples and of refused inputs of one shard, every sample of it decoded."""
     names = tuple(str(number) for number in range(first, first + count))
     place = LocalDestination(folder)
-    task = ShardTask(Damaged(seed), place, "training", policy, "fuzz", f"training-{first:05d}.tar", names)
+    source = Damaged(seed)
+    task = ShardTask(source, place, "training", policy, "fuzz", f"training-{first:05d}.tar", names)
     outcome = build_shard(task)
     journal = read_journal(place, task.shard_name)
     assert outcome.planned == count
@@ -168,6 +177,8 @@ def build_and_check(folder, seed, policy, first, count):
             decode_image(record.image, record.image_format, pixels)
             labels = decode_label_map(record.runs, record.height, record.width)
             assert set(np.unique(labels)) <= {0, 1, 2, IGNORE}
+            if policy in (POLICIES["keep"], POLICIES["convert"]):
+                assert np.array_equal(labels, source.class_map(entry.key))
     return len(kept), len(refused)
 
 

@@ -3,6 +3,7 @@ import hashlib
 import pytest
 
 from maskshards.preprocess.destinations.local import LocalDestination
+from maskshards.preprocess.errors import BuildError
 
 
 def test_files_appear_whole_and_scratch_files_vanish(tmp_path):
@@ -44,3 +45,15 @@ def test_small_files_reading_and_removing(tmp_path):
     place.remove("y")
     place.remove("y")
     assert place.names() == ()
+
+
+def test_a_link_in_the_place_of_the_build_folder_is_not_followed(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/keep").write_text("x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.build").symlink_to(tmp_path / "theirs")
+    place = LocalDestination(tmp_path / "out")
+    for touch in (place.finish, lambda: place.write(".build/plan.json", b"{}")):
+        with pytest.raises(BuildError, match=r"out/\.build is a link; remove it"):
+            touch()
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["keep"]

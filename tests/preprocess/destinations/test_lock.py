@@ -41,6 +41,16 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
     assert not (tmp_path / "a/b").exists()
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "theirs").write_text("x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.lock").symlink_to(tmp_path / "theirs")
+    link = r"out/\.lock is a link, which is not followed; remove it"
+    with pytest.raises(BuildError, match=link), build_lock(tmp_path / "out"):
+        pass
+    assert (tmp_path / "theirs").read_text() == "x"
+
+
 @pytest.mark.usefixtures("impatient")
 def test_parts_share_but_no_part_runs_twice_nor_beside_a_whole_build(tmp_path):
     with build_lock(tmp_path, (0, 2)), build_lock(tmp_path, (1, 2)):

@@ -78,12 +78,72 @@ def test_another_file_than_a_class_list(tmp_path):
     path.write_text("".join(f"{number}\n" for number in range(300_000)))
     with pytest.raises(SourceError, match="has 300000 lines; at most 65534 classes"):
         read_classes(path)
-    path.write_text("a\nb\x1b[2J\n")
-    with pytest.raises(SourceError, match=r"line 2: b\\x1b\[2J holds control characters"):
-        read_classes(path)
     path.write_text("a\nb\nc\nb\n")
     with pytest.raises(SourceError, match="line 4: 'b' stands twice, first in line 2"):
         read_classes(path)
+
+
+def test_control_characters_are_kept_as_escapes_and_told(tmp_path, caplog):
+    path = tmp_path / "names.txt"
+    path.write_text("a\nb\x1b[2J\nc\0d\ne\x0cf\x0c\n")
+    assert read_classes(path) == ("a", r"b\x1b[2J", r"c\x00d", r"e\x0cf")
+    assert [record.getMessage().partition("line ")[2] for record in caplog.records] == [
+        r"2: control characters become escapes: b\x1b[2J",
+        r"3: control characters become escapes: c\x00d",
+        r"4: control characters become escapes: e\x0cf",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("0 sky\n1 road\n2 traffic light\n", ("sky", "road", "traffic light")),
+        ("id,name\n0,sky\n1,road\n", ("sky", "road")),
+        ("Index;Class\n0;sky\n1;road\n", ("sky", "road")),
+        ("# my classes\nsky\n# the rest\nroad\n", ("sky", "road")),
+        ("0\n1\n2\n", ("0", "1", "2")),
+        ("3 wheeler\ncar\n", ("3 wheeler", "car")),
+        ("building, edifice\n", ("building, edifice",)),
+        ("class\nroad\n", ("class", "road")),  # one word is a name
+    ],
+)
+def test_numbers_comments_and_headers_are_no_names(tmp_path, text, names):
+    (tmp_path / "names.txt").write_text(text)
+    assert read_classes(tmp_path / "names.txt") == names
+
+
+def test_what_is_taken_off_is_told(tmp_path, caplog):
+    (tmp_path / "names.txt").write_text("# mine\n1: sky\n2: road\n")
+    assert read_classes(tmp_path / "names.txt", 1) == ("sky", "road")
+    told = [record.getMessage().partition("names.txt: ")[2] for record in caplog.records]
+    assert told == ["1 lines of comments are no classes", "the numbers before its names are taken off"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["sky", "road"]\n', "no plain text"),
+        ("{\n", "no plain text"),
+        ("<!DOCTYPE html>\n<body>\n", "no plain text"),
+        ("names:\n  0: sky\n  1: road\n", "YAML"),
+        ("sky,road,tree\n", "one line with commas"),
+        ("7 road\n8 sidewalk\n11 building\n", "numbers its classes 7, 8, 11 .*--mapping"),
+        ("1 road\n2 sidewalk\n", "numbers its classes 1, 2 .*hold 0, 1, .*--reduce-zero-label"),
+        ("name,r,g,b\nroad,128,64,128\ncar,0,0,142\n", "--colours"),
+        ("64 128 64\tAnimal\n192 0 128\tArchway\n", "--colours"),
+        ("# nothing but this\n", "line 1: empty"),
+    ],
+)
+def test_other_files_than_lists_of_names(tmp_path, text, message):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(SourceError, match=message):
+        read_classes(tmp_path / "names.txt")
+
+
+def test_utf_16_without_its_mark_is_named(tmp_path):
+    (tmp_path / "names.txt").write_text("road\ncar\n", encoding="utf-16-le")
+    with pytest.raises(SourceError, match="seems to be UTF-16; save it as UTF-8"):
+        read_classes(tmp_path / "names.txt")
 
 
 def test_packaged_tables():

@@ -57,3 +57,30 @@ def test_broken_headers_are_refused():
         png.read_header(good[:16] + bytes(4) + good[20:])
     with pytest.raises(RejectedInput, match="before its first pixel"):
         png.read_header(good[:40])
+
+
+def test_every_flipped_bit_that_pixels_depend_on_is_seen():
+    good = encode(Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) // 9))
+    png.check_whole(good)
+    for place in range(8, len(good)):
+        for bit in range(8):
+            broken = bytearray(good)
+            broken[place] ^= 1 << bit
+            if place in (12, 37, len(good) - 8) and bit == 5:
+                continue  # the chunk would be an optional one of another name
+            with pytest.raises(RejectedInput, match=r"damaged PNG: chunk|truncated PNG: no end mark"):
+                png.check_whole(bytes(broken))
+
+
+def test_a_png_without_its_end_is_truncated():
+    good = encode(Image.new("L", (7, 5)))
+    for left_out in range(1, 30):
+        with pytest.raises(RejectedInput, match="truncated PNG"):
+            png.check_whole(good[:-left_out])
+    png.check_whole(good + b"what somebody appended")
+
+
+def test_optional_chunks_may_be_broken():
+    good = encode(Image.new("L", (7, 5)), dpi=(72, 72))
+    at = good.index(b"pHYs")
+    png.check_whole(good[: at + 4] + b"\xff" + good[at + 5 :])

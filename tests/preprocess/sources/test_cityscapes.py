@@ -38,6 +38,32 @@ def test_as_unzipped(cityscapes, build_and_check):
     assert "void pixels: train 50.0%, val 50.0%" in told.out
 
 
+def test_train_ids_alone_are_read(cityscapes, write_label, build_and_check):
+    for path in cityscapes.glob("gtFine/*/*/*_labelIds.png"):
+        path.unlink()
+        write_label(path.with_name(path.name.replace("labelIds", "labelTrainIds")), [0, 18, 255, 255])
+    told = build_and_check("cityscapes", cityscapes)
+    split = open_split(told.out_folder / "train")
+    assert split.index(0).entry(0).class_ids == (0, 18)
+    assert split.manifest.settings["source"]["label_ending"] == "_gtFine_labelTrainIds.png"
+    assert "void pixels: train 50.0%, val 50.0%" in told.out
+
+
+def test_packages_unzipped_into_folders_of_their_own(cityscapes, build_and_check):
+    for name in ("leftImg8bit", "gtFine"):
+        (cityscapes / f"{name}_trainvaltest").mkdir()
+        (cityscapes / name).rename(cityscapes / f"{name}_trainvaltest" / name)
+    told = build_and_check("cityscapes", cityscapes)
+    assert open_split(told.out_folder / "train").index(0).entry(0).class_ids == (0, 18)
+
+
+def test_label_maps_of_no_known_ending_are_named(cityscapes):
+    for path in cityscapes.glob("gtFine/*/*/*_labelIds.png"):
+        path.unlink()
+    with pytest.raises(SourceError, match=r"no label map ends in _gtFine_labelIds.*Found _gtFine_color"):
+        open_cityscapes(cityscapes)
+
+
 def test_a_missing_package_is_named(tmp_path):
     (tmp_path / "leftImg8bit").mkdir()
     with pytest.raises(SourceError, match=r"no gtFine/ in it; unzip gtFine_trainvaltest\.zip"):

@@ -196,6 +196,38 @@ def test_other_data_sets_in_this_format(tmp_path, write_image):
         assert source.stamp(source.item("train", "000000000001.jpg"))
 
 
+def test_names_may_be_paths_below_the_root(tmp_path, write_image, build_and_check):
+    write_image(tmp_path / "own/train/000000000001.jpg")
+    path = tmp_path / "own/annotations/instances_train.json"
+    write_json(path, (1,), [polygon(1, 1, 18, BIG)], THINGS)
+    text = path.read_text().replace('"000000000001.jpg"', '"train/000000000001.jpg"')
+    path.write_text(text, encoding="utf-8-sig")  # with the mark that Windows puts before a text
+    told = build_and_check("coco", tmp_path / "own")
+    split = open_split(told.out_folder / "train")
+    assert split.index(0).keys == ("train/000000000001",)
+    assert split.index(0).entry(0).class_ids == (1,)
+
+
+def test_annotations_that_would_vanish_are_told(polygons):
+    path = polygons / "annotations/instances_train2017.json"
+    facts = json.loads(path.read_text())
+    annotations = facts["annotations"]
+    annotations[0]["category_id"] = 77
+    annotations[2]["segmentation"] = []
+    annotations += [polygon(20, 99, 1, BIG), polygon(21, 98, 1, BIG)]
+    path.write_text(json.dumps(facts))
+    source = open_coco(polygons, "", "things", False)
+    with pytest.raises(RejectedInput, match="annotation 1 is of category 77, which the annotations"):
+        values_of(source, 1)
+    with pytest.raises(RejectedInput, match="annotation 3 has a box and no mask"):
+        values_of(source, 2)
+    assert "train: 2 annotations are of images that their file does not list" in source.listing("train").notes
+    facts["images"].append(facts["images"][0])
+    path.write_text(json.dumps(facts))
+    with pytest.raises(SourceError, match="two entries have one id or name"):
+        open_coco(polygons, "", "things", False)
+
+
 def test_files_and_names_that_are_wrong(polygons, tmp_path, capsys):
     (polygons / "train2017/000000000001.jpg").unlink()
     path = polygons / "annotations/instances_train2017.json"

@@ -5,7 +5,8 @@ import pytest
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.labels import LabelRule
-from maskshards.preprocess.sources.folder import FolderSource, find_images_folder, find_labels_folder
+from maskshards.preprocess.sources.folder import FolderSource
+from maskshards.preprocess.sources.folder_pattern import find_images_folder, find_labels_folder
 
 CLASSES = ("sky", "road", "tree", "car", "person")
 RULE = LabelRule(5, reduce_zero_label=True)
@@ -251,6 +252,24 @@ def test_lists_of_names(tmp_path):
     assert str(reject) == "lists/train.txt: line 2 names 'lost', of which there is no image in JPEGImages/"
     assert source.listing("val").names == ("b.jpg",)
     assert source.listing("trainval").names == ("a.jpg", "b.jpg")
+
+
+def test_a_list_that_names_nothing_is_an_error_and_an_empty_one_is_left_out(tmp_path):
+    touch(tmp_path, "photos/a.jpg", "photos/b.jpg", "masks/a.png")
+    lists = {"train": "a\n", "val": "scans/b\n", "test": "b\n", "extra": ""}
+    (tmp_path / "lists").mkdir()
+    for name, text in lists.items():
+        (tmp_path / f"lists/{name}.txt").write_text(text)
+    source = FolderSource(
+        tmp_path, CLASSES, RULE, images_folder="photos", labels_folder="masks", lists="lists"
+    )
+    assert source.splits() == ("train",)
+    with pytest.raises(SourceError, match=r"val\.txt: none of its 1 names is that of an image in photos/"):
+        source.left_out()
+    with pytest.raises(SourceError, match=r"test\.txt: none of its 1 names is that of a label map in masks/"):
+        source.listing("test")
+    (tmp_path / "lists/val.txt").unlink()
+    assert len(source.left_out()) == 2
 
 
 def test_old_settings_stay_as_they_were(tmp_path):

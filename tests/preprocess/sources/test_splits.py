@@ -1,7 +1,13 @@
 import pytest
 
 from maskshards.preprocess.errors import SourceError
-from maskshards.preprocess.sources.splits import is_validation, listed_splits, read_names, resolve_split
+from maskshards.preprocess.sources.splits import (
+    is_validation,
+    listed_splits,
+    listed_stems,
+    read_names,
+    resolve_split,
+)
 
 
 class Splits:
@@ -53,3 +59,39 @@ def test_lists(tmp_path):
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(SourceError, match="is not UTF-8"):
         read_names(tmp_path / "train.txt")
+
+
+ENDINGS = (".jpg", ".png")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a b",
+        "a b.JPG",
+        "a b_mask.png",
+        "photos/a b.jpg",
+        "/photos/a b.jpg /masks/a b_mask.png",
+        "./sets/photos/a b.jpg, sets/masks/a b_mask.png",
+        "photos\\a b.jpg",
+        "a b.jpg\ta b_mask.png",
+    ],
+)
+def test_a_line_names_an_image_in_many_ways(tmp_path, line):
+    path = tmp_path / "train.txt"
+    path.write_text(f"\n{line}\r\n")
+    assert listed_stems(path, "sets/photos", "sets/masks", ENDINGS, "_mask.png") == {"a b": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2007_000032  1", "line 1: .* says whether a class is in the image"),
+        ("2007_000032 -1", "whether a class is in the image .-1.; expected a list of names alone"),
+        ("a.jpg b.png", "line 1: 'a.jpg' beside 'b.png'; images and label maps are paired by name"),
+    ],
+)
+def test_lists_of_something_else(tmp_path, line, message):
+    (tmp_path / "train.txt").write_text(line)
+    with pytest.raises(SourceError, match=message):
+        listed_stems(tmp_path / "train.txt", "images", "labels", ENDINGS, ".png")
