@@ -78,7 +78,7 @@ def test_labels_of_a_rotated_image_have_its_upright_size():
         (encode(VALUES[:-1]), "label map is 31x19, image is 31x20"),
         (encode(VALUES + 3), "label values out of range: 6, 7, 8"),
         (b"", "label map is empty"),
-        (IMAGE, "not a PNG file"),
+        (IMAGE, "label map: a JPEG file, which does not keep values"),
     ],
 )
 def test_what_cannot_become_a_record(label, message):

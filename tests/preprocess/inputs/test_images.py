@@ -146,7 +146,7 @@ def test_damaged_files():
         (jpeg[: len(jpeg) // 2], "JPEG does not decode cleanly"),
         (jpeg[: len(jpeg) // 2] + b"\xff\xd9", "JPEG does not decode cleanly"),
         (jpeg[:12], "JPEG header is broken"),
-        (lossless[: len(lossless) // 2], "does not decode"),
+        (lossless[: len(lossless) // 2], "truncated PNG"),
     ):
         for policy in (KEEP, CONVERT, ImagePolicy(max_short_side=8)):
             with pytest.raises(RejectedInput, match=words if policy is not CONVERT else None):
@@ -162,7 +162,7 @@ def test_damage_is_not_converted_away():
         encode(rgb().convert("RGBA"), "PNG"),
     ):
         for end in (b"", b"\xff\xd9"):
-            with pytest.raises(RejectedInput, match="decode"):
+            with pytest.raises(RejectedInput, match=r"decode|truncated PNG"):
                 encode_image(data[: len(data) * 2 // 3] + end, CONVERT)
 
 
