@@ -241,7 +241,7 @@ def test_every_kind_of_bad_file_is_named_in_one_build(make_root, tmp_path, capsy
     (images / "training_0002.jpg").write_bytes(lying)
     (labels / "training_0003.png").write_bytes(bomb)
     (labels / "training_0004.png").write_bytes(b"")
-    Image.new("RGB", (30, 24)).save(labels / "training_0005.png")
+    Image.new("RGB", (30, 24), "red").save(labels / "training_0005.png")
     Image.new("L", (30, 23)).save(labels / "training_0006.png")
     (images / "training_0007.png").write_bytes(png)
     assert main(words(root, tmp_path / "out", "--allow-rejects", "2")) == 2

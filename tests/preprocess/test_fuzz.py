@@ -185,7 +185,7 @@ def build_and_check(folder, seed, policy, first, count):
 @pytest.mark.parametrize("name", POLICIES)
 def test_some_hundred_damaged_files(tmp_path, name):
     kept, refused = build_and_check(tmp_path, 1, POLICIES[name], 0, PER_SHARD)
-    assert kept > 10
+    assert kept > 8
     assert refused > 10
 
 
