@@ -111,7 +111,8 @@ class LabelRule:
         if not self.reduce_zero_label and strange == [self.num_classes]:
             return (
                 f". Values {present[0]}..{self.num_classes} for {self.num_classes} classes: did you mean"
-                " --reduce-zero-label (0 is void, k is class k - 1)?"
+                " --reduce-zero-label (0 is void, k is class k - 1), or does the list lack the class of value"
+                " 0, such as background?"
             )
         return ""
 
@@ -201,7 +202,10 @@ def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
     try:
         text = mapping if place != mapping else Path(mapping).read_text(encoding="utf-8-sig")
         facts = json.loads(text, object_pairs_hook=list)
-        pairs = tuple(sorted((int(value), None if label is None else int(label)) for value, label in facts))
+        strange = [label for _, label in facts if label is not None and type(label) is not int]
+        if strange:
+            raise ValueError(f"{strange[0]!r} is no class id and not null")
+        pairs = tuple(sorted((int(value), label) for value, label in facts))
     except (OSError, ValueError, TypeError) as error:
         raise SourceError(
             f'{place}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'

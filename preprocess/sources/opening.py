@@ -78,7 +78,8 @@ def open_source(request: SourceRequest) -> Source:
     if request.root is None:
         raise SourceError(f"--dataset {kind} needs --root FOLDER, the one that the data set was unpacked to")
     if not request.root.is_dir():
-        raise SourceError(f"--root {request.root}: there is no such folder")
+        found = "it is a file; unpack it first" if request.root.is_file() else "there is no such folder"
+        raise SourceError(f"--root {request.root}: {found}")
     source = OPENERS[kind](request, request.root)
     return replace(source, dataset=request.name) if request.name else source  # type: ignore[type-var]
 
@@ -189,13 +190,18 @@ def _open_folder(request: SourceRequest, root: Path) -> Source:
         dataset=request.name or "folder",
         images_folder=images,
         labels_folder=request.labels_folder or find_labels_folder(root),
-        image_ending=request.image_ending,
-        label_ending=request.label_ending or ".png",
+        image_ending=_dotted(request.image_ending),
+        label_ending=_dotted(request.label_ending) or ".png",
         lists=_lists_of(request.lists, root) if request.lists else "",
         val_share=request.val_share,
         colours=colours,
         palette=colours.palette() if colours else None,
     )
+
+
+def _dotted(ending: str) -> str:
+    """`png` means `.png`."""
+    return f".{ending}" if ending.isalnum() else ending
 
 
 def _lists_of(lists: Path, root: Path) -> str:

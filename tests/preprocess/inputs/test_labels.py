@@ -133,6 +133,9 @@ def test_a_mapping_may_stand_in_the_command_itself():
     assert read_mapping('{"0": 0, "255": 1}', 2) == LabelRule(2, mapping=((0, 0), (255, 1)))
     with pytest.raises(SourceError, match="--mapping: not a label mapping"):
         read_mapping('{"0": ', 2)
+    for label in ("0.5", "true", '"road"', "[1]"):
+        with pytest.raises(SourceError, match="is no class id and not null"):
+            read_mapping(f'{{"0": {label}}}', 2)
 
 
 def test_more_classes_than_a_batch_carries_are_refused():

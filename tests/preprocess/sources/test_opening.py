@@ -63,3 +63,15 @@ def test_a_root_that_is_not_there(tmp_path):
         open_source(SourceRequest("ade20k", tmp_path / "nowhere"))
     with pytest.raises(SourceError, match=r"--against .*there is no such folder"):
         reopen_source({"kind": "folder"}, "x", ("a",), None, str(tmp_path / "nowhere"))
+
+
+def test_a_root_that_was_not_unpacked_and_an_ending_without_its_dot(make_root, tmp_path):
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    with pytest.raises(SourceError, match=r"set\.zip: it is a file; unpack it first"):
+        open_source(SourceRequest("voc", tmp_path / "set.zip"))
+    root = make_root()
+    request = SourceRequest(
+        "folder", root, classes=root / "classes.txt", label_ending="png", image_ending="jpg"
+    )
+    assert open_source(request).settings()["label_ending"] == ".png"
+    assert len(open_source(request).listing("training").names) == 3
