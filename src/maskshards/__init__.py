@@ -7,7 +7,6 @@ needs no torch.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +53,7 @@ __all__ = [
     "train",
 ]
 
-try:
-    __version__ = version("maskshards")
-except PackageNotFoundError:  # a checkout on the path that was never installed
-    __version__ = "0+unknown"
+__version__: str  # looked up when it is asked for: reading it takes longer than all else here
 
 
 class _TrainRoom(ModuleType):
@@ -71,11 +67,23 @@ train.__class__ = _TrainRoom
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'maskshards' has no attribute {name!r}")
     value = getattr(import_module(f"maskshards.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("maskshards")
+    except PackageNotFoundError:  # a checkout on the path that was never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:
