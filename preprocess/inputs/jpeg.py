@@ -21,7 +21,8 @@ class DamagedImage(RejectedInput):
 def prove_jpeg(data: bytes, colour: str) -> None:
     """DamagedImage unless all coded data is there.
 
-    Decoded to grey at an eighth of the size: all of it is read, which is what can be broken, in half the time
+    Decoded to grey at an eighth of the size: all of it is read, which is what can be broken, and in half the
+    time.
     """
     try:
         simplejpeg.decode_jpeg(data, "CMYK" if colour in FOUR_INKS else "GRAY", min_height=1, min_width=1)
