@@ -4,16 +4,15 @@
 
 There are no tars, and a row group of the index holds one row instead of 4,096: the cost of a manifest and of
 a Parquet footer grows with shards, not with rows. Each part is measured in a fresh process, after its
-imports; `grown_mb` is what the process grew by, at most. The catalogue is a list of 64 splits with the
-samples of each of their shards, which is all that the order needs; the walk counts, from the order itself,
-how often a rank comes to a shard of a split whose footer it does not hold.
+imports; `grown_mb` is what the process grew by, at most. The catalogue is a list of splits with the samples
+of each of their shards, which is all that the order needs; the walk counts, from the order itself, how often
+a rank comes to a shard of a split that it does not hold open.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -32,10 +31,9 @@ from maskshards.shards.format.index_parquet import IndexReader, write_index
 from maskshards.shards.format.manifest import Manifest, finish_manifest, parse_manifest
 from maskshards.shards.order.order import Order
 
-NUM_SAMPLES, SHARD_SAMPLES, NUM_SPLITS = 10**9, 4096, 64
+NUM_SAMPLES, SHARD_SAMPLES = 10**9, 4096
 NUM_RANKS, BATCH = 256, 16
 NUM_SHARDS = -(-NUM_SAMPLES // SHARD_SAMPLES)
-SPLIT_SHARDS = -(-NUM_SHARDS // NUM_SPLITS)
 CLASSES = tuple(f"class {number}" for number in range(150))
 ROW = SampleEntry(
     *("k", "jpg", 512, 683, 512, 66_000, 7, 67_072, 500, 7, 68_096, 2_700, 7),
@@ -58,11 +56,11 @@ def manifest_of(num_shards: int) -> bytes:
     return finish_manifest(Manifest("made", "training", CLASSES, ()), shards).to_bytes()
 
 
-def catalogue_of() -> bytes:
+def catalogue_of(split_shards: int) -> bytes:
     """Place, fingerprint and the samples of each shard, as [samples, how many shards in a row]."""
     digest = "0123456789abcdef" * 4
-    last = NUM_SHARDS - (NUM_SPLITS - 1) * SPLIT_SHARDS
-    counts = [SPLIT_SHARDS] * (NUM_SPLITS - 1) + [last]
+    whole, rest = divmod(NUM_SHARDS, split_shards)
+    counts = [split_shards] * whole + [rest] * (rest > 0)
     splits = [
         {"place": f"part-{n:04d}", "fingerprint": digest, "shard_samples": [[SHARD_SAMPLES, count]]}
         for n, count in enumerate(counts)
@@ -82,7 +80,7 @@ def plan(shard_samples: np.ndarray) -> Order:
     return order
 
 
-def walk(order: Order, kept: int) -> dict[str, float]:
+def walk(order: Order, split_shards: int, kept: int) -> dict[str, float]:
     """How often one rank has to open a split, if it keeps those that it used last."""
     epoch, entered = order.epoch(3), []
     lane_samples = NUM_SAMPLES // order.global_batch
@@ -92,7 +90,7 @@ def walk(order: Order, kept: int) -> dict[str, float]:
             np.searchsorted(epoch.starts, first, side="right") - 1, np.searchsorted(epoch.starts, last)
         )
         steps = np.maximum(epoch.starts[slots] - first, 0)
-        entered += zip(steps.tolist(), (epoch.shard_order[slots] // SPLIT_SHARDS).tolist(), strict=True)
+        entered += zip(steps.tolist(), (epoch.shard_order[slots] // split_shards).tolist(), strict=True)
     held: OrderedDict[int, None] = OrderedDict()
     opened = 0
     for _, split in sorted(entered):
@@ -119,20 +117,20 @@ def measured(work: Callable[[], Any]) -> dict[str, float]:
     return facts
 
 
-def one(part: str, folder: Path) -> dict[str, Any]:
+def one(part: str, folder: Path, split_shards: int) -> dict[str, Any]:
     """Measure one part in this process."""
     if part == "write":
-        (folder / "whole.json").write_bytes(manifest_of(NUM_SHARDS))
-        (folder / "split.json").write_bytes(manifest_of(SPLIT_SHARDS))
-        (folder / "catalogue.json").write_bytes(catalogue_of())
-        shards = shard_infos(SPLIT_SHARDS, 1, ROW_SHARD_BYTES)
-        write_index(folder / "samples.parquet", shards, repeat([ROW], SPLIT_SHARDS))
+        (folder / "manifest.json").write_bytes(manifest_of(split_shards))
+        if split_shards < NUM_SHARDS:
+            (folder / "catalogue.json").write_bytes(catalogue_of(split_shards))
+            shards = shard_infos(split_shards, 1, ROW_SHARD_BYTES)
+            write_index(folder / "samples.parquet", shards, repeat([ROW], split_shards))
         return {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir())}
     if part == "walk":
         order = plan(np.full(NUM_SHARDS, SHARD_SAMPLES))
-        return {f"{kept} kept": walk(order, kept) for kept in (1, 4, 16, 64)}
+        return {f"{kept} kept": walk(order, split_shards, kept) for kept in (1, 4, 16, 64)}
     if part == "footer":
-        shards = shard_infos(SPLIT_SHARDS, 1, ROW_SHARD_BYTES)
+        shards = shard_infos(split_shards, 1, ROW_SHARD_BYTES)
         return measured(lambda: IndexReader(str(folder / "samples.parquet"), shards))
     if part == "order":
         samples = np.full(NUM_SHARDS, SHARD_SAMPLES)
@@ -143,17 +141,23 @@ def one(part: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--one", nargs=2, metavar=("PART", "FOLDER"), help="what the fresh processes run")
-    words = parser.parse_args()
-    if words.one:
-        sys.stdout.write(json.dumps(one(words.one[0], Path(words.one[1]))))
+    parser.add_argument("--splits", type=int, nargs="*", default=[1, 64, 1024], help="default: 1 64 1024")
+    words = ("PART", "FOLDER", "SHARDS")
+    parser.add_argument("--one", nargs=3, metavar=words, help="what the fresh processes run")
+    said = parser.parse_args()
+    if said.one:
+        sys.stdout.write(json.dumps(one(said.one[0], Path(said.one[1]), int(said.one[2]))))
         return
-    facts: dict[str, Any] = {"shards": NUM_SHARDS, "splits": NUM_SPLITS, "shards a split": SPLIT_SHARDS}
-    with TemporaryDirectory() as folder:
-        for part in ("write", "whole", "catalogue", "split", "footer", "order", "walk"):
-            command = [sys.executable, __file__, "--one", part, folder]
-            facts[part] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    facts["peak_mb_of_writer"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    facts: dict[str, Any] = {"shards": NUM_SHARDS}
+    for num_splits in said.splits:
+        split_shards = -(-NUM_SHARDS // num_splits)
+        found: dict[str, Any] = {"shards of a split": split_shards}
+        parts = ("catalogue", "footer", "walk") if num_splits > 1 else ("order",)
+        with TemporaryDirectory() as folder:
+            for part in ("write", "manifest", *parts):
+                command = [sys.executable, __file__, "--one", part, folder, str(split_shards)]
+                found[part] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        facts[f"{num_splits} splits"] = found
     sys.stdout.write(json.dumps(facts, indent=1) + "\n")
 
 

@@ -64,19 +64,22 @@ def _naming(row: Row) -> Iterator[None]:
 
 class BatchReader:
     """Makes batches of a selection; safe to call from several threads, and can be sent to another process.
-    ValueError for a policy that is none.
+
+    `lanes`: how many shards its plans read by turns. ValueError for a policy that is none.
     """
 
-    def __init__(self, selection: Selection, *, seed: int, policy: str = "raise", pin: bool = False) -> None:
+    def __init__(
+        self, selection: Selection, *, seed: int, policy: str = "raise", pin: bool = False, lanes: int = 0
+    ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
-        self.selection, self.seed, self.policy, self.pin = selection, seed, policy, pin
+        self.selection, self.seed, self.policy, self.pin, self.lanes = selection, seed, policy, pin, lanes
         self.num_replaced = 0
         self._part_starts = np.concatenate([[0], np.cumsum(selection.shard_samples)])
         self._start()
 
     def _start(self) -> None:
-        self.source = SampleSource(self.selection.splits)
+        self.source = SampleSource(self.selection.splits, self.lanes)
         self._lock = threading.Lock()
         self._thread = threading.local()
 

@@ -97,10 +97,11 @@ class Loader(IterableDataset[Any]):
         order = Order(self.selection.shard_samples, seed, self.global_batch, epoch_end)
         self.num_samples, self.epoch_end = order.num_samples, epoch_end
         self.wait_ms = 0.0  # how long the consumer has waited for batches, all together
-        self._reader: BatchReader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin)
+        lanes = self.global_batch // world.num_ranks
+        self._reader = BatchReader(self.selection, seed=seed, policy=policy, pin=pin, lanes=lanes)
         if as_dict or transform is not None:
             self._reader = TransformedReader(
-                self.selection, seed=seed, policy=policy, pin=pin, transform=transform
+                self.selection, seed=seed, policy=policy, pin=pin, lanes=lanes, transform=transform
             )
         self.as_dict, manifest = as_dict, self.selection.splits[0].manifest
         self.ignore_index = ignore_index_of(len(manifest.classes))

@@ -17,7 +17,7 @@ from maskshards.shards.storage.base import believed
 
 Found = TypeVar("Found")
 
-KEPT_INDEXES = 256  # shards whose index stays in memory; a rank needs about one for each slot of its batch
+KEPT_INDEXES = 256  # shards whose index stays in memory, at least
 
 
 class Row(NamedTuple):
@@ -29,10 +29,14 @@ class Row(NamedTuple):
 
 
 class SampleSource:
-    """Samples of some splits by number of split, shard and row; may be used from several threads."""
+    """Samples of some splits by number of split, shard and row; may be used from several threads.
 
-    def __init__(self, splits: tuple[Split, ...]) -> None:
-        self._splits = splits
+    `lanes` is how many shards are read by turns: with fewer indexes in memory, each would be read anew at
+    each turn.
+    """
+
+    def __init__(self, splits: tuple[Split, ...], lanes: int = 0) -> None:
+        self._splits, self._num_kept = splits, KEPT_INDEXES + lanes
         self._lock = threading.Lock()
         self._indexes: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
 
@@ -68,7 +72,7 @@ class SampleSource:
             found = self._indexes.get((split, shard))
             if found is None:
                 found = self._indexes[split, shard] = self._splits[split].index(shard)
-                if len(self._indexes) > KEPT_INDEXES:
+                if len(self._indexes) > self._num_kept:
                     self._indexes.popitem(last=False)
             else:
                 self._indexes.move_to_end((split, shard))

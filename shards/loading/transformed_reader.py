@@ -33,9 +33,10 @@ class TransformedReader(BatchReader):
         seed: int,
         policy: str = "raise",
         pin: bool = False,
+        lanes: int = 0,
         transform: Transform | None = None,
     ) -> None:
-        super().__init__(selection, seed=seed, policy=policy, pin=pin)
+        super().__init__(selection, seed=seed, policy=policy, pin=pin, lanes=lanes)
         self.transform = transform
         self.num_classes = len(selection.splits[0].manifest.classes)
 
