@@ -15,6 +15,7 @@ import numpy as np
 
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import png
+from maskshards.preprocess.inputs.exif import ORIENTATION, orientation
 from maskshards.preprocess.inputs.formats import format_name
 from maskshards.preprocess.inputs.labels import LARGEST_VALUE
 from maskshards.preprocess.inputs.pillow import check_size, opened
@@ -69,12 +70,24 @@ def _decode_png(data: bytes) -> np.ndarray:
     if header.bit_depth == 16 and header.colour != png.GREY:
         raise RejectedInput(f"label map is a {header}; {ONE_CHANNEL}")
     with opened(data, ("PNG",)) as image:
+        _check_upright(orientation(image) if b"eXIf" in data else 1)
         values = np.asarray(image)
     if header.colour in SEVERAL_CHANNELS:
         return _of_equal_channels(values, str(header), header.colour in (png.GREY_ALPHA, png.RGB_ALPHA))
     if header.colour == png.GREY and header.bit_depth < 8:
         return values.astype(np.uint8) // np.uint8(GREY_STEPS[header.bit_depth])
     return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def _check_upright(turn: object) -> None:
+    """Its image is turned by a tag of its own, or not; whether a label map was drawn before or after that is
+    said nowhere.
+    """
+    if turn != 1:
+        raise RejectedInput(
+            f"label map has orientation {turn}: viewers turn it, decoders do not; save it as its image lies,"
+            " without the tag"
+        )
 
 
 def _of_equal_channels(pixels: np.ndarray, what: str, alpha: bool) -> np.ndarray:
@@ -107,6 +120,7 @@ def _decode_tiff(data: bytes) -> np.ndarray:
             )
         if getattr(image, "n_frames", 1) > 1 or image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
             raise RejectedInput("label map is a TIFF of several pages, or one that counts down from white")
+        _check_upright(image.tag_v2.get(ORIENTATION, 1))  # type: ignore[attr-defined]
         return _small(np.asarray(image))
 
 

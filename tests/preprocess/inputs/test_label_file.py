@@ -65,6 +65,8 @@ def written(image, kind="PNG", **options):
     return out.getvalue()
 
 
+TURNED = Image.Exif()
+TURNED[0x0112] = 3
 COLOURED = Image.fromarray(np.array([[[1, 1, 1], [1, 1, 2]]], np.uint8))
 TWO_FRAMES = {"save_all": True, "append_images": [Image.new("L", (4, 4), 9)]}
 
@@ -82,6 +84,8 @@ TWO_FRAMES = {"save_all": True, "append_images": [Image.new("L", (4, 4), 9)]}
             "label map: a JPEG file, which does not keep values; expected",
         ),
         (written(Image.new("L", (4, 4)), "BMP"), "label map: a BMP file; expected PNG, TIFF, GIF or NPY"),
+        (written(Image.new("L", (4, 4)), exif=TURNED), "label map has orientation 3: viewers turn it"),
+        (written(Image.new("L", (4, 4)), "TIFF", tiffinfo={274: 6}), "label map has orientation 6"),
         (b"MATLAB 5.0", "label map: an unknown format"),
     ],
 )
