@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(words: argparse.Namespace) -> dict[str, Any]:
     """Write the page; where it is and how much stands on it."""
+    if words.out.is_dir() or not words.out.parent.is_dir():
+        folder = "is a folder" if words.out.is_dir() else "lies in a folder that does not exist"
+        raise OSError(f"--out {words.out} {folder}; name an HTML file in one that does, such as preview.html")
     if words.samples < 1 or words.examples < 0:
         raise ValueError("--samples must be at least 1 and --examples at least 0")
     sections = [_section(split, words.samples, words.examples) for split in open_splits(words.url)]
