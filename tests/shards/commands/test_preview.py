@@ -57,7 +57,7 @@ def test_links_in_the_place_of_the_page_are_replaced_not_followed(make_split, tm
 
 def test_a_place_that_cannot_hold_the_page_is_told_first(make_split, tmp_path):
     made = make_split("unplaced", [2])
-    with pytest.raises(OSError, match="--out .* is a folder; name an HTML file"):
+    with pytest.raises(OSError, match=r"--out .* is a folder; name an HTML file"):
         preview(made.folder, "--out", tmp_path)
     with pytest.raises(OSError, match="lies in a folder that does not exist"):
         preview(made.folder, "--out", tmp_path / "nowhere/page.html")
