@@ -1,9 +1,16 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from maskshards.preprocess.errors import SourceError
-from maskshards.preprocess.sources.opening import SourceRequest, open_source, reopen_source
+from maskshards.preprocess.sources.opening import (
+    NO_VOID,
+    SourceRequest,
+    open_source,
+    reopen_source,
+    void_is_said,
+)
 
 
 def test_a_folder_is_opened_with_the_users_rule(make_root):
@@ -75,3 +82,19 @@ def test_a_root_that_was_not_unpacked_and_an_ending_without_its_dot(make_root, t
     )
     assert open_source(request).settings()["label_ending"] == ".png"
     assert len(open_source(request).listing("training").names) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"kind": "folder"}, False),
+        ({"kind": "hf:x"}, False),
+        ({"kind": "folder", "ignore_index": 255}, True),
+        ({"kind": "folder", "ignore_index": NO_VOID}, True),
+        ({"kind": "folder", "colours": Path("c.csv")}, True),
+        ({"kind": "coco"}, True),
+        ({"kind": "ade20k"}, True),
+    ],
+)
+def test_who_says_what_is_void(words, said):
+    assert void_is_said(SourceRequest(root=None, **words)) is said
