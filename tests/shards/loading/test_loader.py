@@ -371,3 +371,14 @@ def test_nothing_runs_while_an_iterator_is_dropped_where_an_interrupt_would_be_l
     assert {name for event, name in calls if event == "call"} <= {"_batches"}  # the generator's own end
     loader.close()
     assert live_threads() == []
+
+
+LATE = {"pyarrow", "pandas", "urllib3", "fsspec", "transformers", "torchvision", "sympy", "torch._dynamo"}
+
+
+def test_importing_the_loader_loads_no_more_of_others_than_torch_itself():
+    """Each of them costs 0.1 to 2 s, and is loaded where it is used."""
+    program = "import sys, torch, maskshards\nbefore = set(sys.modules)\nmaskshards.Loader\n"
+    program += f"late = {LATE!r} & (set(sys.modules) - before)\nsys.exit(str(late) if late else 0)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
