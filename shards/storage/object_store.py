@@ -13,6 +13,8 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from maskshards.shards.errors import StoreError
@@ -140,10 +142,11 @@ class CloudStore(Store):
 def _answer(
     files: Any, method: str, path: str, words: dict[str, int], deadline: float, stopped: threading.Event
 ) -> Any:
-    """Call the driver; where it is asynchronous, stop waiting for it at the deadline or once `stopped`."""
-    if not getattr(files, "async_impl", False):
-        return getattr(files, method)(path, **words)
-    coming = asyncio.run_coroutine_threadsafe(getattr(files, f"_{method}")(path, **words), files.loop)
+    """Call the driver, and stop waiting for it at the deadline or once `stopped`."""
+    if getattr(files, "async_impl", False):
+        coming = asyncio.run_coroutine_threadsafe(getattr(files, f"_{method}")(path, **words), files.loop)
+    else:
+        coming = _aside(partial(getattr(files, method), path, **words))
     try:
         while not coming.done():
             if stopped.is_set() or time.monotonic() > deadline:
@@ -155,3 +158,18 @@ def _answer(
         return coming.result()
     finally:
         coming.cancel()
+
+
+def _aside(call: Callable[[], Any]) -> Future[Any]:
+    """The result of a call that cannot be interrupted, in a thread that may be left to itself."""
+    coming: Future[Any] = Future()
+    coming.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            coming.set_result(call())
+        except BaseException as error:  # raised where the result is asked for
+            coming.set_exception(error)
+
+    threading.Thread(target=run, name="maskshards-driver", daemon=True).start()
+    return coming

@@ -135,6 +135,35 @@ def test_closing_ends_a_wait_and_the_request_behind_it(monkeypatch):
     assert system.cancelled.wait(60)
 
 
+def test_closing_leaves_a_driver_that_cannot_be_interrupted_to_itself(monkeypatch):
+    """As that of hf:// is."""
+    asked, answers, errors = threading.Event(), threading.Event(), []
+
+    class Blocking:
+        def cat_file(self, path, start, end):
+            asked.set()
+            answers.wait(600)
+            return bytes(end - start)
+
+    monkeypatch.setattr(object_store, "file_system", lambda url: Blocking())
+    store = CloudStore("memory://split", RetrySettings(first_delay_s=1e6, longest_delay_s=1e6))
+
+    def read():
+        try:
+            store.read("a.tar", 0, 5)
+        except StoreError as error:
+            errors.append(str(error))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert asked.wait(60)
+    store.close()
+    reader.join(60)
+    assert [("the store was closed meanwhile" in error) for error in errors] == [True]
+    answers.set()
+    assert store.read("a.tar", 0, 5) == bytes(5)
+
+
 def test_an_answer_that_never_comes_is_given_up_and_asked_for_again(monkeypatch):
     system = Hanging(threading.Event())
     monkeypatch.setattr(object_store, "file_system", lambda url: system)
