@@ -258,8 +258,10 @@ def drawn(root: Path) -> Made:
 def scenes(root: Path) -> Made:
     write_scenes(root, training=3, validation=2, seed=0)
     words = ("--dataset", "folder", "--root", "DATA", *RULE, "--reduce-zero-label")
-    names = set((root / "classes.txt").read_text().split("\n")) - {""}
-    return Made(words, ("training", "validation"), names, samples=(3, 2))
+    names = (root / "classes.txt").read_text().splitlines()
+    maps = [np.asarray(Image.open(path)) for path in (root / "annotations/training").glob("*.png")]
+    present = {names[value - 1] for values in maps for value in np.unique(values) if value}
+    return Made(words, ("training", "validation"), present, samples=(3, 2))
 
 
 MAKERS: dict[str, Callable[[Path], Made]] = {
