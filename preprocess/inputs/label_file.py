@@ -16,12 +16,11 @@ import numpy as np
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import png
 from maskshards.preprocess.inputs.exif import ORIENTATION, orientation
-from maskshards.preprocess.inputs.formats import format_name
+from maskshards.preprocess.inputs.formats import TIFF_STARTS, format_name
 from maskshards.preprocess.inputs.labels import LARGEST_VALUE
 from maskshards.preprocess.inputs.pillow import check_size, opened
 
 NPY_START, NPY_HEADER_BYTES = b"\x93NUMPY", 10_000
-TIFF_STARTS = (b"II*\x00", b"MM\x00*")
 GIF_START, JPEG_START = b"GIF8", b"\xff\xd8"
 GREY_STEPS = {1: 1, 2: 85, 4: 17}  # what Pillow makes of a step of 1 in grey of so many bits
 SEVERAL_CHANNELS = (png.RGB, png.RGB_ALPHA, png.GREY_ALPHA)
@@ -134,7 +133,9 @@ def _decode_npy(data: bytes) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read(file, max_header_size=NPY_HEADER_BYTES)
-        if len(shape) != 2 or dtype.kind not in "iu":
+        if len(shape) == 3 and 1 in (shape[0], shape[2]):  # one band, first or last
+            shape = shape[:2] if shape[2] == 1 else shape[1:]
+        if len(shape) != 2 or dtype.kind not in "iub":
             raise RejectedInput(f"label map is an NPY of {dtype}, shape {shape}; expected (H, W) integers")
         check_size(*shape)
         flat = np.frombuffer(data, dtype, shape[0] * shape[1], file.tell())
@@ -147,8 +148,8 @@ def _decode_npy(data: bytes) -> np.ndarray:
 
 def _small(values: np.ndarray) -> np.ndarray:
     """As uint8 or uint16; RejectedInput for values that no rule can name."""
-    if values.dtype == np.uint8:
-        return values
+    if values.dtype in (np.uint8, np.bool_):
+        return values.view(np.uint8)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > LARGEST_VALUE:
         raise RejectedInput(f"label values from {low} to {high}; 0 to {LARGEST_VALUE} are possible")

@@ -8,7 +8,7 @@ and counted; an image or a label map without its partner, or two files of one na
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from maskshards.preprocess.sources.source import Listing, RawSample, Source, Sou
 from maskshards.preprocess.sources.splits import (
     DRAWN,
     LIST_ENDING,
+    Listed,
     is_validation,
     listed_splits,
     listed_stems,
@@ -77,7 +78,7 @@ class FolderSource(Source):
         for split in missing if self.lists else ():
             wanted, base = self._wanted(split), self._images.base(split)
             images = (self._image_stem(split, path) for path in files_below(self.root, base, []))
-            if wanted and not self._named(split, images):
+            if wanted and not _any_of(wanted, images):
                 raise SourceError(names_nothing(self._list(split), wanted, f"an image in {base}/"))
         return tuple(
             f"{split}: no label maps in {self._labels.base(split)}/, so this split is passed over"
@@ -182,14 +183,8 @@ class FolderSource(Source):
             return False
         if not self.lists:
             return True
-        return self._named(
-            split, (self._label_stem(split, path) for path in files_below(self.root, base, []))
-        )
-
-    def _named(self, split: str, stems: Iterable[str | None]) -> bool:
-        """Whether the split's list names one of them."""
-        wanted = self._wanted(split) or {}
-        return any(stem is not None and same_form(stem) in wanted for stem in stems)
+        maps = {listed.label for listed in (self._wanted(split) or {}).values()}
+        return _any_of(maps, (self._label_stem(split, path) for path in files_below(self.root, base, [])))
 
     def _all_files(self, split: str, rejects: list[Reject]) -> tuple[Found, Found, list[str]]:
         """Image paths and label paths by stem, and notes on files that are neither."""
@@ -262,8 +257,8 @@ class FolderSource(Source):
             return f"image without a label map {self._label_path(split, usual)}"
         return ""
 
-    def _wanted(self, split: str) -> dict[str, int] | None:
-        """Composed stem -> line of the split's list; None without lists."""
+    def _wanted(self, split: str) -> dict[str, Listed] | None:
+        """Composed stem -> what the split's list says of it; None without lists."""
         if not self.lists:
             return None
         endings = (self.image_ending,) if self.image_ending else IMAGE_ENDINGS
@@ -274,17 +269,22 @@ class FolderSource(Source):
         return self.root / self.lists / f"{split}{LIST_ENDING}"
 
     def _restrict(
-        self, images: Found, labels: Found, wanted: dict[str, int], split: str, rejects: list[Reject]
+        self, images: Found, labels: Found, wanted: dict[str, Listed], split: str, rejects: list[Reject]
     ) -> tuple[Found, Found, int]:
         """What the list names, and the number of images that it does not."""
         mine = {stem: paths for stem, paths in images.items() if same_form(stem) in wanted}
         there = {same_form(stem) for stem in mine}
-        for name, line in wanted.items():
+        for name, listed in wanted.items():
             if name not in there:
-                reason = f"line {line} names {name!r}, of which there is no image in {self.images_folder}/"
+                reason = (
+                    f"line {listed.line} names {name!r}, of which there is no image in {self.images_folder}/"
+                )
                 rejects.append(Reject(f"{self.lists}/{split}.txt", reason))
-        mapped = {stem: paths for stem, paths in labels.items() if same_form(stem) in there}
-        return mine, mapped, len(images) - len(mine)
+        forms: Found = {}
+        for stem, paths in labels.items():
+            forms.setdefault(same_form(stem), []).extend(paths)
+        maps = {stem: forms.get(wanted[same_form(stem)].label, []) for stem in mine}
+        return mine, {stem: paths for stem, paths in maps.items() if paths}, len(images) - len(mine)
 
     def _is_drawn(self, split: str, stem: str) -> bool:
         return is_validation(stem, self.val_share) == (split == DRAWN[1])
@@ -318,6 +318,10 @@ class FolderSource(Source):
             " Other layouts: --images-folder and --labels-folder, in which {split} stands for the split's"
             " name; for folders without splits --val-share 0.1 or --lists DIR; see docs/custom-data.md"
         )
+
+
+def _any_of(wanted: Container[str], stems: Iterable[str | None]) -> bool:
+    return any(stem is not None and same_form(stem) in wanted for stem in stems)
 
 
 def _without_image_ending(path: str) -> str | None:

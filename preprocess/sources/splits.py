@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
@@ -67,14 +68,22 @@ def read_names(path: Path) -> dict[str, int]:
     return names
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a line of a list says of the image that it names."""
+
+    line: int  # its number
+    label: str  # composed stem of its label map
+
+
 def listed_stems(
     path: Path, images_folder: str, labels_folder: str, image_endings: Iterable[str], label_ending: str
-) -> dict[str, int]:
-    """Composed stem -> number of its line, of a list of images by name, by file or by path, each alone or
-    beside its label map. SourceError for a list of something else.
+) -> dict[str, Listed]:
+    """Composed stem of each image that a list names, by name, by file or by path, alone or beside its label
+    map. SourceError for a list of something else.
     """
     endings = sorted({*image_endings, label_ending}, key=len, reverse=True)
-    stems: dict[str, int] = {}
+    stems: dict[str, Listed] = {}
     for line, number in read_names(path).items():
         if match := MARKED.fullmatch(line):
             raise SourceError(
@@ -82,13 +91,8 @@ def listed_stems(
                 " a list of names alone, such as those of ImageSets/Segmentation"
             )
         image, label = _two_columns(line, endings)
-        stem = _stem(image, images_folder, endings)
-        if label and _stem(label, labels_folder, endings) != stem:
-            raise SourceError(
-                f"{path}, line {number}: {image!r} beside {label!r}; images and label maps are paired by"
-                " name, so both have to have the same one, but for --image-ending and --label-ending"
-            )
-        stems[same_form(stem)] = number
+        stem = same_form(_stem(image, images_folder, endings))
+        stems[stem] = Listed(number, same_form(_stem(label, labels_folder, endings)) if label else stem)
     return stems
 
 

@@ -155,6 +155,22 @@ def test_label_files_that_hold_no_labels(data, message):
         decode_label_file(data)
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (1, 2, 3)])
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64])
+def test_npy_label_maps_of_one_band(shape, kind):
+    values = np.array([[0, 1, 1], [1, 0, 0]])
+    found = decode_label_file(npy_bytes(values.astype(kind).reshape(shape)))
+    assert found.tolist() == values.tolist()
+    assert found.dtype == (np.uint16 if kind is np.int64 else np.uint8)
+
+
+def test_a_tiff_beyond_4_gb_is_one_too():
+    tifffile = pytest.importorskip("tifffile", reason="the extra 'deep' is not installed")
+    values, out = np.array([[0, 1, 2], [2, 1, 0]], np.uint8), io.BytesIO()
+    tifffile.imwrite(out, values, bigtiff=True)
+    assert decode_label_file(out.getvalue()).tolist() == values.tolist()
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_npy_label_maps(order):
     values = np.asarray(np.arange(12).reshape(3, 4) * 90, dtype=np.int64, order=order)

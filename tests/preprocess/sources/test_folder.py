@@ -272,6 +272,24 @@ def test_a_list_that_names_nothing_is_an_error_and_an_empty_one_is_left_out(tmp_
     assert len(source.left_out()) == 2
 
 
+def test_a_list_pairs_files_of_different_names(tmp_path):
+    touch(tmp_path, "photos/img_1.jpg", "photos/img_2.jpg", "masks/mask_1.png", "masks/mask_2.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.txt").write_text("photos/img_1.jpg masks/mask_1.png\n")
+    (tmp_path / "lists/val.txt").write_text("img_2.jpg,mask_2.png\n")
+    (tmp_path / "lists/test.txt").write_text("img_2.jpg mask_3.png\nimg_1.jpg mask_1.png\n")
+    source = FolderSource(
+        tmp_path, CLASSES, RULE, images_folder="photos", labels_folder="masks", lists="lists"
+    )
+    assert source.splits() == ("test", "train", "val")
+    (name,) = source.listing("train").names
+    item = source.item("train", name)
+    assert (item.key, item.image_path, item.label_path) == ("img_1", "photos/img_1.jpg", "masks/mask_1.png")
+    assert source.item("val", *source.listing("val").names).label_path == "masks/mask_2.png"
+    (reject,) = source.listing("test").rejects
+    assert str(reject) == "photos/img_2.jpg: image without a label map masks/img_2.png"
+
+
 def test_old_settings_stay_as_they_were(tmp_path):
     assert FolderSource(tmp_path, CLASSES, RULE).settings() == {
         "kind": "folder",
