@@ -8,6 +8,7 @@ read by ranges for a while. A folder that somebody deletes is made again.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import logging
 import os
@@ -36,6 +37,10 @@ PREFETCH_THREADS = 2
 FRESH_S = 60.0  # a copy used within this time counts as in use; its time of last use is noted this often
 WITHOUT_S = 60.0  # how long a shard that could not be kept is read by ranges before it is tried again
 LOOK_UP_S = 0.2
+ADVICE = {
+    **dict.fromkeys(FULL, "free some space or lower max_bytes"),
+    errno.ENOBUFS: "raise max_bytes: it should hold the shards that are read at once",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +211,15 @@ class CachedStore(Store):
             if not self._is_whole(shard):
                 self._local.forget(file_name(shard))
                 self._fetch(shard, running)
-                self._local.size(file_name(shard))
+                if not self._is_whole(shard):
+                    raise OSError(errno.ENOBUFS, "another reader needed its room at once")
             with suppress(FileNotFoundError):  # open here, but dropped by another job
                 os.utime(self._files.file(shard))  # the time of last use, by which copies are dropped
 
     def _go_without(self, shard: ShardInfo, error: OSError) -> None:
         running = self._running.get()
         if not running.without:  # once until a close
-            advice = "free some space or lower max_bytes" if error.errno in FULL else "is it writable?"
+            advice = ADVICE.get(error.errno or 0, "is it writable?")
             log.warning(
                 "%s/%s (%d bytes) cannot be kept in %s: %s; %s. It is read by ranges meanwhile, like all that"
                 " cannot be kept",

@@ -279,7 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 self.wfile.close()
                 self.rfile.close()
-                return self.connection.close()
+                self.connection.close()
+                raise ConnectionResetError
             if fault == "stall":
                 self.server.waiting.set()
                 self.connection.recv(1)  # until the other side has had enough

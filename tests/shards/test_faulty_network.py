@@ -78,7 +78,7 @@ def rough(serve, make_split, monkeypatch):
 @pytest.mark.parametrize("cached", [False, True])
 def test_two_loaders_over_a_rough_network_see_the_local_stream(rough, cached, tmp_path):
     folder, url, spoiled = rough(0.02, seed=1)
-    cache = CacheSettings(tmp_path / "cache", 60_000) if cached else None
+    cache = CacheSettings(tmp_path / "cache", 100_000) if cached else None
     found = list(lives(url, range(2), {"cache": cache}))
     assert found == list(lives(folder, range(2), {}))
     assert set(spoiled) == {"", *KINDS}
@@ -88,7 +88,7 @@ def test_two_loaders_over_a_rough_network_see_the_local_stream(rough, cached, tm
 @pytest.mark.parametrize("cached", [False, True])
 def test_minutes_of_faults_leave_the_stream_as_it_is(rough, cached, tmp_path):
     folder, url, spoiled = rough(0.01, seed=2)
-    cache = CacheSettings(tmp_path / "cache", 60_000) if cached else None
+    cache = CacheSettings(tmp_path / "cache", 100_000) if cached else None
     until, num_batches = time.monotonic() + SOAK_S, 0
     remote, local = lives(url, count(), {"cache": cache}), lives(folder, count(), {})
     for found, expected in zip(remote, local, strict=True):

@@ -18,6 +18,7 @@ from maskshards.shards.errors import SampleError, StoreError
 from maskshards.shards.format.manifest import Split, open_split
 from maskshards.shards.loading import cache
 from maskshards.shards.loading.cache import CachedStore, CacheSettings, cached
+from maskshards.shards.loading.cache_folder import CacheFolder
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.loading.place import Share
 from maskshards.shards.storage.base import MOST_READS
@@ -160,6 +161,26 @@ def test_what_another_job_renames_or_drops_meanwhile_is_no_error(store, made):
     for name in (".other.host.1.part", "0" * 64 + ".tar"):
         (store.folder / name).symlink_to("gone")
     assert store.read(made.manifest.shards[0].name, 10, 10) == tar_bytes(made, 0)[10:20]
+
+
+def test_a_copy_that_others_drop_before_it_is_open_is_read_by_ranges(store, made, monkeypatch, caplog):
+    """Where a limit is too small for those who read at once."""
+    honest = CacheFolder.add
+
+    def add(folder, shard, *words):
+        digest = honest(folder, shard, *words)
+        folder.file(shard).unlink()
+        return digest
+
+    monkeypatch.setattr(CacheFolder, "add", add)
+    shard = made.manifest.shards[0]
+    for offset in (7, 20):
+        assert store.read(shard.name, offset, 10) == tar_bytes(made, 0)[offset : offset + 10]
+    assert ["raise max_bytes" in line for line in caplog.messages] == [True]
+    monkeypatch.undo()
+    monkeypatch.setattr(cache, "WITHOUT_S", 0.0)
+    store.read(shard.name, 7, 10)
+    assert names_in(store.folder) == [f"{shard.sha256}.tar"]
 
 
 def test_a_dropped_copy_stays_readable_for_who_has_it_open(store, made):
