@@ -11,12 +11,13 @@ SHELL := /bin/bash
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 PINS := -c constraints.txt $(if $(GPU),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test test-slow test-gpu lint clean
+.PHONY: help setup demo test test-slow test-gpu lint docs clean
 help:
 	@echo "make demo       the whole pipeline on made images, a few minutes on two cores"
 	@echo "make test       lint, types and the CPU test suite"
 	@echo "make test-slow  the tests that need minutes or real data (MASKSHARDS_TEST_DATA)"
 	@echo "make test-gpu   the tests that need a CUDA device"
+	@echo "make docs       the pages of docs/ and the reference as a site in site/; a broken link fails"
 	@echo "make setup      only the environment in .venv"
 
 setup: $(READY)
@@ -42,6 +43,11 @@ test-slow: setup
 test-gpu:
 	PYTHONPATH=src $(if $(wildcard $(BIN)/pytest),$(BIN)/python,$(PYTHON)) -m pytest -m "gpu and not slow" -W default
 
+# The banner is an advertisement of the theme's.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 # Every line below is an ordinary command of the README; make prints each before it runs. Torch gets one thread: two
 # that wait for each other by spinning are many times slower as soon as anything else runs on the machine.
 demo: export OMP_NUM_THREADS := 1
@@ -57,4 +63,4 @@ demo: setup
 	@$(BIN)/python examples/demo_summary.py $(DEMO)
 
 clean:
-	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(DEMO) site .pytest_cache .mypy_cache .ruff_cache build *.egg-info

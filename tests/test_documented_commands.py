@@ -296,19 +296,18 @@ TABLE = {
     ),
     f"maskshards train {RECIPE} datasets.root={SHARDS} output_dir=runs/scores model.dino_hub=dinov3_vitl16"
     f" load_from={RUN}/model_final.pth": Small((SHARDS, RUN), more=ONE, leaves=(f"runs/scores/{TABULATED}",)),
-    f"maskshards export checkpoint={RUN} format=onnx output_dir=exported": Small(
+    f"maskshards export {RUN} --format onnx --size dynamic --output exported": Small(
         # by itself: torch's exporter warns of torch's own code
         (RUN,),
-        more=("image_px=64",),
         leaves=("exported/model.onnx",),
         processes=({},),
         slow=True,
     ),
-    "maskshards export checkpoint=RUN format=torch output_dir=OUT": Small(
-        (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, ("image_px=64",), ("OUT/model.pt2",), slow=True
+    "maskshards export RUN --format torch --output OUT": Small(
+        (RUN,), {"export RUN": f"export {RUN}"}, ("--size", "64"), ("OUT/model.pt2",), slow=True
     ),
-    "maskshards export checkpoint=RUN format=huggingface output_dir=OUT": Small(
-        (RUN,), {"checkpoint=RUN": f"checkpoint={RUN}"}, leaves=("OUT/config.json", "OUT/model.safetensors")
+    "maskshards export RUN --format huggingface --output OUT": Small(
+        (RUN,), {"export RUN": f"export {RUN}"}, leaves=("OUT/config.json", "OUT/model.safetensors")
     ),
     "maskshards predict OUT photos/ --output pictures": Small(
         ("OUT", "photos"), leaves=("pictures/labels/a.png",)
@@ -569,7 +568,7 @@ MADE = {
     SHARDS: by(FIRST_BUILD),
     RUN: by(FIRST_TRAINING),
     "runs/b": lambda place, workshop: shutil.copytree(workshop.made(RUN), place / "runs/b"),
-    "OUT": by("maskshards export checkpoint=RUN format=huggingface output_dir=OUT"),
+    "OUT": by("maskshards export RUN --format huggingface --output OUT"),
     "SHARDS": by(FOLDER_BUILD),
     "parts": by(PART.format("$DATA", "$SHARDS", "$SLURM_ARRAY_TASK_ID"), {"built": "parts"}),
     "saved-shards": by(SAVED_BUILD, {"SHARDS": "saved-shards"}),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from maskshards.train.prediction.arguments import add_model_options, read_names, sort_words
 from maskshards.train.prediction.find_images import Found, find_images
 from maskshards.train.prediction.image_files import PredictError
 
@@ -28,7 +28,6 @@ OLD_WORDS = {
     "checkpoint": "run", "inputs": "inputs", "output_dir": "output", "config": "recipe", "classes": "classes",
     "device": "device",
 }  # fmt: skip
-KEY = re.compile(r"[a-z_][a-z0-9_]*(\.[\w.]+)*=")
 SHOWN = 20
 EPILOG = """written for each image NAME, at its own size:
   OUT/labels/NAME.png      class ids, 8 bits a pixel (16 beyond 256 classes)
@@ -99,9 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mosaic", action="store_true", help="label window by window at each image's own scale, in place of "
         "shrinking its short side to the evaluation's: for maps, slides and other large images")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, mps or xpu; else the best that is there")
-    add("--weights", metavar="WHERE", help="the backbone's weights, if they lie elsewhere than in training")
-    add("--recipe", metavar="FILE", help="the recipe of the training, for weights without a configuration")
-    add("--classes", metavar="FILE", help="names of the classes, one a line, in place of the stored ones")
+    add_model_options(parser)
     add("--batch", type=int, default=8, metavar="N", help="images that go through the model together (8)")
     add("--threads", type=int, default=min(4, os.cpu_count() or 1), metavar="N", help="that decode and write")
     return parser
@@ -109,16 +106,7 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> Request:
     """PredictError for what is missing; argparse ends the process for options that do not exist."""
-    given: dict[str, list[str]] = {}
-    overrides, words = [], []
-    for word in argv:
-        key, _, value = word.partition("=")
-        if key in OLD_WORDS and "=" in word and not Path(word).exists():
-            given.setdefault(OLD_WORDS[key], []).append(value)
-        elif KEY.match(word) and not Path(word).exists():
-            overrides.append(word)
-        else:
-            words.append(word)
+    words, given, overrides = sort_words(argv, OLD_WORDS)
     options = parser().parse_intermixed_args(words)
     for name in ("output", "recipe", "classes", "device"):
         if name in given:
@@ -164,16 +152,13 @@ def load(request: Request) -> Predictor:
     """The model that the request names."""
     from maskshards.train.predictor import load_model
 
-    options, names = request.options, None
-    if options.classes:
-        text = Path(options.classes).expanduser().read_text(encoding="utf-8-sig")
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+    options = request.options
     return load_model(
         request.run,
         device=options.device,
         weights=options.weights,
         recipe=options.recipe,
-        class_names=names,
+        class_names=read_names(options.classes),
         overrides=request.overrides,
     )
 

@@ -18,7 +18,7 @@ from maskshards.train.report.charts import STEP, Chart, curves, series
 from maskshards.train.report.pages import rendered, shown
 
 LETTERS = "ABCDE"  # as many runs as the charts have colours
-PLACES = ("output_dir",)  # settings that differ between any two runs and say nothing
+UNTOLD = ("output_dir", "resume_from")  # settings that differ between runs and say nothing of them
 SHOWN = 3  # classes named in a finding
 FIGURES = {  # figure of a record -> (kind of record, title, label of its axis)
     "mIoU": ("eval", "Validation mIoU", "percent"),
@@ -150,7 +150,7 @@ def charts(runs: Sequence[PastRun]) -> Iterator[Chart]:
 
 def settings(runs: Sequence[PastRun]) -> list[Row]:
     """Keys that are not equal in all runs, in the order of the configuration."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in PLACES)
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in UNTOLD)
     rows = [Row(key, tuple(setting(run, key) for run in runs)) for key in keys]
     return [row for row in rows if len(set(row.values)) > 1]
 

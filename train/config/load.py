@@ -246,10 +246,11 @@ def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    """Write the whole merged config as YAML that `config=` accepts again, from any folder: `output_dir` is
-    made absolute.
+    """Write the whole merged config as YAML that `config=` accepts again, from any folder and for a new run:
+    `output_dir` is made absolute, and `resume_from` was meant for one start.
     """
-    config = dataclasses.replace(config, output_dir=str(Path(config.output_dir or "").absolute()))
+    place = str(Path(config.output_dir or "").absolute())
+    config = dataclasses.replace(config, output_dir=place, resume_from=None)
     with replacing(path) as hidden:
         hidden.write_text(to_yaml(config), encoding="utf-8")
 

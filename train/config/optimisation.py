@@ -6,18 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from maskshards.train.config.schedules import READERS
 from maskshards.train.keys import ConfigError, key
-
-SCHEDULES = ("WarmupOneCycleLR", "WarmupPolyLR", "WarmupCosineLR")
 
 
 @dataclass
 class SchedulerConfig:
     """`scheduler`: the learning rate over the run."""
 
-    type: str = key("WarmupOneCycleLR", "shape of the curve", one_of=SCHEDULES)
+    type: str = key("WarmupOneCycleLR", "shape of the curve", one_of=tuple(READERS))
     total_iter: int = key(40000, "optimiser steps", at_least=1)
     constructor_kwargs: dict[str, Any] = key({}, "the schedule's own keys (docs/training.md)")
+
+    def check(self) -> None:
+        """ConfigError for a key that the schedule lacks, or a value that it cannot take."""
+        if self.type in READERS:
+            READERS[self.type](self.constructor_kwargs)
 
 
 @dataclass

@@ -1,20 +1,11 @@
-"""Give a trained model away: `maskshards export checkpoint=RUN format=torch|onnx|huggingface
-output_dir=OUT`.
+"""`maskshards export RUN --format torch|onnx|huggingface --output OUT`: give a trained model away.
 
-`checkpoint` is a run folder, a checkpoint folder, model_final.pth or a folder made by format=huggingface; its
-stored configuration says which model it is, and any key of it can be overridden
-(`model.weights=/another/place`).
-
-* torch: OUT/model.pt2, a torch.export program of backbone, head and semantic scores.
-* onnx: OUT/model.onnx, the same graph for onnxruntime and others.
-* huggingface: OUT/config.json, model.safetensors and README.md: the head alone, to be shared and loaded back.
-
-The first two are made for images of `image_px` (one number, or HEIGHTxWIDTH; the window of the evaluation if
-not given) and compared with the model before they appear. OUT appears whole or not at all.
+The file of a graph is compared with the model before it appears. OUT appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -24,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from maskshards.train.export.graph import (
+    DYNAMIC,
     INPUT,
     OUTPUT,
     ExportError,
@@ -34,33 +27,46 @@ from maskshards.train.export.graph import (
     export_program,
     save_onnx,
     save_program,
+    smallest_px,
 )
+from maskshards.train.prediction.arguments import add_model_options, read_names, sort_words
 from maskshards.train.predictor import Predictor, load_model
 
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "huggingface": ""}
-OWN_KEYS = ("checkpoint", "format", "output_dir", "image_px", "config", "classes")
-EXAMPLE = "maskshards export checkpoint=runs/ade20k format=onnx output_dir=exported"
-USAGE = "maskshards export checkpoint=RUN format=torch|onnx|huggingface output_dir=FOLDER [key=value ...]"
+# Words of the form key=value that stood for options before there were any.
+OLD_WORDS = {
+    "checkpoint": "run", "format": "format", "output_dir": "output", "image_px": "size", "config": "recipe",
+    "classes": "classes",
+}  # fmt: skip
+EPILOG = """written:
+  torch        OUT/model.pt2, a torch.export program of normalisation, backbone, head and scores
+  onnx         OUT/model.onnx, the same graph for onnxruntime and others, its axes batch, height and width
+  huggingface  OUT/config.json, model.safetensors and README.md: the head alone, to be shared and loaded back
+  with the first two OUT/model.json: what goes in and comes out, the names of the classes
+
+A size that the model cannot take is padded inside the graph, and the scores cut back.
+
+example:
+  maskshards export runs/ade20k --format onnx --size dynamic --output exported
+
+`checkpoint=RUN format=onnx image_px=512 output_dir=OUT` mean the same. Any key of the run's configuration can
+be overridden: model.weights=/elsewhere."""
 
 
 @dataclass(frozen=True)
 class Request:
     """A checked command line."""
 
-    checkpoint: str
+    run: str
     format: str
     output: Path
-    size: tuple[int, int] | None  # height, width, px; None: the evaluation's window
-    recipe: str | None
-    classes: str | None  # a file
+    size: str | None  # of its images; None: the evaluation's window
     overrides: list[str]
+    options: argparse.Namespace
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status (2 for a fault of the user's, told in one block on stderr)."""
-    if argv and argv[0] in ("-h", "--help"):
-        sys.stdout.write(f"usage: {USAGE}\n\n{__doc__}\nexample: {EXAMPLE}\n")
-        return 0
     try:
         line = export(parse(argv))
     except (ValueError, OSError) as error:
@@ -72,53 +78,66 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> Request:
-    """ExportError for what is missing or cannot be."""
-    given: dict[str, str] = {}
-    overrides: list[str] = []
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ExportError(f"argument {argument!r} is not of the form key=value; usage: {USAGE}")
-        if key in OWN_KEYS:
-            given[key] = value
-        else:
-            overrides.append(argument)
-    missing = [key for key in ("checkpoint", "format", "output_dir") if not given.get(key)]
-    if missing:
-        raise ExportError(f"{missing[0]}= is missing; usage: {USAGE}")
-    if given["format"] not in FORMATS:
-        raise ExportError(f"format={given['format']}: expected one of {', '.join(FORMATS)}")
-    output = Path(given["output_dir"])
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError(f"output_dir={output} exists already; give a new or an empty folder")
-    return Request(
-        given["checkpoint"],
-        given["format"],
-        output,
-        parse_size(given["image_px"]) if "image_px" in given else None,
-        given.get("config"),
-        given.get("classes"),
-        overrides,
+def parser() -> argparse.ArgumentParser:
+    """Options and their help."""
+    parser = argparse.ArgumentParser(
+        prog="maskshards export",
+        usage="maskshards export RUN --format FORMAT --output OUT [options] [key=value ...]",
+        description="Give a trained model away, as a graph or as a folder.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = parser.add_argument
+    add("run", nargs="?", metavar="RUN", help="a run folder, checkpoint, model_final.pth, exported folder or "
+        "hub repository (owner/name)")  # fmt: skip
+    add("--format", "-f", metavar="FORMAT", help="torch, onnx or huggingface")
+    add("--output", "-o", metavar="OUT", help="a new or an empty folder")
+    add("--size", metavar="PX", help="of the images of a graph: 512, 512x768 (height x width) or dynamic: "
+        "any; else the evaluation's window")  # fmt: skip
+    add_model_options(parser)
+    return parser
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """`512` or `512x768` (height x width) as two numbers of pixels."""
+def parse(argv: Sequence[str]) -> Request:
+    """ExportError for what is missing or cannot be; argparse ends the process for unknown options."""
+    words, given, overrides = sort_words(argv, OLD_WORDS)
+    options = parser().parse_intermixed_args(words)
+    for name, values in given.items():
+        setattr(options, name, values[-1])
+    for name, what in (("run", "RUN"), ("format", "--format"), ("output", "--output")):
+        if not getattr(options, name):
+            raise ExportError(f"{what} is missing; {parser().format_usage().strip()} (--help tells more)")
+    kind = options.format.lower()
+    if kind not in FORMATS:
+        raise ExportError(f"--format {options.format}: expected one of {', '.join(FORMATS)}")
+    output = Path(options.output).expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(f"--output {output} exists already; give a new or an empty folder")
+    if options.size is not None:
+        parse_size(options.size)
+    return Request(options.run, kind, output, options.size, overrides, options)
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """`512` or `512x768` (height x width) as two numbers of pixels; None for `dynamic`."""
+    if text.lower() == DYNAMIC:
+        return None
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match:
-        raise ExportError(f"image_px={text}: expected one number of pixels, or HEIGHTxWIDTH")
-    return int(match[1]), int(match[2] or match[1])
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if min(sides) < 1:
+        raise ExportError(f"--size {text}: expected a number of pixels, HEIGHTxWIDTH or {DYNAMIC}")
+    return sides
 
 
 def export(request: Request) -> str:
     """Carry the command out; returns the line that says what was made."""
-    names = request.classes and Path(request.classes).read_text(encoding="utf-8").splitlines()
+    options = request.options
     predictor = load_model(
-        request.checkpoint,
+        request.run,
         device="cpu",
-        recipe=request.recipe,
-        class_names=[name.strip() for name in names if name.strip()] if names else None,
+        weights=options.weights,
+        recipe=options.recipe,
+        class_names=read_names(options.classes),
         overrides=request.overrides,
     )
     hidden = request.output.with_name(f".{request.output.name}.part")
@@ -146,21 +165,30 @@ def share(request: Request, predictor: Predictor, folder: Path) -> str:
 def write_graph(request: Request, predictor: Predictor, folder: Path) -> str:
     """The inference graph as one file, compared with the model, and a description of it in model.json."""
     settings = predictor.settings
-    height, width = request.size or (settings.crop_px, settings.crop_px)
+    size = parse_size(request.size or str(settings.crop_px))
     graph = InferenceGraph(predictor.segmenter, settings.mean, settings.std)
-    program = export_program(graph, height, width)
+    program = export_program(graph, size)
     path = folder / FORMATS[request.format]
     (save_onnx if request.format == "onnx" else save_program)(program, path)
-    pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
-    largest = check_file(graph, path, pixels)
+    least = smallest_px(graph)
+    checked = [size] if size else [(settings.crop_px, settings.crop_px), (least, 2 * least + 1)]
+    largest = max(check_file(graph, path, noise(*sides)) for sides in checked)
+    height, width = size or ("height", "width")
     facts = {
         "input": {INPUT: ["batch", 3, height, width], "values": "RGB, float32, 0..255"},
         "output": {OUTPUT: ["batch", predictor.segmenter.num_classes, height, width]},
+        "smallest_px": least if size is None else None,
         "class_names": list(predictor.class_names),
         "largest_difference": largest,
     }
     (folder / "model.json").write_text(json.dumps(facts, indent=1))
-    return f"{request.output / path.name}: {height}x{width} px; scores within {largest:.1e} of the model's"
+    told = f"{height}x{width} px" if size else f"any size from {least} px a side on"
+    return f"{request.output / path.name}: {told}; scores within {largest:.1e} of the model's"
+
+
+def noise(height: int, width: int) -> Tensor:
+    """Pixels (1, 3, height, width) to compare on."""
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
 
 
 if __name__ == "__main__":

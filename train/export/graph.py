@@ -2,7 +2,8 @@
 
 In: RGB pixels (B, 3, H, W) float32 on the 0..255 scale; the normalisation is part of the graph, so it cannot
 be forgotten. Out: semantic scores (B, C, H, W) float32, of which the largest wins. The batch may have any
-size; H and W are fixed when the graph is made, because feature grids are laid out for them.
+size, and so may H and W unless they are fixed when the graph is made. Sides that the model cannot take are
+padded, as `Segmenter.scores` pads them, and the scores cut back.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from maskshards.train.model.backbone.architectures import ModelError
+from maskshards.train.model.backbone.architectures import DINOV3
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
+from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.model.segmenter import Segmenter
 
@@ -25,7 +27,9 @@ INPUT, OUTPUT = "pixels", "scores"
 OPSET = 20  # the first with GridSample in the form that torch uses
 TOLERANCE = 1e-4  # mean difference of scores between a file and its model, as a share of their mean size
 LARGEST_PROTOBUF = 1_900_000_000  # bytes of weights that go into an ONNX file itself
-MAX_BATCH = 1024
+MAX_BATCH, MAX_PX = 1024, 1 << 14
+AXES = ("batch", "channel", "height", "width")
+DYNAMIC = "dynamic"  # the size of a graph for any
 
 
 class ExportError(ValueError):
@@ -48,41 +52,96 @@ class InferenceGraph(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        images = (pixels - self.mean) / self.std
+        height, width, multiple = pixels.shape[-2], pixels.shape[-1], self.segmenter.size_multiple
+        # Upwards without a negative number: ONNX divides towards zero.
+        rows, columns = ((side + multiple - 1) // multiple for side in (height, width))
+        full = (rows * multiple, columns * multiple)
+        images = padded((pixels - self.mean) / self.std, full)
         answer = self.segmenter.decoder(images, self.segmenter.features(images))
-        size = (pixels.shape[-2], pixels.shape[-1])
-        if isinstance(answer, Tensor):
-            return F.interpolate(answer, size=size, mode="bilinear", align_corners=False)
-        last = answer[-1]
-        masks = F.interpolate(last.mask_logits, size=size, mode="bilinear", align_corners=False).sigmoid()
-        return torch.einsum("bqc,bqhw->bchw", last.class_logits.softmax(-1)[..., :-1], masks)
+        return cut(scores_of(answer, full), (height, width))
 
 
-def export_program(graph: InferenceGraph, height: int, width: int) -> ExportedProgram:
-    """The graph as a torch.export program for images of height x width px, on the CPU in float32.
+def scores_of(answer: Tensor | list[Prediction], size: tuple[int, int]) -> Tensor:
+    """Semantic scores (B, C, *size) of a decoder's answer: what `Decoder.scores` gives, without its loop over
+    the images, which would tie the graph to one number of them.
+    """
+    if isinstance(answer, Tensor):
+        return F.interpolate(answer, size=size, mode="bilinear", align_corners=False)
+    last = answer[-1]
+    masks = F.interpolate(last.mask_logits, size=size, mode="bilinear", align_corners=False).sigmoid()
+    return torch.einsum("bqc,bqhw->bchw", last.class_logits.softmax(-1)[..., :-1], masks)
 
-    ExportError for a size that the model cannot take.
+
+def padded(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, C, h, w) with zeros at the right and the bottom, (B, C, *size).
+
+    While a graph for any size is made the numbers are symbols, and padding by a difference of them would ask
+    questions about it that not every size answers alike: places are looked up instead.
+    """
+    height, width = images.shape[-2], images.shape[-1]
+    if isinstance(height, int) and isinstance(width, int):
+        return F.pad(images, (0, size[1] - width, 0, size[0] - height))
+    rows, columns = (torch.arange(side, device=images.device) for side in size)
+    inside = (rows < height)[:, None] & (columns < width)
+    places = images.index_select(2, rows.clamp(max=height - 1))
+    return places.index_select(3, columns.clamp(max=width - 1)) * inside.to(images.dtype)
+
+
+def cut(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first places of scores (B, C, h, w), (B, C, *size)."""
+    height, width = size
+    if isinstance(height, int) and isinstance(width, int):
+        return scores[..., :height, :width]
+    rows, columns = (torch.arange(side, device=scores.device) for side in size)
+    return scores.index_select(2, rows).index_select(3, columns)
+
+
+def export_program(graph: InferenceGraph, size: tuple[int, int] | None) -> ExportedProgram:
+    """The graph as a torch.export program on the CPU in float32, for images of one (height, width) px, or for
+    images of any size from `smallest_px` on. ExportError for any size of a backbone that cannot.
     """
     graph.eval()
     for module in graph.modules():
         if isinstance(module, DeformableAttention | PixelDecoder):
             module.fused = False  # a kernel of ours would not be known where the graph runs
-    example = torch.zeros(2, 3, height, width)
-    try:
-        with torch.no_grad():
-            return torch.export.export(
-                graph,
-                (example,),
-                dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=MAX_BATCH)}},
-                strict=False,
-            )
-    except ModelError as error:
-        raise ExportError(f"image_px={height}x{width}: {error}") from error
+    arch = graph.segmenter.backbone.arch
+    if size is None and arch.family != DINOV3:
+        raise ExportError(
+            f"--size {DYNAMIC}: {arch.name} resizes its learned positions by a factor that a graph holds "
+            f"as a number; give the size of the images, such as --size {37 * arch.patch_px} or HEIGHTxWIDTH"
+        )
+    least = smallest_px(graph)
+    axes = {0: Dim("batch", min=1, max=MAX_BATCH)}
+    if size is None:
+        axes |= {2: Dim("height", min=least, max=MAX_PX), 3: Dim("width", min=least, max=MAX_PX)}
+    # Two odd sides that no other number in the graph equals, or the two would be taken for one.
+    example = torch.zeros(2, 3, *(size or (4 * least + 1, 6 * least + 5)))
+    with torch.no_grad():
+        return torch.export.export(
+            graph,
+            (example,),
+            dynamic_shapes={INPUT: axes},
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def smallest_px(graph: InferenceGraph) -> int:
+    """Sides from which on a graph for any size is sound: two places at the coarsest level, since one place is
+    a number and no axis.
+    """
+    return graph.segmenter.size_multiple + 1
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
     """Write a .pt2 file; read it with torch.export.load(path).module()."""
     torch.export.save(program, path)
+
+
+def axes_of(program: ExportedProgram) -> dict[int, str]:
+    """The names of the axes of `pixels` that may have any length."""
+    (pixels,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == INPUT)
+    return {k: AXES[k] for k, side in enumerate(pixels.meta["val"].shape) if not isinstance(side, int)}
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:
@@ -100,6 +159,7 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
         opset_version=OPSET,
         input_names=[INPUT],
         output_names=[OUTPUT],
+        dynamic_shapes={INPUT: axes_of(program)},
         optimize=False,  # takes minutes on graphs of this size, and runtimes optimise when they load
         verbose=False,
     )

@@ -15,41 +15,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
 
-from maskshards.train.config.schema import ConfigError, SchedulerConfig, nearest
+from maskshards.train.config.schedules import DecaySettings, OneCycleSettings, read_decay, read_one_cycle
+from maskshards.train.config.schema import ConfigError, SchedulerConfig
 
 logger = logging.getLogger(__name__)
 
-Settings = TypeVar("Settings")
 Schedule = Callable[[int], float]  # steps taken so far -> factor on a group's full learning rate
-
-
-@dataclass(frozen=True, slots=True)
-class OneCycleSettings:
-    """`scheduler.constructor_kwargs` of WarmupOneCycleLR, by their reference names."""
-
-    warmup_iters: int = 0
-    warmup_ratio: float = 0.0
-    pct_start: float = 0.0  # accepted for compatibility: the formula does not contain it
-    anneal_strategy: str = "cos"  # cos | linear
-    div_factor: float = 25.0
-    final_div_factor: float = 1000.0
-    use_beta1: bool = (
-        False  # annealing beta1 and momentum is not offered: every published recipe turns both off
-    )
-    update_momentum: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DecaySettings:
-    """`scheduler.constructor_kwargs` of WarmupPolyLR and WarmupCosineLR."""
-
-    warmup_iters: int = 0
-    warmup_ratio: float = 1e-6  # share of the full rate at the first step
-    min_ratio: float = 0.0  # share of the full rate that the decay ends on
-    power: float = 0.9  # of the polynomial only
 
 
 def build_schedule(config: SchedulerConfig) -> Schedule:
@@ -64,16 +36,7 @@ def build_schedule(config: SchedulerConfig) -> Schedule:
 
 
 def one_cycle(config: SchedulerConfig) -> Schedule:
-    settings = read_arguments(OneCycleSettings, config.constructor_kwargs)
-    if settings.use_beta1 or settings.update_momentum:
-        raise ConfigError(
-            "scheduler.constructor_kwargs: use_beta1 and update_momentum must be False; "
-            "only the rate is scheduled"
-        )
-    if settings.anneal_strategy not in ("cos", "linear"):
-        raise ConfigError(f"anneal_strategy is {settings.anneal_strategy!r}, expected cos or linear")
-    if min(settings.div_factor, settings.final_div_factor) < 1 or settings.warmup_iters < 0:
-        raise ConfigError("div_factor and final_div_factor must be at least 1, warmup_iters at least 0")
+    settings = read_one_cycle(config.constructor_kwargs)
     total = config.total_iter
     return lambda step: one_cycle_factor(step, total, settings)
 
@@ -93,22 +56,13 @@ def one_cycle_factor(step: int, total: int, settings: OneCycleSettings) -> float
 
 
 def poly(config: SchedulerConfig) -> Schedule:
-    settings, total = read_decay(config), config.total_iter
+    settings, total = read_decay(config.constructor_kwargs), config.total_iter
     return lambda step: decay_factor(step, total, settings, lambda share: (1 - share) ** settings.power)
 
 
 def cosine(config: SchedulerConfig) -> Schedule:
-    settings, total = read_decay(config), config.total_iter
+    settings, total = read_decay(config.constructor_kwargs), config.total_iter
     return lambda step: decay_factor(step, total, settings, lambda share: (1 + math.cos(math.pi * share)) / 2)
-
-
-def read_decay(config: SchedulerConfig) -> DecaySettings:
-    settings = read_arguments(DecaySettings, config.constructor_kwargs)
-    if settings.warmup_iters < 0 or settings.power <= 0:
-        raise ConfigError("scheduler.constructor_kwargs: warmup_iters must be at least 0, power above 0")
-    if not (0 <= settings.warmup_ratio <= 1 and 0 <= settings.min_ratio <= 1):
-        raise ConfigError("scheduler.constructor_kwargs: warmup_ratio and min_ratio must lie in 0..1")
-    return settings
 
 
 def decay_factor(step: int, total: int, settings: DecaySettings, shape: Callable[[float], float]) -> float:
@@ -133,33 +87,3 @@ MAKERS: dict[str, Callable[[SchedulerConfig], Schedule]] = {
 def check_step(step: int, total: int) -> None:
     if not 0 <= step < total:
         raise ValueError(f"a schedule of {total} steps has no learning rate after step {step}")
-
-
-def read_arguments(kind: type[Settings], given: dict[str, Any]) -> Settings:
-    """`given` as a settings dataclass; ConfigError names an unknown key with the nearest, or a wrong type."""
-    types = {entry.name: entry.type for entry in fields(kind)}  # type: ignore[arg-type]
-    converted: dict[str, Any] = {}
-    for name, value in given.items():
-        place = f"scheduler.constructor_kwargs.{name}"
-        if name not in types:
-            raise ConfigError(f"{place}: no such argument; {nearest(name, list(types))}")
-        converted[name] = convert(value, str(types[name]), place)
-    return kind(**converted)
-
-
-def convert(value: Any, kind: str, place: str) -> Any:
-    """`value` as the named type; YAML gives `inf` and some floats as strings."""
-    if kind == "bool" and isinstance(value, bool):
-        return value
-    if kind == "str" and isinstance(value, str):
-        return value
-    if kind in ("int", "float") and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if kind == "float" and not math.isnan(number):
-            return number
-        if kind == "int" and number.is_integer():
-            return int(number)
-    raise ConfigError(f"{place} is {value!r}, expected {kind}")

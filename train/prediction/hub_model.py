@@ -50,6 +50,6 @@ def fetch_model(hub_id: str, **fetching: Any) -> Path:
     if not (folder / HUB_STATE).is_file() or not (folder / HUB_WEIGHTS).is_file():
         raise PredictError(
             f"{hub_id} holds no model of maskshards: expected {HUB_STATE} and {HUB_WEIGHTS}, as "
-            "`maskshards export format=huggingface` writes them"
+            "`maskshards export --format huggingface` writes them"
         )
     return folder

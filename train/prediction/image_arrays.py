@@ -8,6 +8,9 @@ array of OpenCV's is BGR, which no array shows: turn it with `image[..., ::-1]`.
 from __future__ import annotations
 
 import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +25,18 @@ EXPECTED = "expected a path, a PIL image, a uint8 array or tensor of RGB, (H, W,
 def as_rgb(image: Any) -> np.ndarray:
     """(H, W, 3) uint8 RGB, C-contiguous and writable; PredictError, in one sentence, for what is none."""
     if isinstance(image, str | os.PathLike):
-        try:
-            return read_image(Path(os.path.expanduser(os.fspath(image))))
-        except PredictError as error:
-            raise PredictError(f"{os.fspath(image)} {error}") from error
+        return _from_file(os.fspath(image))
     if isinstance(image, Image.Image):
-        try:
-            return upright_rgb(image)
-        except PredictError as error:
-            raise PredictError(f"the PIL image {error}") from error
-    if type(image).__module__.partition(".")[0] == "torch":
-        image = _from_torch(image)
+        return _from_pil(image)
+    torch = sys.modules.get("torch")  # who has a tensor has loaded it
+    if torch is not None and isinstance(image, torch.Tensor):
+        return _from_array(_from_torch(image))
+    if isinstance(image, np.ma.MaskedArray):
+        raise PredictError("a masked array is not read, as its mask would be lost; pass image.filled(0)")
+    if not isinstance(image, np.ndarray) and hasattr(image, "__array__"):  # other libraries' arrays
+        image = np.asarray(image)
     if not isinstance(image, np.ndarray):
-        raise PredictError(f"a {type(image).__name__} is no image here; {EXPECTED}")
+        raise PredictError(f"{_called(image)}; {EXPECTED}")
     return _from_array(image)
 
 
@@ -43,10 +45,46 @@ def is_many(images: Any) -> bool:
     return isinstance(images, list | tuple)
 
 
+def _from_file(name: str | bytes) -> np.ndarray:
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+        raise PredictError(f"{name} is a URL, and nothing is fetched here; download it and pass its path")
+    if "\0" in name:
+        raise PredictError(f"{name[:40]!r} is no path; {EXPECTED}")
+    try:
+        return read_image(Path(os.path.expanduser(name)))
+    except PredictError as error:
+        raise PredictError(f"{name} {error}") from error
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    try:
+        return upright_rgb(image)
+    except PredictError as error:
+        raise PredictError(f"the PIL image {error}") from error
+    except Exception as error:  # a lazily opened file may be closed or cut short: Pillow raises of every kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PredictError(f"the PIL image of mode {image.mode} cannot be read ({reason[:150]})") from error
+
+
+def _called(image: Any) -> str:
+    """What a wrong thing is, and what would do."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return "encoded bytes are not read; pass PIL.Image.open(io.BytesIO(data))"
+    if isinstance(image, Iterable) and not isinstance(image, Mapping | list | tuple):
+        return f"a {type(image).__name__} is no image and no list; pass list(images)"
+    return f"a {type(image).__name__} is no image here"
+
+
 def _from_torch(tensor: Any) -> np.ndarray:
     if str(tensor.dtype) not in ("torch.uint8", "torch.uint16"):
         raise PredictError(_wrong_type(str(tensor.dtype).removeprefix("torch."), tensor.is_floating_point()))
-    return np.asarray(tensor.detach().cpu().numpy())
+    try:
+        return np.asarray(tensor.detach().cpu().numpy())
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, or without any values
+        reason = str(error).splitlines()[0][:150]
+        raise PredictError(f"a tensor on {tensor.device} cannot be read ({reason})") from error
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -78,4 +116,9 @@ def _wrong_type(dtype: str, is_float: bool) -> str:
             f"an image of {dtype} could be on the scale 0..1 or 0..255; pass uint8: "
             "(image * 255).round().astype('uint8') if white is 1, image.round().astype('uint8') if it is 255"
         )
-    return f"an image of {dtype} is not read; pass uint8 with white at 255: image.astype('uint8')"
+    if dtype == "bool":
+        return "an image of bool is not read; pass uint8 with white at 255: image.astype('uint8') * 255"
+    return (
+        f"an image of {dtype} is not read; pass uint8 with white at 255: image.astype('uint8') if all values "
+        "lie in 0..255"
+    )

@@ -49,6 +49,10 @@ def read_image(path: Path) -> np.ndarray:
         raise
     except ForeignFileError as error:
         raise PredictError("is no regular file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PredictError("does not exist") from error
+    except PermissionError as error:
+        raise PredictError("may not be read by this user") from error
     except MemoryError as error:
         raise PredictError("does not fit into memory; cut it into parts") from error
     except Exception as error:  # Pillow's decoders raise of every kind on damaged files

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH, HEIGHT = 360, 210  # of a chart, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 22, 38  # room for labels
+LEFT, RIGHT, TOP, BOTTOM = 60, 10, 22, 38  # room for labels, also in the larger type of phones
 # A line is told by its colour and by its dashes.
 COLOURS = ("#2f6fd0", "#d0632f", "#2f9e63", "#8a4fc9", "#b08a1e")
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2")

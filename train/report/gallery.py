@@ -18,7 +18,8 @@ from maskshards.train.evaluation.evaluate import Observation
 from maskshards.train.evaluation.metrics import EvalResult, score
 from maskshards.train.report.palette import class_colours, overlay, paint
 
-RIGHT, WRONG, UNLABELLED = (60, 160, 75), (215, 40, 40), (120, 120, 120)  # RGB of an error map
+# RGB of an error map: light, middle and dark, so that they differ without their colours too.
+RIGHT, WRONG, UNLABELLED = (205, 226, 240), (213, 94, 0), (40, 40, 40)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ escapes every name from data or settings.
 from __future__ import annotations
 
 import platform
+import shlex
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class RunFacts:
     data: str = "not recorded"  # name and place of the validation split
     written: str = "at an unknown time"
     command: str = ""  # that does the same again
+    folder: str = ""  # of the run
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def render(facts: RunFacts, records: list[dict[str, Any]], result: EvalResult, g
     found, timed = findings(facts.state.config, records, result), phases(records)
     confusions = confusion_pairs(result)
     parts = {
-        "Findings": found, "Curves": True, "Time": True, "One step": timed, "Classes": True,
-        "Confusions": confusions, "Lowest scores": gallery.worst, "Across the split": gallery.spread,
-        "Settings": True, "Versions": True,
+        "Findings": found, "Next": facts.folder, "Curves": True, "Time": True, "One step": timed,
+        "Classes": True, "Confusions": confusions, "Lowest scores": gallery.worst,
+        "Across the split": gallery.spread, "Settings": True, "Versions": True,
     }  # fmt: skip
     return rendered(
         "report.html.j2",
@@ -92,6 +94,7 @@ def render(facts: RunFacts, records: list[dict[str, Any]], result: EvalResult, g
         best=best(records),
         sections=[name for name, content in parts.items() if content],
         findings=found,
+        next_steps=next_steps(facts.folder) if facts.folder else {},
         charts=list(charts(records)),
         times=times(records),
         phases=timed,
@@ -127,6 +130,18 @@ def charts(records: list[dict[str, Any]]) -> Iterable[Chart]:
     yield curves("Learning rate", {"lr": series(train, "lr")}, STEP, "of the head")
     yield curves("Gradient norm", {"norm": series(train, "grad_norm")}, STEP, "before clipping")
     yield curves("Speed", {"images/s": series(train, "images_per_s")}, STEP, "images a second, all ranks")
+
+
+def next_steps(folder: str) -> dict[str, str]:
+    """What to run next with the run in `folder`, and why."""
+    run = shlex.quote(folder)
+    weights = f"config={run}/config.yaml load_from={run}"
+    return {
+        f"maskshards predict {run} photos/ --output pictures": "label images of your own",
+        f"maskshards evaluate {weights} output_dir={run}-tta eval.use_tta=true": "sizes and flips averaged",
+        f"maskshards report {run} OTHER_RUN": "see it beside another run",
+        f"maskshards export {run} --format onnx --size dynamic --output exported": "give it away",
+    }
 
 
 def times(records: list[dict[str, Any]]) -> list[Share]:

@@ -78,6 +78,7 @@ def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery |
             data=f"{session.parts.val_split.manifest.dataset}, {session.parts.val_split.base}",
             written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             command=shlex.join(["maskshards", "train", f"config={session.run / 'config.yaml'}"]),
+            folder=str(session.run),
         )
         write_report(session.run, facts, session.metrics.records, result, gallery)
 

@@ -283,7 +283,7 @@ def test_a_saved_configuration_means_the_same_from_another_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "first.pth").touch()
-    config = load("init_from=first.pth", "loader.cache_dir=cache", "output_dir=runs/a")
+    config = load("init_from=first.pth", "loader.cache_dir=cache", "output_dir=runs/a", "resume_from=auto")
     write_config(config, tmp_path / "config.yaml")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -291,6 +291,7 @@ def test_a_saved_configuration_means_the_same_from_another_folder(
     assert again.init_from == str(tmp_path / "first.pth")
     assert again.loader.cache_dir == str(tmp_path / "cache")
     assert again.output_dir == str(tmp_path / "runs/a")
+    assert again.resume_from is None
 
 
 @pytest.mark.parametrize("word", ["null", "None", "none", ""])

@@ -41,14 +41,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(run: Path, output: Path, *more: str, format: str = "torch") -> list[str]:
-    return [f"checkpoint={run}", f"format={format}", f"output_dir={output}", *more]
+    return [str(run), "--format", format, "--output", str(output), *more]
 
 
 def test_a_program_is_written_with_its_description(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert main(words(run, output, "image_px=32x64")) == 0
+    assert main(words(run, output, "--size", "32x64")) == 0
     assert "32x64 px" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert sorted(p.name for p in output.iterdir()) == ["model.json", "model.pt2"]
@@ -66,7 +66,7 @@ def test_a_program_is_written_with_its_description(
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_an_onnx_file_is_written_and_was_compared(run: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert main(words(run, output, "image_px=32", format="onnx")) == 0
+    assert main(words(run, output, "image_px=32", format="ONNX")) == 0
     assert sorted(p.name for p in output.iterdir()) == ["model.json", "model.onnx"]
     assert json.loads((output / "model.json").read_text())["largest_difference"] < 1e-4
     assert run_onnx(output / "model.onnx", torch.zeros(3, 3, 32, 32)).shape == (3, 3, 32, 32)
@@ -77,8 +77,8 @@ def test_without_a_size_the_window_of_the_evaluation_is_taken(
 ) -> None:
     asked = []
 
-    def note(_graph: object, height: int, width: int) -> None:
-        asked.append((height, width))
+    def note(_graph: object, size: tuple[int, int]) -> None:
+        asked.append(size)
         raise ExportError("far enough")
 
     monkeypatch.setattr(module, "export_program", note)
@@ -100,12 +100,14 @@ def test_faults_are_told_in_one_block_and_leave_nothing(
     full.mkdir()
     (full / "file").touch()
     faults = [
-        (words(run, tmp_path / "x", "image_px=30"), "multiples of 16"),
+        (words(run, tmp_path / "x", "--size", "big"), "--size big: expected a number of pixels"),
+        (words(run, tmp_path / "x", "image_px=0"), "--size 0: expected"),
         (words(run, tmp_path / "x", format="coreml"), "expected one of torch, onnx, huggingface"),
         (words(run, full), "exists already"),
         (words(tmp_path / "no.pth", tmp_path / "x"), "no.pth"),
-        ([f"checkpoint={run}", "format=torch"], "output_dir= is missing"),
-        ([*words(run, tmp_path / "x"), "oops"], "not of the form key=value"),
+        ([str(run), "--format", "torch"], "--output is missing; usage: maskshards export RUN"),
+        (["--format", "torch"], "RUN is missing"),
+        (words(run, tmp_path / "x", "eval.usetta=true"), "eval.use_tta"),
     ]
     for argv, expected in faults:
         assert main(argv) == 2
@@ -131,11 +133,25 @@ def test_a_graph_that_fails_its_check_does_not_appear(
 def test_sizes_are_read_as_height_by_width() -> None:
     assert parse_size("512") == (512, 512)
     assert parse_size("512x768") == (512, 768)
+    assert parse_size("dynamic") is None
     with pytest.raises(ExportError, match="HEIGHTxWIDTH"):
         parse_size("big")
 
 
 def test_other_keys_override_the_stored_configuration(run: Path, tmp_path: Path) -> None:
-    request = parse(words(run, tmp_path / "out", "model.weights=random", "classes=names.txt"))
+    request = parse(words(run, tmp_path / "out", "model.weights=random", "--classes", "names.txt"))
     assert request.overrides == ["model.weights=random"]
-    assert (request.checkpoint, request.classes, request.recipe) == (str(run), "names.txt", None)
+    assert (request.run, request.options.classes, request.options.recipe) == (str(run), "names.txt", None)
+
+
+def test_the_older_words_mean_the_same(run: Path, tmp_path: Path) -> None:
+    old = [f"checkpoint={run}", "format=torch", f"output_dir={tmp_path}", "image_px=64", "config=r.yaml"]
+    request = parse([*old, "classes=names.txt"])
+    assert (request.run, request.format, request.output, request.size) == (str(run), "torch", tmp_path, "64")
+    assert (request.options.recipe, request.options.classes) == ("r.yaml", "names.txt")
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "maskshards export runs/ade20k --format onnx --size dynamic" in capsys.readouterr().out

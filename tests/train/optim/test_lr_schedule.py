@@ -3,8 +3,9 @@ import math
 
 import pytest
 
+from maskshards.train.config.schedules import OneCycleSettings
 from maskshards.train.config.schema import ConfigError, SchedulerConfig
-from maskshards.train.optim.lr_schedule import OneCycleSettings, build_schedule, one_cycle_factor
+from maskshards.train.optim.lr_schedule import build_schedule, one_cycle_factor
 
 PUBLISHED = {"warmup_iters": 1500, "warmup_ratio": 1e-6, "final_div_factor": "inf", "pct_start": 0}
 

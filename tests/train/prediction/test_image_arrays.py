@@ -1,5 +1,7 @@
 """Arrays of one meaning are read, arrays of two meanings are refused in a sentence that settles it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,7 @@ SAME = {
     "PIL with alpha": Image.fromarray(RGB).convert("RGBA"),
     "tensor": torch.from_numpy(RGB),
     "tensor, channels first": torch.from_numpy(RGB).permute(2, 0, 1),
+    "another library's array": SimpleNamespace(__array__=lambda: RGB),
     "tensor that wants a gradient's neighbour": torch.from_numpy(RGB)[:, :, [0, 1, 2]],
 }
 
@@ -52,7 +55,16 @@ def test_grey_is_repeated(grey):
         (RGB.astype(np.float32), "float32 could be"),
         (torch.from_numpy(RGB).float(), "float32 could be"),
         (RGB.astype(np.int64), "int64 is not read; pass uint8"),
-        (RGB > 3, "bool is not read; pass uint8"),
+        (RGB > 3, r"bool is not read; pass uint8 with white at 255: image\.astype\('uint8'\) \* 255"),
+        (np.ma.masked_equal(RGB, 0), "a masked array is not read"),
+        (RGB.astype(object), "object is not read"),
+        (torch.empty(4, 4, 3, dtype=torch.uint8, device="meta"), "a tensor on meta cannot be read"),
+        ((one for one in [RGB]), r"a generator is no image and no list; pass list\(images\)"),
+        (b"\xff\xd8", "encoded bytes are not read; pass PIL"),
+        ({"image": RGB}, "a dict is no image here"),
+        ("https://host/a.jpg", "is a URL, and nothing is fetched"),
+        ("a\0.jpg", "is no path"),
+        ("", "is no regular file|does not exist"),
         (RGB.astype(np.uint16), "16-bit values up to 255 only"),
         (RGB.astype(np.uint16) * 16, r"16-bit values up to 40\d\d only"),
         (RGB[None], r"\(1, 6, 9, 3\) is a batch: pass list\(batch\)"),
@@ -62,7 +74,7 @@ def test_grey_is_repeated(grey):
         (7, "a int is no image here; expected a path, a PIL image"),
         (None, "a NoneType is no image"),
         (Image.new("F", (4, 4)), "the PIL image has mode F"),
-        ("/no/such/file.jpg", r"/no/such/file\.jpg cannot be read as an image"),
+        ("/no/such/file.jpg", r"/no/such/file\.jpg does not exist"),
     ],
 )
 def test_what_could_mean_two_things_is_refused_in_one_sentence(image, words):
@@ -76,3 +88,42 @@ def test_lists_are_many():
     assert is_many((RGB,))
     assert not is_many(RGB)
     assert not is_many("a.jpg")
+
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "LAB")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_of_every_mode_but_numbers_are_read(mode):
+    try:
+        picture = Image.fromarray(RGB).convert(mode)
+    except ValueError:  # what Pillow makes from files only
+        picture = Image.new(mode, (9, 6))
+    assert as_rgb(picture).shape == RGB.shape
+
+
+def test_one_bit_is_black_or_white():
+    bits = Image.fromarray(RGB[..., 0] > 99)
+    assert np.array_equal(as_rgb(bits)[..., 0], (RGB[..., 0] > 99) * np.uint8(255))
+
+
+def test_a_lazy_picture_whose_file_is_gone_or_cut_short(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB.repeat(40, 0).repeat(40, 1)).save(path)
+    whole = path.read_bytes()
+    closed = Image.open(path)
+    closed.close()
+    path.write_bytes(whole[: len(whole) // 2])
+    with Image.open(path) as cut:
+        for picture in (closed, cut):
+            with pytest.raises(PredictError, match="the PIL image of mode RGB cannot be read"):
+                as_rgb(picture)
+
+
+def test_paths_in_every_form_and_turned_by_their_exif(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    for name in (tmp_path / "a.png", str(tmp_path / "a.png"), "~/a.png"):
+        assert np.array_equal(as_rgb(name), np.rot90(RGB, -1))

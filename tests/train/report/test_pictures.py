@@ -23,6 +23,7 @@ REST = {  # what the page shows besides, left empty
         ("sections", "findings", "charts", "times", "classes", "absent", "confusions", "worst", "spread"), ()
     ),
     "phases": None,
+    "next_steps": {},
     "versions": {},
 }
 ITEM = GalleryItem(KEY, 12.5, (48, 64), (1, 0), *VIEWS)

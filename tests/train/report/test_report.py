@@ -1,8 +1,10 @@
 import base64
 import io
 import re
+import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskshards.cli import COMMANDS
 from maskshards.train.checkpoint.checkpoint import TrainState
 from maskshards.train.evaluation.metrics import score
-from maskshards.train.report.gallery import Gallery, GalleryItem
-from maskshards.train.report.report import RunFacts, best, duration, phases, render, write_report
+from maskshards.train.report.gallery import RIGHT, UNLABELLED, WRONG, Gallery, GalleryItem
+from maskshards.train.report.report import RunFacts, best, duration, next_steps, phases, render, write_report
 
 NAMES = ["sky", "<i>sea</i>", "sand", "never"]
 CONFUSION = np.array([[90, 10, 0, 0], [5, 80, 15, 0], [0, 20, 30, 0], [0, 0, 0, 0]], np.int64)
@@ -73,6 +76,24 @@ def test_everything_is_there_and_nothing_is_loaded(tmp_path: Path) -> None:
     assert "url(" not in html
     for part in ("<i>sea</i>", "run <7>", '"><script>key', "f00d", "<digest>", "lr: 0.1", "never"):
         assert part in seen.text
+
+
+def test_what_to_run_next_are_commands_of_ours() -> None:
+    seen = Reader()
+    seen.feed(render(replace(FACTS, folder="runs/a b"), RECORDS, score(CONFUSION, NAMES, 3), gallery()))
+    for command in next_steps("runs/a b"):
+        assert command in seen.text
+        program, name, *words = shlex.split(command)
+        assert program == "maskshards"
+        assert name in COMMANDS
+        assert any("runs/a b" in word for word in words)
+    assert "next" in seen.ids
+
+
+def test_an_error_map_is_told_without_its_colours() -> None:
+    light = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in (RIGHT, WRONG, UNLABELLED)]
+    assert light[0] - light[1] > 60
+    assert light[1] - light[2] > 60
 
 
 def test_figures_are_the_results() -> None:

@@ -105,7 +105,7 @@ class FrozenBackbone(nn.Module):
         if self.position_rule != OFFSET:
             return embeddings(images)
         patches = embeddings.patch_embeddings(images)
-        tokens = torch.cat((embeddings.cls_token.expand(len(images), -1, -1), patches), dim=1)
+        tokens = torch.cat((embeddings.cls_token.expand(images.shape[0], -1, -1), patches), dim=1)
         return tokens + offset_positions(embeddings.position_embeddings, grid)
 
 
