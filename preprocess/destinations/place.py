@@ -9,7 +9,6 @@ from pathlib import Path
 
 from maskshards.preprocess.destinations.local import PLAN_FILE, Destination, LocalDestination
 from maskshards.preprocess.destinations.lock import build_lock
-from maskshards.preprocess.destinations.object_store import ObjectDestination
 from maskshards.preprocess.errors import BuildError
 
 
@@ -27,12 +26,12 @@ class Place:
     def split(self, name: str) -> Destination:
         """Where one split goes."""
         if self.is_url:
-            return ObjectDestination(f"{self.out.rstrip('/')}/{name}")
+            return _objects(f"{self.out.rstrip('/')}/{name}")
         return LocalDestination(Path(self.out) / name)
 
     def root(self) -> Destination:
         """Where the files go that describe all splits."""
-        return ObjectDestination(self.out.rstrip("/")) if self.is_url else LocalDestination(Path(self.out))
+        return _objects(self.out.rstrip("/")) if self.is_url else LocalDestination(Path(self.out))
 
     def lock(self, part: tuple[int, int] | None = None) -> AbstractContextManager[None]:
         """Keep other builders out while this one works; object stores have no locks and need none."""
@@ -51,10 +50,17 @@ class Place:
 
     def _splits_with_a_plan(self) -> Iterator[str]:
         if self.is_url:
-            for name in ObjectDestination(self.out.rstrip("/")).names():
+            for name in _objects(self.out.rstrip("/")).names():
                 split, _, rest = name.partition("/")
                 if rest == PLAN_FILE:
                     yield split
         else:
             for path in Path(self.out).glob(f"*/{PLAN_FILE}"):
                 yield path.parent.parent.name
+
+
+def _objects(url: str) -> Destination:
+    """Its module loads an event loop, which folders need not wait for."""
+    from maskshards.preprocess.destinations.object_store import ObjectDestination
+
+    return ObjectDestination(url)
