@@ -22,6 +22,7 @@ from maskshards.preprocess.inputs.png import SIGNATURE, check_whole, read_header
 
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
+TIFF_BITS = 258  # tag: bits of each channel
 SHOWN = 5
 Color = tuple[int, int, int]
 
@@ -131,6 +132,9 @@ def _decode(data: bytes) -> np.ndarray:
         if data[:8] == SIGNATURE:
             check_whole(data)
         with opened(data, FORMATS) as image:
+            bits = max(np.atleast_1d(getattr(image, "tag_v2", {}).get(TIFF_BITS, 8)))
+            if bits > 8:  # Pillow would keep the high byte
+                raise RejectedInput(f"a TIFF of {bits} bits a channel; colours have 8")
             if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] != 255:
                 raise RejectedInput("transparent pixels have no colour; save it without alpha")
             if image.mode not in ("RGB", "RGBA", "P", "L", "1", "LA", "PA"):

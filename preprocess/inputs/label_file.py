@@ -29,7 +29,7 @@ ONE_CHANNEL = (
     "expected one channel, or equal ones: grey, or a palette whose indices are the labels; for a colour a"
     " class say --colours FILE"
 )
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # TIFF tag 262: values are stored upside down
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; 0 of the second: values count down from white
 
 
 def decode_label_file(data: bytes) -> np.ndarray:
@@ -74,7 +74,7 @@ def _decode_png(data: bytes) -> np.ndarray:
     if header.colour in SEVERAL_CHANNELS:
         return _of_equal_channels(values, str(header), header.colour in (png.GREY_ALPHA, png.RGB_ALPHA))
     if header.colour == png.GREY and header.bit_depth < 8:
-        return values.astype(np.uint8) // np.uint8(GREY_STEPS[header.bit_depth])
+        return _small(values) // np.uint8(GREY_STEPS[header.bit_depth])
     return values if values.dtype == np.uint8 else values.astype(np.uint16)
 
 
@@ -110,16 +110,17 @@ def _decode_gif(data: bytes) -> np.ndarray:
 
 def _decode_tiff(data: bytes) -> np.ndarray:
     with warnings.catch_warnings(action="ignore"), opened(data, ("TIFF",)) as image:  # of damaged tags
-        bands = len(image.getbands())
-        if bands != 1 or image.mode in ("1", "F"):
-            kind = {"1": "1-bit", "F": "floating-point"}.get(image.mode, f"{image.mode} ({bands} bands)")
-            raise RejectedInput(
-                f"label map is a TIFF of {kind} pixels; expected one band of whole numbers of 8, 16 or 32"
-                " bits; for a colour a class say --colours FILE"
-            )
-        if getattr(image, "n_frames", 1) > 1 or image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if getattr(image, "n_frames", 1) > 1 or tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
             raise RejectedInput("label map is a TIFF of several pages, or one that counts down from white")
-        _check_upright(image.tag_v2.get(ORIENTATION, 1))  # type: ignore[attr-defined]
+        _check_upright(tags.get(ORIENTATION, 1))
+        bits = max(np.atleast_1d(tags.get(BITS, 1)))
+        if image.mode in ("RGB", "RGBA", "LA") and bits == 8:
+            return _of_equal_channels(np.asarray(image), f"TIFF of mode {image.mode}", image.mode[-1] == "A")
+        # Pillow widens grey of 2 and 4 bits and keeps the high byte of deep colours.
+        if not (image.mode in ("1", "P") or (image.mode[0] in "LI" and bits in (8, 16, 32))):
+            kind = "floating-point" if image.mode == "F" else f"{bits}-bit {image.mode}"
+            raise RejectedInput(f"label map is a TIFF of {kind} pixels; {ONE_CHANNEL}")
         return _small(np.asarray(image))
 
 
@@ -148,8 +149,10 @@ def _decode_npy(data: bytes) -> np.ndarray:
 
 def _small(values: np.ndarray) -> np.ndarray:
     """As uint8 or uint16; RejectedInput for values that no rule can name."""
-    if values.dtype in (np.uint8, np.bool_):
-        return values.view(np.uint8)
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return (values.view(np.uint8) != 0).astype(np.uint8)  # Pillow's true is 255
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > LARGEST_VALUE:
         raise RejectedInput(f"label values from {low} to {high}; 0 to {LARGEST_VALUE} are possible")

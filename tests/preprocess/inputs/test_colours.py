@@ -93,3 +93,12 @@ def test_a_table_that_does_not_fit_the_list(tmp_path):
         read_colours(tmp_path / "colours.csv", ("a",))
     with pytest.raises(SourceError, match="cannot be read"):
         read_colours(tmp_path / "none.csv", None)
+
+
+def test_deep_colours_are_not_cut_to_their_high_bytes():
+    """Pillow would show a map of 16-bit values below 256 as black, which is a class of many tables."""
+    tifffile = pytest.importorskip("tifffile", reason="the extra 'deep' is not installed")
+    out = io.BytesIO()
+    tifffile.imwrite(out, np.full((4, 4, 3), 255, np.uint16), photometric="rgb")
+    with pytest.raises(RejectedInput, match="a TIFF of 16 bits a channel; colours have 8"):
+        TABLE.values(out.getvalue())

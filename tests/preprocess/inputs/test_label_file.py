@@ -139,7 +139,7 @@ def test_tiff_label_maps_keep_their_values(kind):
     ("data", "message"),
     [
         (tiff(np.zeros((2, 2), np.float32)), "TIFF of floating-point pixels"),
-        (tiff(np.zeros((2, 2, 3), np.uint8)), r"TIFF of RGB \(3 bands\) pixels.*--colours"),
+        (tiff(np.array([[[1, 1, 2]]], np.uint8)), "TIFF of mode RGB; expected one channel.*--colours"),
         (tiff(np.array([[-1, 0]], np.int32)), "label values from -1 to 0; 0 to 65535 are possible"),
         (tiff(np.array([[70000, 0]], np.int32)), "label values from 0 to 70000"),
         (tiff(np.zeros((2, 2), np.uint8), save_all=True, append_images=[Image.new("L", (2, 2))]), "pages"),
@@ -162,6 +162,22 @@ def test_npy_label_maps_of_one_band(shape, kind):
     found = decode_label_file(npy_bytes(values.astype(kind).reshape(shape)))
     assert found.tolist() == values.tolist()
     assert found.dtype == (np.uint16 if kind is np.int64 else np.uint8)
+
+
+def test_grey_tiffs_of_few_bits_and_of_equal_channels():
+    values = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    assert decode_label_file(tiff(values.astype(bool))).tolist() == values.tolist()
+    assert decode_label_file(tiff(np.stack([values * 7] * 3, -1))).tolist() == (values * 7).tolist()
+    tifffile = pytest.importorskip("tifffile", reason="the extra 'deep' is not installed")
+    pytest.importorskip("imagecodecs", reason="the extra 'deep' is not installed")
+    for pixels, words in (
+        ({"data": values, "bitspersample": 4}, "TIFF of 4-bit L pixels"),
+        ({"data": np.stack([values.astype(np.uint16)] * 3, -1), "photometric": "rgb"}, "TIFF of 16-bit RGB"),
+    ):
+        out = io.BytesIO()
+        tifffile.imwrite(out, **pixels)
+        with pytest.raises(RejectedInput, match=words):
+            decode_label_file(out.getvalue())
 
 
 def test_a_tiff_beyond_4_gb_is_one_too():
