@@ -152,7 +152,7 @@ def _small(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
-        return (values.view(np.uint8) != 0).astype(np.uint8)  # Pillow's true is 255
+        return np.asarray(values.view(np.uint8) != 0, np.uint8)  # Pillow's true is 255
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > LARGEST_VALUE:
         raise RejectedInput(f"label values from {low} to {high}; 0 to {LARGEST_VALUE} are possible")
