@@ -171,14 +171,14 @@ class InOrder(Generic[Task, Result]):
 
     def stop(self) -> None:
         """Drop the tasks that nobody works on, and end what the others wait for; waits for nothing."""
-        if self._closed:
-            return
-        self._closed = True
+        is_first, self._closed = not self._closed, True
         self._pending.clear()
         if self._has_threads():
+            # Each time: Ctrl-C may have come here before, between any two steps.
             self._queue.put(None)
             self._dropped.put(None)
-            self._interrupt()
+            if is_first:
+                self._interrupt()
 
     def _has_threads(self) -> bool:
         """A forked child has none of them; at the interpreter's end they are gone already, and so are the

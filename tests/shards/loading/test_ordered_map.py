@@ -123,6 +123,16 @@ def test_nothing_of_ours_runs_while_an_iterator_is_dropped():
     assert gone(threads)
 
 
+def test_an_interrupt_in_the_middle_of_stopping_leaves_closing_its_work():
+    ahead = InOrder(iter(range(100)), lambda task: task, 2, 2)
+    results = iter(ahead)
+    next(results)
+    ahead._closed = True  # as far as it came
+    ahead.close()
+    assert not live_threads()
+    assert list(results) == []
+
+
 def test_a_forked_child_is_told_that_the_threads_are_not_its_own():
     results = in_order(iter(range(100)), lambda task: task, 2, 2)
     next(results)
