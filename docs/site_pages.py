@@ -21,6 +21,20 @@ MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(((?![a-z]+:|#)[^)#\s]+)(#[^)]*)?\)")
 
 
+def on_config(config: Any) -> Any:
+    """List the pages that mkdocs.yml does not name: those of benchmarks/ there, others where one looks up."""
+    sections = {
+        name: pages for entry in config["nav"] if isinstance(entry, dict) for name, pages in entry.items()
+    }
+    named = {page for pages in sections.values() for page in pages}
+    docs = ROOT / "docs"
+    for path in sorted(docs.rglob("*.md")):
+        name = path.relative_to(docs).as_posix()
+        if name not in named:
+            sections["Measured" if name.startswith("benchmarks/") else "Look it up"].append(name)
+    return config
+
+
 def on_files(files: Files, *, config: Any) -> Files:
     """Add the pages that are not written in this folder."""
     for source, name in MOVED.items():

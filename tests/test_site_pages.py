@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 import maskshards
 
@@ -44,6 +45,14 @@ def turned(pages, markdown, name):
 )
 def test_links_of_the_repository_become_links_of_the_site(pages, name, link, expected):
     assert turned(pages, link, name) == expected
+
+
+def test_every_page_is_listed_once(pages):
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=yaml.SafeLoader)
+    sections = [entry for entry in pages.on_config(config)["nav"] if isinstance(entry, dict)]
+    listed = [page for entry in sections for found in entry.values() for page in found]
+    written = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted([*written, "reference.md", "changelog.md", "contributing.md"])
 
 
 def test_a_link_to_nothing_ends_the_build(pages):

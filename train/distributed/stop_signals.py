@@ -11,6 +11,7 @@ each other at the same places, and then end together.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 
@@ -43,6 +44,8 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # a training in a thread of somebody's program: signals are the program's
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self

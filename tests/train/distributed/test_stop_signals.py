@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ import torch
 from maskshards.shards.order.order import World
 from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of, step_of
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.distributed.stop_signals import PATIENCE_S, LeftEarly, Stopped, StopSignals
+from maskshards.train.distributed.stop_signals import (
+    PATIENCE_S,
+    SIGNALS,
+    LeftEarly,
+    Stopped,
+    StopSignals,
+)
 from maskshards.train.tracking.metrics_log import read_metrics
 from tests.train.launch import ended, ranks_of
 
@@ -31,6 +38,18 @@ def test_a_signal_is_noted_and_the_old_handler_comes_back(wish: signal.Signals) 
         with pytest.raises(LeftEarly):
             stop.leave()
     assert signal.getsignal(wish) == before
+
+
+def test_a_training_in_a_thread_leaves_signals_to_the_program() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def training() -> list[object]:
+        with StopSignals() as stop:
+            stop.check(ALONE)
+            return [signal.getsignal(number) for number in SIGNALS]
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(training).result() == before
 
 
 def test_the_first_signal_counts() -> None:

@@ -1,13 +1,18 @@
 """A mosaic's labels are those of all windows held at once, whatever the panels, and its memory is bounded."""
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from maskshards.train.evaluation.inference import InferenceSettings, NonFiniteScores, windows
 from maskshards.train.prediction.mosaic import label_mosaic, panels
+from tests.train.trained_run import save_run, small_config
 
 CLASSES = 5
 
@@ -90,3 +95,20 @@ def test_more_than_256_classes_take_16_bits():
     found = label_mosaic(image, many, 300, InferenceSettings(crop_px=64, stride_px=64))
     assert found.dtype == np.uint16
     assert (found == 299).all()
+
+
+@pytest.mark.slow
+def test_a_mosaic_of_200_megapixels_takes_less_than_4_gb(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    names = [f"class {k}" for k in range(150)]
+    config = small_config("linear", names)
+    config.eval.crop_size = config.eval.stride = 512
+    run = save_run(tmp_path / "run", names=names, config=config)
+    Image.new("L", (20_000, 10_000), 99).save(tmp_path / "mosaic.png", compress_level=1)
+    words = ["predict", str(run), str(tmp_path / "mosaic.png"), "--mosaic", "--device", "cpu"]
+    command = [sys.executable, "-m", "maskshards", *words, "--output", str(tmp_path / "out")]
+    _, status, used = os.wait4(subprocess.Popen(command).pid, 0)
+    assert status == 0
+    assert used.ru_maxrss * 1024 < 4e9
+    with Image.open(tmp_path / "out/labels/mosaic.png") as labels:
+        assert labels.size == (20_000, 10_000)
