@@ -32,7 +32,15 @@ from maskshards.shards.loading.selecting import close_stores, own, reopened
 from maskshards.shards.loading.transform import Transform
 from maskshards.shards.loading.transformed_reader import TransformedReader
 from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans
-from maskshards.shards.order.order import ALONE, ORDER_VERSION, Order, World, num_micro_steps
+from maskshards.shards.order.order import (
+    ALONE,
+    MOST_SEED,
+    ORDER_VERSION,
+    Order,
+    World,
+    num_micro_steps,
+    whole_number,
+)
 from maskshards.shards.order.selection import Selection
 
 STATE_VERSION = 1
@@ -87,13 +95,17 @@ class Loader(IterableDataset[Any]):
         as_dict: bool = False,
         stages: tuple[Stage, ...] = (),
     ) -> None:
+        batch_per_rank = whole_number(batch_per_rank, "batch_per_rank", 1)
+        seed = whole_number(seed, "seed", 0, MOST_SEED)
+        threads = whole_number(threads, "threads", 1)
+        prefetch_batches = whole_number(prefetch_batches, "prefetch_batches", 1)
+        if global_batch is None:
+            global_batch = batch_per_rank * world.num_ranks
         self.selection = own(split, cache)
-        self.global_batch = global_batch or batch_per_rank * world.num_ranks
+        self.global_batch = whole_number(global_batch, "global_batch", 1)
         self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
         self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, stages
         self.threads, self.prefetch_batches, self.pin, self.decode = threads, prefetch_batches, pin, decode
-        if min(threads, prefetch_batches) < 1:
-            raise ValueError(f"threads {threads} and prefetch_batches {prefetch_batches} must be positive")
         order = Order(self.selection.shard_samples, seed, self.global_batch, epoch_end)
         self.num_samples, self.epoch_end = order.num_samples, epoch_end
         self.wait_ms = 0.0  # how long the consumer has waited for batches, all together
@@ -275,10 +287,10 @@ class Loader(IterableDataset[Any]):
                 + ". Its order would be another one: "
                 "use the same data and settings, or start anew"
             )
-        number = self._batches_before(int(state["position"]), "position")
+        number = self._batches_before(state.get("position"), "the state's position")
         ours = self.batch_per_rank, self.world.num_ranks
         if (state.get("batch_per_rank"), state.get("num_ranks")) == ours:
-            number += int(state.get("micro_step", 0))
+            number += whole_number(state.get("micro_step", 0), "the state's micro_step", 0, self.micro_steps)
         self.close()
         self._place.go_to(number, state)
 
@@ -293,9 +305,10 @@ class Loader(IterableDataset[Any]):
             "epoch_end": self.epoch_end,
         }
 
-    def _batches_before(self, position: int, name: str) -> int:
+    def _batches_before(self, said: object, name: str) -> int:
         """How many batches of this rank lie before a position."""
-        if position < 0 or position % self.global_batch:
+        position = whole_number(said, name)
+        if position % self.global_batch:
             raise ValueError(
                 f"{name} {position} is not a multiple of global_batch {self.global_batch}: a stream "
                 "continues after whole optimiser steps"
@@ -327,6 +340,5 @@ class Loader(IterableDataset[Any]):
 
 def _steps_of(epochs: int, order: Order) -> int:
     """Global batches in so many epochs, rounded up."""
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}; expected at least 1, or None for an endless stream")
+    epochs = whole_number(epochs, "epochs (None for an endless stream)", 1)
     return -(-epochs * order.epoch_samples // order.global_batch)

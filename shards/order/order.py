@@ -20,6 +20,7 @@ argsort, never from `Generator.permutation`, whose algorithm may change.
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -29,9 +30,21 @@ from numpy.typing import NDArray
 ORDER_VERSION = 1
 SHARD_ORDER, SAMPLE_ORDER = 1, 2  # what a draw is for, the first word of its key
 EPOCH_ENDS = ("carry", "drop")
+MOST_POSITION, MOST_SEED = (1 << 62) - 1, (1 << 64) - 1
 KEPT_PERMUTATIONS = 4096  # of 256 samples: 8 MB; a lane needs one
 
 Int64Array = NDArray[np.int64]
+
+
+def whole_number(value: object, name: str, least: int = 0, most: int = MOST_POSITION) -> int:
+    """`value` as an int; ValueError that names it for anything else than a whole number in this range."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # numpy's integers too
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; expected a whole number") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {number}; expected a whole number from {least} to {most}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

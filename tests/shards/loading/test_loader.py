@@ -160,12 +160,25 @@ def test_a_new_iterator_starts_after_the_last_whole_step(split):
         ({"order_version": 0}, "order_version was 0"),
         ({"epoch_end": "drop"}, "epoch_end was 'drop', here it is 'carry'"),
         ({"position": 3}, "position 3 is not a multiple of global_batch 4"),
+        ({"position": 40.7}, r"the state's position is 40\.7; expected a whole number"),
+        ({"position": "40"}, "the state's position is '40'; expected a whole number"),
+        ({"position": None}, "the state's position is None"),
+        ({"micro_step": 2}, "the state's micro_step is 2; expected a whole number from 0 to 1"),
     ],
 )
 def test_a_state_of_another_stream_is_refused(split, change, message):
     loader = Loader(split, batch_per_rank=4)
     with pytest.raises(ValueError, match=message):
         loader.load_state_dict({**loader.state_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_per_rank", "global_batch", "seed", "position", "end", "epochs", "threads"]
+)
+@pytest.mark.parametrize("value", [-4, 4.0, "4", 1 << 70])
+def test_what_is_no_number_of_that_kind_is_named(split, name, value):
+    with pytest.raises(ValueError, match=rf"^{name}.* is '?{value}"):
+        Loader(split, **{"batch_per_rank": 4, name: value})
 
 
 def test_no_thread_outlives_the_loader(split):

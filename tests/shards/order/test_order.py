@@ -22,6 +22,7 @@ from maskshards.shards.order.order import (
     permutation,
     random_words,
     sample_at,
+    whole_number,
 )
 
 GOLDEN_WORDS = [3913060013971590327, 15144682768195723541]
@@ -243,3 +244,12 @@ def test_nonsense_is_refused():
         with pytest.raises(ValueError, match="cannot key a draw"):
             Order([1], seed, 1).samples(np.array([0]))
     assert Order([1], (1 << 64) - 1, 1).samples(np.array([0]))[1].tolist() == [0]
+
+
+def test_whole_numbers_are_taken_from_numpy_too_and_nothing_else_is():
+    for value in (3, np.int64(3), np.uint8(3), True + 2):
+        found = whole_number(value, "seed", 0, 3)
+        assert (found, type(found)) == (3, int)
+    for value in (4, -1, 3.0, np.float64(3), "3", None, [3]):
+        with pytest.raises(ValueError, match=r"^seed is "):
+            whole_number(value, "seed", 0, 3)
