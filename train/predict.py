@@ -195,7 +195,8 @@ def tell(request: Request, found: Found, report: Report) -> int:
         )
         if written
     ]
-    sys.stdout.write(f"{report.labelled} images labelled: {printable(' and '.join(folders))}\n")
+    where = f": {printable(' and '.join(folders))}" if report.labelled else ""
+    sys.stdout.write(f"{report.labelled} image{'' if report.labelled == 1 else 's'} labelled{where}\n")
     if found.summary():
         sys.stderr.write(f"{printable(found.summary())}\n")
     if report.shrunk:

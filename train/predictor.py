@@ -190,6 +190,13 @@ def load_model(
     ConfigError or WeightsError: all ValueErrors that say what to do.
     """
     text = str(source)
+    if not isinstance(source, str | Path) or not text or "://" in text:
+        raise PredictError(
+            f"{source!r} is no model: expected a run folder, a checkpoint, an exported folder or owner/name"
+        )
+    for name, value in (("overrides", overrides), ("class_names", class_names)):
+        if isinstance(value, str):
+            raise PredictError(f"{name} is one text, {value[:40]!r}, expected a list of texts")
     path = Path(text).expanduser()
     if not path.exists() and is_hub_id(text):
         path = fetch_model(text, revision=revision)

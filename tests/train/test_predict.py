@@ -116,6 +116,7 @@ def test_a_bad_file_is_listed_at_the_end_and_the_others_are_labelled(checkpoint,
     assert f"  {photos}/a.jpg: cannot be read as an image" in told.err
     assert files(tmp_path / "out" / "labels") == ["c.gif.png", "deep/b.png"]
     assert run(checkpoint, photos / "a.jpg", "--output", tmp_path / "none") == 2  # not a single one
+    assert capsys.readouterr().out == "0 images labelled\n"
 
 
 def test_outputs_may_lie_at_or_above_the_inputs(checkpoint, photos, capsys):

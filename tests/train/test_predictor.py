@@ -128,6 +128,23 @@ def test_devices_are_checked(linear):
         linear.to("nosuch")
 
 
+@pytest.mark.parametrize(
+    ("source", "words", "told"),
+    [
+        (None, {}, "None is no model: expected a run folder"),
+        ("", {}, "'' is no model"),
+        ("https://host/run", {}, "'https://host/run' is no model"),
+        ("run", {"overrides": "eval.use_tta=true"}, "overrides is one text, 'eval.use_tta=true'"),
+        ("run", {"class_names": "abcd"}, "class_names is one text, 'abcd', expected a list"),
+        ("no/such/run", {}, "no/such/run does not exist"),
+    ],
+)
+def test_what_is_no_model_is_told_in_one_sentence(source, words, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        load_model(source, **words)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["linear", "m2f"])
 def test_a_saved_model_comes_back_the_same(kind, tmp_path):
     model = load_model(save_run(tmp_path / "run", kind), device="cpu")

@@ -10,7 +10,7 @@ from maskshards.train.prediction.image_files import PredictError
 def choose_device(name: str | None) -> torch.device:
     """The device called `name`; without a name the first of CUDA, XPU, MPS and the CPU that is there."""
     try:
-        device = torch.device(name or best_device())
+        device = torch.device((name or best_device()).lower())
     except RuntimeError as error:
         raise PredictError(f"device={name} is no device; say cpu, cuda, cuda:1, mps or xpu") from error
     if device.type not in ("cpu", *accelerators()):

@@ -50,7 +50,7 @@ def _from_file(name: str | bytes) -> np.ndarray:
         name = os.fsdecode(name)
     if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
         raise PredictError(f"{name} is a URL, and nothing is fetched here; download it and pass its path")
-    if "\0" in name:
+    if not name or "\0" in name:
         raise PredictError(f"{name[:40]!r} is no path; {EXPECTED}")
     try:
         return read_image(Path(os.path.expanduser(name)))
@@ -59,6 +59,8 @@ def _from_file(name: str | bytes) -> np.ndarray:
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
+    if 0 in image.size:
+        raise PredictError(f"the PIL image is {image.width}x{image.height} px: it has no pixels")
     try:
         return upright_rgb(image)
     except PredictError as error:
@@ -70,6 +72,8 @@ def _from_pil(image: Image.Image) -> np.ndarray:
 
 def _called(image: Any) -> str:
     """What a wrong thing is, and what would do."""
+    if hasattr(image, "read"):
+        return "an open file is not read; pass its path, or PIL.Image.open(file)"
     if isinstance(image, bytes | bytearray | memoryview):
         return "encoded bytes are not read; pass PIL.Image.open(io.BytesIO(data))"
     if isinstance(image, Iterable) and not isinstance(image, Mapping | list | tuple):
@@ -88,6 +92,9 @@ def _from_torch(tensor: Any) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind not in "biufc":
+        raise PredictError(f"an array of {array.dtype} is no image; {EXPECTED}")
     if array.dtype not in (np.uint8, np.uint16):
         raise PredictError(_wrong_type(str(array.dtype), array.dtype.kind == "f"))
     shape = array.shape
