@@ -99,7 +99,7 @@ FIRST_BUILD = f"maskshards build --dataset ade20k --root {ADE} --out {SHARDS}"
 FIRST_TRAINING = (
     f"maskshards train {RECIPE} output_dir={RUN} model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}"
 )
-UNZIPPED = "tests/preprocess/sources runs it on files laid out as unzipped"
+UNZIPPED = "tests/test_layouts.py runs it on files laid out as unzipped"
 PART = "maskshards build --dataset ade20k --root {} --out {} --part {}/16 --quiet"
 FOLDER_BUILD = "maskshards build --dataset folder --root DATA --classes DATA/classes.txt --out SHARDS"
 SAVED_BUILD = (
@@ -329,6 +329,8 @@ TABLE = {
     "PYTHONPATH=src:. python -m pip install --no-index *": Elsewhere("installs"),
     "maskshards bench build --dataset ade20k --root camvid --allow-count-mismatch --rounds 3"
     " --chunks 2": Small((ADE,), {"camvid": ADE, "--rounds 3": "--rounds 1"}, ("--workers", "1"), slow=True),
+    "maskshards bench build --dataset ade20k --root copies *": Elsewhere("repeats those of camvid"),
+    "maskshards build --dataset ade20k --root whole --out SHARDS --workers 1": Elsewhere("all of ADE20K"),
     "python benchmarks/format_pairs.py --out PAIRS --samples 50000": Small(
         swap={" benchmarks/": f" {ROOT}/benchmarks/", "50000": "20"}, leaves=("PAIRS/classes.txt",), slow=True
     ),
