@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PIECE_BYTES = 64 << 20
 
-def write_through(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it. A link in its place is not followed.
+
+def write_through(path: Path, data: bytes, wrote: Callable[[], object] | None = None) -> None:
+    """Write a new file and wait until the disk has it. A link in its place is not followed. `wrote` is called
+    after every PIECE_BYTES.
 
     OSError that names the file where the disk is full or refuses.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with naming(path), os.fdopen(os.open(path, flags, 0o644), "wb") as file:
-        file.write(data)
+        for first in range(0, len(data), PIECE_BYTES):
+            file.write(memoryview(data)[first : first + PIECE_BYTES])
+            if wrote is not None:
+                wrote()
         file.flush()
         os.fsync(file.fileno())
 

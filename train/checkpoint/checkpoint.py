@@ -17,7 +17,9 @@ import hashlib
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -54,8 +56,21 @@ class Checkpoint:
     state: TrainState | None
 
 
-def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, dict[str, Tensor]]) -> Path:
-    """Write `run/checkpoints/NAME` in one visible act and return it; a folder of that name is replaced."""
+def unheard(what: str) -> None:
+    """For who does not ask how far a checkpoint is."""
+
+
+def save_checkpoint(
+    run: Path,
+    name: str,
+    state: TrainState,
+    parts: dict[str, dict[str, Tensor]],
+    progress: Callable[[str], object] = unheard,
+) -> Path:
+    """Write `run/checkpoints/NAME` in one visible act and return it; a folder of that name is replaced.
+
+    `progress` hears what is done now, again after every piece that was written.
+    """
     folder = run / FOLDER
     if not folder.is_dir():
         folder.mkdir(parents=True)
@@ -65,7 +80,7 @@ def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, di
     hidden = folder / f".{name}"
     hidden.mkdir()
     try:
-        write_parts(hidden, state, parts)
+        write_parts(hidden, state, parts, progress)
         if (folder / name).exists():
             shutil.rmtree(folder / name)
         hidden.rename(folder / name)
@@ -76,20 +91,28 @@ def save_checkpoint(run: Path, name: str, state: TrainState, parts: dict[str, di
     return folder / name
 
 
-def write_parts(hidden: Path, state: TrainState, parts: dict[str, dict[str, Tensor]]) -> None:
+def write_parts(
+    hidden: Path,
+    state: TrainState,
+    parts: dict[str, dict[str, Tensor]],
+    progress: Callable[[str], object] = unheard,
+) -> None:
     """The files of tensors, then the state that holds their digests. OSError names the file."""
     digests = {}
     for part, tensors in parts.items():
+        progress(f"saving {part}")
         data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         digests[part] = hashlib.sha256(data).hexdigest()
-        write_through(hidden / part, data)
+        write_through(hidden / part, data, partial(progress, f"saving {part}"))
     write_through(hidden / STATE, state_json(state, digests))
     flush_folder(hidden)
 
 
-def save_best(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:
+def save_best(
+    run: Path, state: TrainState, weights: dict[str, Tensor], progress: Callable[[str], object] = unheard
+) -> Path:
     """Write the best weights, without optimiser state, then remove the former best."""
-    path = save_checkpoint(run, f"{BEST}{state.step:08d}", state, {WEIGHTS: weights})
+    path = save_checkpoint(run, f"{BEST}{state.step:08d}", state, {WEIGHTS: weights}, progress)
     for former in checkpoints_of(run, BEST):
         if former != path:
             discard(former)
@@ -112,10 +135,11 @@ def save_last(
     weights: dict[str, Tensor],
     optimizer: dict[str, Tensor],
     average: dict[str, Tensor] | None = None,
+    progress: Callable[[str], object] = unheard,
 ) -> Path:
     """Write a checkpoint that can be continued."""
     parts = {WEIGHTS: weights, OPTIMIZER: optimizer} | ({} if average is None else {AVERAGE: average})
-    return save_checkpoint(run, f"{LAST}{state.step:08d}", state, parts)
+    return save_checkpoint(run, f"{LAST}{state.step:08d}", state, parts, progress)
 
 
 def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:

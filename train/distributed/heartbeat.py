@@ -3,63 +3,67 @@
 A collective that times out does not say for whom it waited, and NCCL's timeout ends the process from a thread
 of its own, without a word of ours. So every rank has a thread that keeps writing to the store of the launch
 how often it wrote, in which step it is, what it does there and since when. The first rank (and the second, in
-case it is the first that is lost) reads all of them and warns early; when a collective fails, every rank can
-read who is missing.
+case it is the first that is lost) reads all of them and warns early. Where others wait for a rank longer than
+they should, one of the two says so to all, and every rank ends with the same words: by itself where it waits
+in short waits, else by its thread, for what waits in a device or a file system cannot be woken.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+from maskshards.train.distributed import lost_ranks
+from maskshards.train.distributed.lost_ranks import (
+    DONE,
+    NO_STORE,
+    SILENT_BEATS,
+    LostRankError,
+    Record,
+    Watch,
+    elsewhere,
+    failed,
+    named,
+)
+
 logger = logging.getLogger(__name__)
 
-BEAT_S = 2.0  # between two signs of life
-SILENT_BEATS = 3  # that many missed: the rank is silent
-WARN_S = 60.0  # of silence, or of ranks that do different things, before a warning; then twice as long, ...
+PATIENCE_S = 1800.0  # for what may honestly take long, such as fetching weights
+GRACE_S = 10.0  # for a process to end by itself once its launch has to
+FAULT = 2  # exit status
 ANSWER_TIMEOUT = timedelta(seconds=5)  # of the store
-NAMED_RANKS = 8
-WATCHERS = 2  # the first ranks warn
-DONE = "done"  # the last word of a rank that did all it should
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What one rank last said of itself."""
-
-    beat: int  # how often it wrote
-    step: int  # that it is in
-    doing: str
-    since_s: float  # how long it has been doing that
-    ended: bool = False
-
-    @property
-    def words(self) -> str:
-        return (
-            self.doing
-            if self.ended
-            else f"last heard in step {self.step}, {self.doing} for {self.since_s:.0f} s"
-        )
+WATCHERS = 2  # the first ranks warn and judge
+VERDICT = "verdict"
 
 
 class Heartbeat:
-    """This rank's thread, and its view of the others. `store` is the launch's, shared by all ranks."""
+    """This rank's thread, and its view of the others. `store` is the launch's, shared by all ranks.
 
-    def __init__(self, store: dist.Store, rank: int, num_ranks: int) -> None:
-        self.rank, self.num_ranks = rank, num_ranks
+    `patience_s`: how long the others wait for a rank that makes no progress in a step, an evaluation or a
+    checkpoint.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, num_ranks: int, patience_s: float = PATIENCE_S) -> None:
+        self.rank, self.num_ranks, self.patience_s = rank, num_ranks, patience_s
+        self.verdict = ""  # why the launch has to end; the same on every rank
         self._store = dist.PrefixStore("heartbeat", store.clone())  # type: ignore[attr-defined]  # not in its stubs
         self._store.set_timeout(ANSWER_TIMEOUT)
         self._lock = threading.Lock()  # a store serves one thread at a time
-        self._place = (0, "starting", time.monotonic())
+        self._clock = RunningClock()
+        self._place = Record(0, 0, "starting", 0.0, patience_s=PATIENCE_S)
+        self._since = 0.0  # on the clock
+        self._answered = 0.0  # the store; on the clock
         self._beat = 0
         self._over = threading.Event()
         self._watch = Watch() if rank < WATCHERS else None
@@ -70,20 +74,38 @@ class Heartbeat:
         """From here on every rank has written once, so that none is looked for in vain."""
         self._thread.start()
 
-    def at(self, step: int, doing: str) -> None:
-        """Say where this rank is; costs nothing, the thread writes it."""
-        self._place = (step, doing, time.monotonic())
+    def at(self, step: int, doing: str, *, waits: bool = False) -> None:
+        """Say where this rank is, which counts as progress; costs nothing, the thread writes it.
 
-    def doing(self, what: str) -> None:
+        `waits`: it waits for other ranks there, or may.
+        """
+        self._place, self._since = Record(0, step, doing, 0.0, False, waits, self.patience_s), self._clock.s
+
+    def doing(self, what: str, *, waits: bool = False) -> None:
         """Say what this rank does now, in the same step."""
-        self.at(self._place[0], what)
+        self.at(self._place.step, what, waits=waits)
+
+    @contextmanager
+    def waiting(self, what: str = "") -> Iterator[None]:
+        """Inside, this rank waits for others, for `what`; afterwards it is where it was, and has got on."""
+        before = self._place
+        self.at(before.step, what or before.doing, waits=True)
+        try:
+            yield
+        finally:
+            self._place, self._since = before, self._clock.s
+
+    def check(self) -> None:
+        """LostRankError if the launch has to end; asked for in every wait that can be left."""
+        if self.verdict:
+            raise LostRankError(self.verdict)
 
     def end(self, reason: str) -> None:
         """Stop the thread and leave `reason` as the last word."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(2 * ANSWER_TIMEOUT.total_seconds())
-        self._place = (self._place[0], reason, time.monotonic())
+        self.doing(reason)
         try:
             self._write(ended=True)
         except RuntimeError:
@@ -93,11 +115,13 @@ class Heartbeat:
         """Who is to blame for a collective that failed: ranks that ended, are silent or do not get on, each
         with its last words; empty if nobody is. Takes up to SILENT_BEATS beats.
         """
+        if self.verdict:
+            return self.verdict
         try:
             before = self.look()
             ended = failed(before)
             if not ended:
-                threading.Event().wait(SILENT_BEATS * BEAT_S)
+                threading.Event().wait(SILENT_BEATS * lost_ranks.BEAT_S)
                 after = self.look()
                 ended = failed(after)
                 others = {
@@ -109,8 +133,18 @@ class Heartbeat:
                 if not ended and (behind := elsewhere(after, self.rank)):
                     return "no progress of " + named(behind)
         except RuntimeError:
-            return "the launch's store does not answer any more; it lives with rank 0 or its launcher"
+            return NO_STORE
         return "ended: " + named(ended) if ended else ""
+
+    def absent(self) -> str:
+        """The ranks that are not where this one waits, with their last words."""
+        try:
+            records = self.look()
+        except RuntimeError:
+            return NO_STORE
+        here = self._place.step, self._place.doing, True
+        away = {rank: one for rank, one in records.items() if (one.step, one.doing, one.waits) != here}
+        return "not there: " + named({rank: one for rank, one in away.items() if rank != self.rank})
 
     def look(self) -> dict[int, Record]:
         """Every rank's record. RuntimeError if the store does not answer."""
@@ -119,104 +153,69 @@ class Heartbeat:
         return {rank: Record(**json.loads(text)) for rank, text in enumerate(texts)}
 
     def _run(self) -> None:
-        while not self._over.wait(BEAT_S):
+        while not self._over.wait(lost_ranks.BEAT_S):
+            self._clock.tick()
             try:
                 self._write()
-                warning = self._watch.changes(self.look(), time.monotonic()) if self._watch else ""
+                warning, self.verdict = self._judge()
+                self._answered = self._clock.s
             except RuntimeError as error:
                 logger.debug("no answer from the store: %s", error)
-                continue
+                warning, self.verdict = "", self._judge_alone()
+            if self.verdict:
+                self._end_process()
+                return
             if warning and (self.rank == 0 or "rank 0 " in warning):
                 logger.error("%s", warning)
 
-    def _write(self, ended: bool = False) -> None:
-        step, doing, since = self._place
-        self._beat += 1
-        record = {"beat": self._beat, "step": step, "doing": doing, "since_s": time.monotonic() - since}
+    def _judge(self) -> tuple[str, str]:
+        """(warning that is due, why the launch has to end), each possibly empty. RuntimeError without the
+        store.
+        """
+        warning = verdict = ""
+        if self._watch is not None:
+            records = self.look()
+            warning = self._watch.changes(records, self._clock.s)
+            verdict = self._watch.verdict(records, self._clock.s)
         with self._lock:
-            self._store.set(str(self.rank), json.dumps(record | {"ended": ended}))
+            if verdict:
+                self._store.set(VERDICT, verdict)
+            elif self._store.check([VERDICT]):
+                verdict = self._store.get(VERDICT).decode()
+        return warning, verdict
+
+    def _judge_alone(self) -> str:
+        """The same where the store is gone: the launch is over for a rank that does not get on either."""
+        still_s, gone_s = self._clock.s - self._since, self._clock.s - self._answered
+        return NO_STORE if gone_s >= lost_ranks.WARN_S and still_s >= self._place.patience_s else ""
+
+    def _end_process(self) -> None:
+        """Give this process time to end by itself, with its files closed; then end it with the verdict."""
+        if self._over.wait(GRACE_S):
+            return
+        sys.stderr.write(f"error: {self.verdict}\n")
+        sys.stderr.flush()
+        os._exit(FAULT)
+
+    def _write(self, ended: bool = False) -> None:
+        place, since_s = self._place, self._clock.s - self._since
+        self._beat += 1
+        facts = asdict(place) | {"beat": self._beat, "since_s": since_s, "ended": ended}
+        with self._lock:
+            self._store.set(str(self.rank), json.dumps(facts))
 
 
-class Watch:
-    """Remembers when each rank last wrote and when the ranks last moved together."""
+class RunningClock:
+    """Seconds that this process was running, as far as it ticks: a job that was suspended is not late."""
 
     def __init__(self) -> None:
-        self._beats: dict[int, tuple[int, float]] = {}  # rank: (beat, when it came)
-        self._due_s = WARN_S
+        self.s = 0.0
+        self._last = time.monotonic()
 
-    def changes(self, records: dict[int, Record], now: float) -> str:
-        """A warning that is due at `now` (s, any clock that runs), or nothing."""
-        for rank, record in records.items():
-            if rank not in self._beats or self._beats[rank][0] != record.beat:
-                self._beats[rank] = record.beat, now
-        alive = {rank: record for rank, record in records.items() if not record.ended}
-        silent_s = {rank: now - self._beats[rank][1] for rank in alive}
-        longest_s = max(silent_s.values(), default=0.0)
-        stuck_s = min((record.since_s for record in alive.values()), default=0.0)
-        apart = len({(record.step, record.doing) for record in alive.values()}) > 1
-        if longest_s < WARN_S and not (apart and stuck_s >= WARN_S):
-            self._due_s = WARN_S
-            return ""
-        if max(longest_s, stuck_s) < self._due_s:
-            return ""
-        self._due_s *= 2
-        silent = {rank: record for rank, record in alive.items() if silent_s[rank] >= WARN_S}
-        if silent:
-            return f"no sign of life for {longest_s:.0f} s from {named(silent)}"
-        return f"no step for {stuck_s:.0f} s: {apart_words(alive)}"
-
-
-def failed(records: dict[int, Record]) -> dict[int, Record]:
-    """Ranks that ended before their work was done: those with an error of their own, else those that only
-    waited for others.
-    """
-    ended = {rank: record for rank, record in records.items() if record.ended and record.doing != DONE}
-    own = {
-        rank: record for rank, record in ended.items() if not record.doing.startswith(LostRankError.__name__)
-    }
-    return own or ended
-
-
-def elsewhere(records: dict[int, Record], rank: int) -> dict[int, Record]:
-    """Ranks that live and have long been at another place than `rank`, which has long been at its own.
-
-    They are stuck in data or a file system, while it waits for them. Empty where `rank` has only just come to
-    its place.
-    """
-    own = records[rank]
-    return {
-        other: one
-        for other, one in records.items()
-        if not one.ended
-        and (one.step, one.doing) != (own.step, own.doing)
-        and min(one.since_s, own.since_s) >= WARN_S
-    }
-
-
-def named(records: dict[int, Record]) -> str:
-    """Ranks with their last words, the first few of them."""
-    words = [f"rank {rank} ({record.words})" for rank, record in list(records.items())[:NAMED_RANKS]]
-    return ", ".join(words) + (
-        f" and {len(records) - NAMED_RANKS} more" if len(records) > NAMED_RANKS else ""
-    )
-
-
-def apart_words(records: dict[int, Record]) -> str:
-    """Who is where: the smaller group first, since the many wait for the few."""
-    groups: dict[tuple[int, str], dict[int, Record]] = {}
-    for rank, record in records.items():
-        groups.setdefault((record.step, record.doing), {})[rank] = record
-    few, *rest = sorted(groups.values(), key=len)
-    others = ", ".join(f"{len(group)} at step {s.step}, {s.doing}" for group in rest for s in [first(group)])
-    return f"{named(few)}; {others}"
-
-
-def first(group: dict[int, Record]) -> Record:
-    return next(iter(group.values()))
-
-
-class LostRankError(ConnectionError):
-    """Ranks that the others wait for do not come; the message names them."""
+    def tick(self) -> None:
+        now = time.monotonic()
+        self.s += min(now - self._last, SILENT_BEATS * lost_ranks.BEAT_S + ANSWER_TIMEOUT.total_seconds())
+        self._last = now
 
 
 @contextmanager
@@ -228,16 +227,24 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, LostRankError) as error:
-        known = isinstance(error, LostRankError | dist.DistError) or type(error) is RuntimeError
-        missing = heartbeat.missing() if known else ""
+        known = isinstance(error, LostRankError) or is_collectives(error)
+        missing = heartbeat.missing() if known or type(error) is RuntimeError else ""
         heartbeat.end(last_word(LostRankError(missing) if missing else error))
-        if not missing:
+        if not missing and (isinstance(error, LostRankError) or not known):
             raise
-        raise LostRankError(f"{missing}. The collective's own words: {one_line(error)}") from error
+        own = "" if missing == str(error) else f" The collective's own words: {one_line(error)}"
+        raise LostRankError(f"{missing or 'the ranks have lost each other'}.{own}") from error
     except BaseException as error:
         heartbeat.end(last_word(error))
         raise
     heartbeat.end(DONE)
+
+
+def is_collectives(error: BaseException) -> bool:
+    """Whether an error comes from torch's communication: most of gloo's are of no type of its own."""
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "Connection closed by peer", "ProcessGroup", "NCCL")
+    )
 
 
 def last_word(error: Any) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,6 +15,7 @@ import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
 
+POLL_S = 0.2  # between attempts to reach rank 0
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # SLURM_STEP_ID of the steps that srun did not make: batch script, interactive shell, extern.
 NO_STEPS = {"4294967290", "4294967291", "4294967292"}
@@ -39,9 +43,12 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
     """
     missing = [name for name in TORCHRUN if name not in environment]
     if not missing:
-        rank, num_ranks, local_rank, address, port = (environment[name] for name in TORCHRUN)
-        return Launch(int(rank), int(num_ranks), int(local_rank), address, int(port))
-    step, tasks = environment.get("SLURM_STEP_ID"), int(environment.get("SLURM_NTASKS", "1"))
+        rank, num_ranks, local_rank, port = (
+            whole_number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+        )
+        return checked(Launch(rank, num_ranks, local_rank, environment["MASTER_ADDR"], port))
+    step = environment.get("SLURM_STEP_ID")
+    tasks = whole_number({"SLURM_NTASKS": "1", **environment}, "SLURM_NTASKS")
     if step is not None and step not in NO_STEPS:
         return from_srun(environment, tasks) if tasks > 1 else None
     given = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment]
@@ -60,14 +67,42 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
 
 def from_srun(environment: Mapping[str, str], tasks: int) -> Launch:
     """One task of a job step."""
-    job = int(environment["SLURM_JOB_ID"])
-    return Launch(
-        int(environment["SLURM_PROCID"]),
-        tasks,
-        int(environment["SLURM_LOCALID"]),
-        environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
-        int(environment.get("MASTER_PORT") or 15000 + job % 20000),
+    port = str(15000 + whole_number(environment, "SLURM_JOB_ID") % 20000)
+    environment = {**environment, "MASTER_PORT": environment.get("MASTER_PORT") or port}
+    address = environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", ""))
+    if not address:
+        raise LaunchError("SLURM_STEP_NODELIST is not set: start with srun, which sets it")
+    return checked(
+        Launch(
+            whole_number(environment, "SLURM_PROCID"),
+            tasks,
+            whole_number(environment, "SLURM_LOCALID"),
+            address,
+            whole_number(environment, "MASTER_PORT"),
+        )
     )
+
+
+def whole_number(environment: Mapping[str, str], name: str) -> int:
+    """LaunchError where the launcher's word is none, or missing."""
+    word = environment.get(name, "")
+    if not word.isdecimal():
+        raise LaunchError(
+            f"{name} is {word!r}, expected a whole number; start with torchrun or srun, which set it"
+        )
+    return int(word)
+
+
+def checked(launch: Launch) -> Launch:
+    """LaunchError where the numbers contradict each other."""
+    if launch.rank >= launch.num_ranks:
+        raise LaunchError(
+            f"this process is rank {launch.rank} of {launch.num_ranks}, but ranks count from 0; "
+            "start all with one launcher"
+        )
+    if not 0 < launch.port < 1 << 16:
+        raise LaunchError(f"MASTER_PORT is {launch.port}, expected 1 to 65535")
+    return launch
 
 
 def first_host(node_list: str) -> str:
@@ -79,22 +114,72 @@ def first_host(node_list: str) -> str:
 def open_store(launch: Launch, environment: Mapping[str, str], timeout: timedelta) -> dist.Store:
     """The store that all ranks of a launch share: torchrun's, or rank 0's own. Waits for rank 0 only.
 
-    ConnectionError where it cannot be reached in time.
+    ConnectionError where it cannot be opened or reached in time.
     """
     hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
-    try:
-        return dist.TCPStore(
-            launch.address,
-            launch.port,
-            launch.num_ranks,
-            is_master=launch.rank == 0 and not hosted,
-            timeout=timeout,
-            wait_for_workers=False,  # who is missing is told by name later
-            multi_tenant=True,
+    hosts = launch.rank == 0 and not hosted
+    if not hosts:
+        await_server(launch, timeout)
+    made: list[dist.Store] = []
+    failures: list[RuntimeError] = []
+
+    def make() -> None:
+        try:
+            made.append(
+                dist.TCPStore(
+                    launch.address,
+                    launch.port,
+                    launch.num_ranks,
+                    is_master=hosts,
+                    timeout=timeout,
+                    wait_for_workers=False,  # who is missing is told by name later
+                    multi_tenant=True,
+                )
+            )
+        except RuntimeError as error:
+            failures.append(error)
+
+    # Another program on that port may never answer, and then the store's maker waits for ever.
+    maker = threading.Thread(target=make, name="store", daemon=True)
+    maker.start()
+    maker.join(timeout.total_seconds())
+    if made:
+        return made[0]
+    raise store_error(launch, hosts, failures)
+
+
+def store_error(launch: Launch, hosts: bool, failures: Sequence[RuntimeError]) -> ConnectionError:
+    """Why the store could not be opened, in our words; torch's first line where they are not enough."""
+    where = f"{launch.address}:{launch.port}"
+    own = str(failures[0]).splitlines()[0][:200] if failures else "no answer"
+    if hosts and "EADDRINUSE" in own:
+        return ConnectionError(
+            f"port {launch.port} of {launch.address} is taken by another program, and the ranks cannot meet "
+            "there; set MASTER_PORT to a free one, the same on every node, or end what listens there"
         )
-    except RuntimeError as error:
-        words = " ".join(str(error).split())[:200]
-        raise ConnectionError(
-            f"rank {launch.rank} of {launch.num_ranks} cannot reach rank 0 at {launch.address}:{launch.port} "
-            f"within {timeout.total_seconds():.0f} s; look whether it started: {words}"
-        ) from error
+    if hosts:
+        return ConnectionError(f"rank 0 cannot listen at {where} (MASTER_ADDR, MASTER_PORT): {own}")
+    return ConnectionError(
+        f"rank {launch.rank} of {launch.num_ranks}: what listens at {where} does not answer like rank 0 "
+        f"of a launch ({own}); look whether another program has that port, and set MASTER_PORT to a free one"
+    )
+
+
+def await_server(launch: Launch, timeout: timedelta) -> None:
+    """Until somebody listens where rank 0 should. ConnectionError in our words: torch's own attempt would
+    leave its traces in the log first.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            socket.create_connection((launch.address, launch.port), max(left_s, 0.1)).close()
+            return
+        except OSError as error:
+            if left_s <= POLL_S:
+                raise ConnectionError(
+                    f"rank {launch.rank} of {launch.num_ranks} cannot reach rank 0 at "
+                    f"{launch.address}:{launch.port} within {timeout.total_seconds():.0f} s ({error}); look "
+                    "whether it started, at its log, and at MASTER_ADDR and MASTER_PORT"
+                ) from error
+        time.sleep(POLL_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,15 +25,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskshards.shards.order.order import World
 from maskshards.train.config.schema import TrainConfig
-from maskshards.train.distributed.heartbeat import Heartbeat, LostRankError, told_apart
+from maskshards.train.distributed.heartbeat import Heartbeat, told_apart
 from maskshards.train.distributed.launch import LaunchError, open_store, read_launch
+from maskshards.train.distributed.lost_ranks import LostRankError
 from maskshards.train.distributed.rendezvous import meet
 
 Answer = TypeVar("Answer")  # a Path, None, bool, number, text, or a dict or list of such
 
 JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear
 STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective inside a step
-WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one awaits a checkpoint
+WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one fetches weights
+NCCL_MARGIN = timedelta(seconds=60)  # its own timeout ends the process in its own words: let ours come first
+LOOK = timedelta(seconds=1)  # in waits, between looks at whether there is still somebody to wait for
 
 
 class FirstRankError(ValueError):
@@ -52,20 +56,24 @@ class Ranks:
     def is_first(self) -> bool:
         return self.world.rank == 0
 
-    def at(self, step: int, doing: str) -> None:
-        """Note for the other ranks where this one is, should they come to wait for it."""
+    def at(self, step: int, doing: str, *, waits: bool = False) -> None:
+        """Note for the other ranks where this one is and that it gets on. `waits`: it may wait for them."""
         if self.heartbeat is not None:
-            self.heartbeat.at(step, doing)
+            self.heartbeat.at(step, doing, waits=waits)
 
-    def doing(self, what: str) -> None:
+    def doing(self, what: str, *, waits: bool = False) -> None:
         """The same, in the step that was noted last."""
         if self.heartbeat is not None:
-            self.heartbeat.doing(what)
+            self.heartbeat.doing(what, waits=waits)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, in place; any device."""
         if self.control is not None:
-            dist.all_reduce(values)
+            work = dist.all_reduce(values, async_op=True)
+            if values.device.type == "cpu":
+                self._await(work)
+            else:  # the device waits, not the host
+                work.wait()
         return values
 
     def any(self, flag: int) -> int:
@@ -73,7 +81,7 @@ class Ranks:
         if self.control is None:
             return flag
         raised = torch.tensor([flag])
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
+        self._await(dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control, async_op=True))
         return int(raised)
 
     def broadcast(self, text: str) -> str:
@@ -82,10 +90,10 @@ class Ranks:
             return text
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
         length = torch.tensor([len(data)])
-        dist.broadcast(length, src=0, group=self.control)
+        self._await(dist.broadcast(length, src=0, group=self.control, async_op=True))
         if not self.is_first:
             data = torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(data, src=0, group=self.control)
+        self._await(dist.broadcast(data, src=0, group=self.control, async_op=True))
         return bytes(data.tolist()).decode()
 
     def gather(self, text: str) -> list[str]:
@@ -94,10 +102,12 @@ class Ranks:
             return [text]
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
         lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.world.num_ranks)]
-        dist.all_gather(lengths, torch.tensor([len(data)]), group=self.control)
+        own = torch.tensor([len(data)])
+        self._await(dist.all_gather(lengths, own, group=self.control, async_op=True))
         longest = max(int(length) for length in lengths)
         padded = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
-        dist.all_gather(padded, nn.functional.pad(data, (0, longest - len(data))), group=self.control)
+        filled = nn.functional.pad(data, (0, longest - len(data)))
+        self._await(dist.all_gather(padded, filled, group=self.control, async_op=True))
         return [bytes(one[: int(n)].tolist()).decode() for one, n in zip(padded, lengths, strict=True)]
 
     def from_first(self, work: Callable[[], Answer]) -> Answer:
@@ -126,10 +136,32 @@ class Ranks:
         """Until every rank is here; a LostRankError names the ranks that are not."""
         if self.control is None:
             return
+        arrived = torch.zeros(1)
         try:
-            dist.monitored_barrier(self.control, timeout=timeout, wait_all_ranks=True)
+            self._await(dist.all_reduce(arrived, group=self.control, async_op=True), what, timeout)
         except RuntimeError as error:
             raise LostRankError(f"waiting for all ranks at {what!r}: {error}") from error
+
+    def _await(self, work: dist.Work, what: str = "", timeout: timedelta = WORK_TIMEOUT) -> None:
+        """Until `work` is done. LostRankError where the launch has to end meanwhile, or after `timeout` with
+        who is not here; RuntimeError in gloo's words where it fails.
+        """
+        place = f"waiting for all ranks at {what!r}" if what else ""
+        deadline = time.monotonic() + timeout.total_seconds()
+        assert self.heartbeat is not None  # whoever has a control group has one
+        with self.heartbeat.waiting(place):
+            while not finished(work, min(LOOK, timeout)):
+                self.heartbeat.check()
+                if time.monotonic() > deadline:
+                    raise LostRankError(f"{place or 'no answer'}: {self.heartbeat.absent()}")
+
+
+def finished(work: dist.Work, timeout: timedelta) -> bool:
+    """Whether a collective of gloo is done within `timeout`; RuntimeError in its words if it failed."""
+    try:
+        return bool(work.wait(timeout))
+    except RuntimeError:  # also said for a wait that was too short, and does not hurt the work
+        return work.is_completed() and bool(work.wait())
 
 
 def to_message(answer: object) -> str:
@@ -161,9 +193,9 @@ def joined(
 ) -> Iterator[Ranks]:
     """The ranks of this run, connected; leaves no process group behind.
 
-    A collective of gloo that waits longer than `step_timeout`, or whose other end is gone, raises
-    LostRankError, which names the rank to blame. NCCL ends the process by itself then; the first rank's
-    warnings have named it before.
+    Where others wait longer than `step_timeout` for a rank that makes no progress, is silent or gone, every
+    rank ends with the same words: with LostRankError, or where its own wait cannot be left (a device, a file
+    system, a step) by the end of its process, after these words.
     """
     launch = read_launch(environment)
     device = choose_device(launch.local_rank if launch else 0)
@@ -174,15 +206,32 @@ def joined(
         return
     rank, num_ranks = launch.rank, launch.num_ranks
     store = meet(open_store(launch, environment, JOIN_TIMEOUT), rank, num_ranks, JOIN_TIMEOUT)
-    heartbeat = Heartbeat(store, rank, num_ranks)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=step_timeout)
+    heartbeat = Heartbeat(store, rank, num_ranks, step_timeout.total_seconds())
+    on_cuda = device.type == "cuda"
+    connect(
+        store,
+        rank,
+        num_ranks,
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        step_timeout + NCCL_MARGIN if on_cuda else step_timeout,
+    )
     try:
         with told_apart(heartbeat):
             control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
             yield Ranks(World(launch.rank, launch.num_ranks), device, control, heartbeat)
     finally:
         dist.destroy_process_group()
+
+
+def connect(store: dist.Store, rank: int, num_ranks: int, backend: str, timeout: timedelta) -> None:
+    """Build the process group. LostRankError if a rank is gone since all had met."""
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
+    except RuntimeError as error:
+        raise LostRankError(
+            f"rank {rank} of {num_ranks} met all others, but could not connect to them; look at their logs, "
+            f"and whether their addresses reach each other: {str(error).splitlines()[0][:200]}"
+        ) from error
 
 
 def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:

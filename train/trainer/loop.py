@@ -45,6 +45,7 @@ def train(session: Session, start: Start) -> EvalResult | None:
             take_steps(session, loader, start.step)
     with session.parts.scored_weights():
         state, weights = session.state(total), weights_of(session.parts)
+        session.ranks.at(total, "writing model_final.pth")
         final = session.ranks.from_first(lambda: save_final(session.run, state, weights))
     logger.info("wrote %s", final)
     return session.result
@@ -88,7 +89,7 @@ def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[Ragge
     otherwise than the same step of a run that was not interrupted.
     """
     parts = session.parts
-    first = next(batches)
+    first = session.watch.read_ahead(batches)
     begin_step(session.config.compile_mode)
     kept = [buffer.clone() for buffer in batch_statistics(parts.segmenter.decoder)]
     session.watch.guard.begin_step()
@@ -146,7 +147,8 @@ def save(session: Session, taken: int) -> None:
     def write() -> Path:
         moments = optimizer_tensors(parts.segmenter.decoder, parts.optimizer)
         average = None if parts.average is None else parts.average.shadow
-        path = save_last(session.run, session.state(taken), weights_of(parts), moments, average)
+        doing = session.ranks.doing
+        path = save_last(session.run, session.state(taken), weights_of(parts), moments, average, doing)
         prune(session.run, config.checkpoint.keep_last, config.checkpoint.archive_interval)
         return path
 

@@ -20,6 +20,7 @@ from maskshards.train.tracking.data_order import OrderChain
 from maskshards.train.tracking.metrics_log import MetricsFile
 from maskshards.train.tracking.progress import ProgressLine
 from maskshards.train.tracking.trackers import check_trackers, open_trackers
+from maskshards.train.trainer.agreement import check_same, check_same_job
 from maskshards.train.trainer.build import (
     Parts,
     build_model,
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     """Do the job and return one closing line for people."""
+    check_same_job(config, ranks)
     return run_evaluation(config, ranks, stop) if config.load_from else run_training(config, ranks, stop)
 
 
@@ -52,6 +54,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         config = with_data_facts(like_last_run(config, folder, ranks))
         check_trackers(config, ranks)
         parts = build_parts(config, ranks)
+        check_same_data(parts, ranks)
         start = begin(config, ranks, parts, folder)
         if ranks.is_first:
             write_config(config, folder / "config.yaml")
@@ -82,6 +85,16 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         return closing_line(config, result, folder / FINAL)
 
 
+def check_same_data(parts: Parts, ranks: Ranks) -> None:
+    """ConfigError on every rank where one holds other data or another backbone than the first."""
+    facts = {
+        "the training data's fingerprint": parts.selection.fingerprint,
+        "the validation data's fingerprint": parts.val_split.manifest.fingerprint,
+        "the backbone's weights digest": parts.segmenter.backbone.digest,
+    }
+    check_same(facts, ranks)
+
+
 def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
     segmenter, folder = parts.segmenter, nonfinite_folder(config)
     diagnosis = Diagnosis(ranks, segmenter, segmenter.decoder, parts.objective.alone, folder)
@@ -97,6 +110,7 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         config = with_data_facts(with_rule(with_commit(config, trained), trained))
         split = open_validation_split(config)
         check_against_split(checkpoint.state, split.manifest, str(checkpoint.path))
+        check_same({"the validation data's fingerprint": split.manifest.fingerprint}, ranks)
         segmenter = build_model(config, ranks.device)
         check_trained_on(checkpoint.state, config, segmenter.backbone, str(checkpoint.path))
         load_weights(segmenter.decoder, checkpoint)

@@ -48,10 +48,12 @@ def score_weights(session: Session, taken: int) -> None:
     score = result.metric(config.metric_to_save)
     seconds = time.monotonic() - since
     logger.info("step %d: %s %.2f over %d images", taken, config.metric_to_save, score, result.num_images)
+    session.ranks.doing("keeping the best weights")
     session.ranks.from_first(lambda: keep_if_best(session, taken, score))
     # Only now: a run killed while the best was written finds no line of this evaluation and repeats it.
     figures = {name: result.metric(name) for name in METRICS}
     session.record("eval", taken, **figures, num_images=result.num_images, seconds=seconds)
+    session.ranks.doing("writing results and report")
     session.ranks.from_first(lambda: publish(session, taken, result, gallery))
 
 
@@ -61,7 +63,7 @@ def keep_if_best(session: Session, taken: int, score: float) -> None:
     if taken == 0 or not improved:
         return
     session.best_score = score
-    save_best(session.run, session.state(taken), weights_of(session.parts))
+    save_best(session.run, session.state(taken), weights_of(session.parts), session.ranks.doing)
 
 
 def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery | None) -> None:
@@ -105,17 +107,22 @@ def score_split(
 
     done = 0
 
+    def get_on(*_: object) -> None:
+        ranks.doing(f"evaluating, {done} images done")
+
     def note(images: int) -> None:
         nonlocal done
         stop.leave()
         done += images
-        ranks.doing(f"evaluating, {done} images done")
+        get_on()
 
     def reduce(values: Tensor) -> Tensor:
         ranks.doing("waiting for the scores of all ranks")
         stop.check(ranks)
         return ranks.sum(values)
 
+    # Windows are progress too: one large image may take longer than ranks wait for each other.
+    hook = segmenter.decoder.register_forward_pre_hook(get_on)
     try:
         return evaluate(
             segmenter,
@@ -131,3 +138,5 @@ def score_split(
     except LeftEarly:
         stop.check(ranks)
         raise
+    finally:
+        hook.remove()

@@ -1,4 +1,5 @@
 import logging
+import socket
 from datetime import timedelta
 
 import pytest
@@ -90,3 +91,41 @@ def test_the_first_ranks_store_waits_for_nobody_and_a_missing_one_is_named() -> 
     absent = Launch(1, 2, 1, "127.0.0.1", free_port())
     with pytest.raises(ConnectionError, match=r"rank 1 of 2 cannot reach rank 0 at 127\.0\.0\.1"):
         open_store(absent, {}, timedelta(seconds=1))
+
+
+def test_torch_leaves_no_trace_in_the_log_where_rank_0_is_not_there(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ConnectionError, match=r"Connection refused.*MASTER_PORT"):
+        open_store(Launch(1, 2, 1, "127.0.0.1", free_port()), {}, timedelta(seconds=0.5))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_port_that_another_program_has_is_named_on_every_rank() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:  # takes connections and never answers
+        port = other.getsockname()[1]
+        with pytest.raises(ConnectionError, match=rf"port {port} .* taken by another program"):
+            open_store(Launch(0, 2, 0, "127.0.0.1", port), {}, timedelta(seconds=20))
+        with pytest.raises(ConnectionError, match=r"does not answer like rank 0 .*\(no answer\)"):
+            open_store(Launch(1, 2, 1, "127.0.0.1", port), {}, timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"RANK": "one"}, "RANK is 'one', expected a whole number"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
+        ({"RANK": "4"}, "rank 4 of 4, but ranks count from 0"),
+        ({"WORLD_SIZE": "0"}, "rank 3 of 0"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
+    ],
+)
+def test_impossible_words_of_a_launcher_are_named(words: dict[str, str], said: str) -> None:
+    with pytest.raises(LaunchError, match=said):
+        read_launch(TORCHRUN | words)
+
+
+@pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"])
+def test_half_of_slurms_words_are_named(name: str) -> None:
+    with pytest.raises(LaunchError, match=name):
+        read_launch({key: value for key, value in SRUN.items() if key != name})

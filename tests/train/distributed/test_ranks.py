@@ -87,3 +87,36 @@ def test_what_would_not_come_back_as_it_is_is_not_sent() -> None:
 def test_alone_the_decoder_is_not_wrapped() -> None:
     ranks, norm = Ranks(World(), torch.device("cpu")), torch.nn.BatchNorm1d(2)
     assert spread(norm, ranks) is norm
+
+
+# Rank 1 is stuck at a place that the others know, and lives; or it is stopped.
+STUCK = """
+import os, signal, sys, threading
+from datetime import timedelta
+from maskshards.train.distributed import heartbeat, lost_ranks
+from maskshards.train.distributed.ranks import joined
+
+lost_ranks.BEAT_S, lost_ranks.WARN_S, heartbeat.GRACE_S = 0.05, 0.5, 0.2
+try:
+    with joined(step_timeout=timedelta(seconds=1)) as ranks:
+        ranks.any(0)
+        ranks.at(7, "waiting for data")
+        if not ranks.is_first and sys.argv[1] == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if not ranks.is_first:
+            threading.Event().wait()
+        ranks.any(0)
+except ConnectionError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(("fault", "said"), [("live", "no progress of"), ("stop", "no sign of life from")])
+def test_a_wait_of_hosts_ends_when_its_rank_does_not_get_on(fault: str, said: str) -> None:
+    with ranks_of(["-c", STUCK, fault]) as members:
+        words = members[0].communicate(timeout=900)[1].splitlines()[-1]
+        assert words.startswith(f"{said} rank 1 (last heard in step 7, waiting for data for "), words
+        if fault == "live":  # its main thread cannot be woken: its other one ends it
+            words = members[1].communicate(timeout=900)[1].splitlines()[-1]
+            assert members[1].returncode == 2
+            assert words.startswith(f"error: {said} rank 1 (last heard in step 7, waiting for data"), words
