@@ -50,6 +50,7 @@ def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any
     ValueErrors that say what to change, NonFiniteError and GuardError where training must stop, and
     KeyboardInterrupt, after saving, for Ctrl-C. `resume_from="auto"` goes on.
     """
+    from maskshards.shards.storage.foreign_file import read_text
     from maskshards.train.config.load import load_config
     from maskshards.train.distributed.ranks import joined
     from maskshards.train.distributed.stop_signals import Stopped, StopSignals
@@ -64,9 +65,7 @@ def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any
         raise KeyboardInterrupt(f"{stopped}; resume_from='auto' continues") from stopped
     folder = Path(settings.output_dir or "")
     results = folder / f"{STEM}.json"
-    return TrainResult(
-        folder, summary, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    )
+    return TrainResult(folder, summary, json.loads(read_text(results)) if results.is_file() else {})
 
 
 def words_of(config: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> list[str]:

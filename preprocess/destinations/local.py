@@ -6,7 +6,6 @@ Scratch files and journals live in a folder of their own below it and vanish whe
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from maskshards.preprocess.errors import BuildError
 from maskshards.shards.format.index import SampleEntry
 from maskshards.shards.format.manifest import Manifest, write_split
 from maskshards.shards.storage.atomic_write import flush_folder, show
+from maskshards.shards.storage.foreign_file import read_bytes, sha256_of
 
 BUILD_FOLDER = ".build"
 PLAN_FILE = f"{BUILD_FOLDER}/plan.json"
@@ -82,7 +82,7 @@ class LocalDestination(Destination):
     def read(self, name: str) -> bytes | None:
         """See Destination."""
         try:
-            return (self.folder / name).read_bytes()
+            return read_bytes(self.folder / name, None)
         except FileNotFoundError:
             return None
 
@@ -113,8 +113,7 @@ class LocalDestination(Destination):
     def sha256(self, name: str) -> str | None:
         """See Destination."""
         try:
-            with open(self.folder / name, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256_of(self.folder / name)
         except FileNotFoundError:
             return None
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from maskshards.preprocess.errors import SourceError, printable
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.shards.format.rle import IGNORE
+from maskshards.shards.storage.foreign_file import read_text, why_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ def read_classes(path: Path, first_number: int = 0) -> tuple[str, ...]:
     first has to have the value that its class has in the label maps.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Notepad begins with a byte order mark
+        text = read_text(path, encoding="utf-8-sig")  # Notepad begins with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 ({error.reason})"
         raise SourceError(
-            f"class list {path} cannot be read: {reason}; give a text file with one class name a line"
+            f"class list {path} cannot be read: {why_unreadable(error)}; give a text file with one class "
+            "name a line"
         ) from error
     if 4 * text.count("\0") > len(text):  # without its mark, UTF-16 passes as UTF-8
         raise SourceError(f"class list {path} seems to be UTF-16; save it as UTF-8")
@@ -102,7 +103,7 @@ def read_object_info(path: Path) -> tuple[str, ...]:
     Name.
     """
     names = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").strip().split("\n")[1:], start=1):
+    for number, line in enumerate(read_text(path).strip().split("\n")[1:], start=1):
         fields = [part.strip() for part in line.split("\t")]
         if len(fields) < 5 or fields[0] != str(number):
             raise SourceError(

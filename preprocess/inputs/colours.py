@@ -19,6 +19,7 @@ from maskshards.preprocess.inputs.label_file import npy_bytes
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.pillow import opened
 from maskshards.preprocess.inputs.png import SIGNATURE, check_whole, read_header
+from maskshards.shards.storage.foreign_file import read_text, why_unreadable
 
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
@@ -83,9 +84,9 @@ def read_colours(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str
     the file, in its order. SourceError names the line that is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path, encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"colour table {path} cannot be read: {error}") from error
+        raise SourceError(f"colour table {path} cannot be read: {why_unreadable(error)}") from error
     rows = [(number, *_row(line, f"{path}, line {number}", number)) for number, line in enumerate(lines, 1)]
     kept = [(number, name, colour) for number, name, colour in rows if colour is not None]
     names = list(dict.fromkeys(name for _, name, _ in kept if name.lower() not in VOID_NAMES))

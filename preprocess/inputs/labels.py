@@ -17,6 +17,7 @@ import numpy as np
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.shards.format.rle import IGNORE, MOST_BYTE_LABELS, LabelledRuns, encode_label_map
+from maskshards.shards.storage.foreign_file import read_text
 
 UNKNOWN = -1  # in a rule's table: a value that no label map may hold
 USUAL_VOID = 255
@@ -200,13 +201,13 @@ def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
     mapping = str(mapping)
     place = "--mapping" if mapping.lstrip().startswith("{") else mapping
     try:
-        text = mapping if place != mapping else Path(mapping).read_text(encoding="utf-8-sig")
+        text = mapping if place != mapping else read_text(mapping, encoding="utf-8-sig")
         facts = json.loads(text, object_pairs_hook=list)
         strange = [label for _, label in facts if label is not None and type(label) is not int]
         if strange:
             raise ValueError(f"{strange[0]!r} is no class id and not null")
         pairs = tuple(sorted((int(value), label) for value, label in facts))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SourceError(
             f'{place}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'
         ) from error

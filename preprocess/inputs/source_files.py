@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from maskshards.preprocess.errors import RejectedInput, SourceUnavailable
+from maskshards.shards.storage.foreign_file import ForeignFileError, open_regular
 
 PAUSES_S = (0.1, 0.4, 1.5, 4.0)  # before the second, third ... attempt
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -83,21 +83,24 @@ def _wait(pause_s: float) -> None:
     threading.Event().wait(pause_s)
 
 
+MOST_BYTES = 4 << 30  # of an image or label file; no format that is read has more
+
+
 def _read_once(root: Path, path: str) -> bytes:
-    with open(f"{root}/{path}", "rb", opener=_open_at_once) as file:
+    try:
+        file = open_regular(f"{root}/{path}", MOST_BYTES)
+    except ForeignFileError as error:
+        raise RejectedInput(str(error)) from error
+    with file:
         before = os.fstat(file.fileno())
-        if not stat.S_ISREG(before.st_mode):
-            raise RejectedInput(f"{path} is no regular file")
-        data = file.read()
+        try:
+            data = file.read()
+        except ForeignFileError as error:
+            raise RejectedInput(str(error)) from error
         after = os.fstat(file.fileno())
     if _stamp(before) != _stamp(after) or len(data) != after.st_size:
         raise RejectedInput(f"{path} changed while it was read; let it rest and build again")
     return data
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A named pipe opens without waiting for its writer, to be refused."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _stamp(facts: os.stat_result) -> str:

@@ -18,6 +18,7 @@ from maskshards.preprocess.inputs.classes import ade20k_classes, ade20k_palette,
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.source import Listing, SourceItem
+from maskshards.shards.storage.foreign_file import read_text
 
 COUNTS = {"training": 20210, "validation": 2000}
 CLASS_TABLE, SCENE_TABLE = "objectInfo150.txt", "sceneCategories.txt"
@@ -81,7 +82,7 @@ def scene_categories(root: Path) -> Mapping[str, str]:
     if not path.is_file():
         return {}
     pairs = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.split()
         if len(words) != 2:
             raise SourceError(

@@ -20,7 +20,9 @@ from typing import Any
 
 from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.source_files import file_stamp
+from maskshards.shards.storage.foreign_file import read_text
 
+MOST_BYTES = 16 << 30  # of the JSON; that of COCO 2017 has 0.45 GB
 TABLE_VERSION = 1  # grows when the tables change
 LISTS = ("images", "annotations")  # read object by object; all else is small
 SCHEMA = """
@@ -109,7 +111,7 @@ def _folder() -> Path:
 def _write(path: str, database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as rows:
         rows.executescript(SCHEMA)
-        for key, value, text in _objects(Path(path).read_text(encoding="utf-8-sig")):
+        for key, value, text in _objects(read_text(path, MOST_BYTES, encoding="utf-8-sig")):
             if key == "images":
                 words = (value["file_name"], value["id"], value["height"], value["width"])
                 rows.execute("insert into images values (?, ?, ?, ?)", words)

@@ -17,6 +17,7 @@ from maskshards.preprocess.inputs.colours import ColourTable
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.shards.format.record import escape_key
+from maskshards.shards.storage.foreign_file import read_bytes, why_unreadable
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves of several splits, and of one
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
@@ -168,9 +169,9 @@ def _stored(value: Any, column: str) -> bytes:
         return bytes(value["bytes"])
     if isinstance(value, dict) and value.get("path"):
         try:
-            return Path(value["path"]).read_bytes()
+            return read_bytes(value["path"], None)
         except OSError as error:
             raise RejectedInput(
-                f"column {column!r}: {value['path']} cannot be read: {error.strerror}"
+                f"column {column!r}: {value['path']} cannot be read: {why_unreadable(error)}"
             ) from error
     raise RejectedInput(f"column {column!r} holds no image file but {type(value).__name__}")

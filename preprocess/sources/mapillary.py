@@ -14,6 +14,7 @@ from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.sources.file_listing import found_in
 from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.folder_pattern import FolderPattern
+from maskshards.shards.storage.foreign_file import read_text
 
 CONFIGS = {"labels": "config.json", "v2.0/labels": "config_v2.0.json", "v1.2/labels": "config_v1.2.json"}
 
@@ -52,11 +53,11 @@ def _read_config(
 ) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], tuple[tuple[int, int | None], ...]]:
     """Names and colours of the evaluated labels, and the class of each value."""
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        labels = json.loads(read_text(path))["labels"]
         rows = [(str(e["readable"]), str(e["name"]), bool(e["evaluate"]), e["color"]) for e in labels]
         kept = [row for row in rows if row[2]]
         colours = tuple((int(red), int(green), int(blue)) for *_, (red, green, blue) in kept)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{path}: not the release's configuration ({error}); unzip it again") from error
     readable = [row[0] for row in kept]
     names = tuple(readable if len(set(readable)) == len(readable) else [row[1] for row in kept])

@@ -11,6 +11,7 @@ from pathlib import Path
 from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.sources.file_listing import is_junk, same_form, without_ending
 from maskshards.preprocess.sources.source import Source
+from maskshards.shards.storage.foreign_file import read_text, why_unreadable
 
 ALIASES = (("training", "train"), ("validation", "val", "valid"), ("test", "testing"))
 DRAWN = ("training", "validation")  # the splits of a flat folder
@@ -54,10 +55,9 @@ def listed_splits(folder: Path) -> tuple[str, ...]:
 def read_names(path: Path) -> dict[str, int]:
     """Name -> number of its line, of a list with one name a line; SourceError for one that stands twice."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path, encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SourceError(f"list of names {path} cannot be read: {reason}") from error
+        raise SourceError(f"list of names {path} cannot be read: {why_unreadable(error)}") from error
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip().removeprefix("./")

@@ -8,6 +8,7 @@ what is read, not only for what the file's entry says.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PIECE_BYTES = 1 << 20
+MOST_TEXT_BYTES = 64 << 20  # of lists, tables and settings; 300,000 class names have 10 MB
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -37,6 +39,39 @@ def open_regular(path: str | Path, max_bytes: int | None = None) -> io.BufferedR
     """
     descriptor, _ = open_descriptor(path, max_bytes)
     return io.BufferedReader(_Bounded(descriptor, str(path), max_bytes))
+
+
+def read_bytes(path: str | Path, max_bytes: int | None = MOST_TEXT_BYTES) -> bytes:
+    """The whole file; OSErrors as `open_regular`."""
+    with open_regular(path, max_bytes) as file:
+        return file.read()
+
+
+def read_text(
+    path: str | Path,
+    max_bytes: int | None = MOST_TEXT_BYTES,
+    *,
+    encoding: str = "utf-8",
+    errors: str = "strict",
+) -> str:
+    """The whole file as text whose lines end with a line feed. OSErrors as `open_regular`, and
+    UnicodeDecodeError.
+    """
+    with open_regular(path, max_bytes) as file, io.TextIOWrapper(file, encoding, errors) as text:
+        return text.read()
+
+
+def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """The reason in a few words, for messages that name the file themselves."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 ({error.reason})"
+    return error.strerror or str(error)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The digest of a regular file of any size, in hexadecimal."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_descriptor(path: str | Path, max_bytes: int | None = None) -> tuple[int, int]:

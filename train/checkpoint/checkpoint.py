@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from maskshards.shards.storage.atomic_write import flush_folder, replacing, write_through
+from maskshards.shards.storage.foreign_file import sha256_of
 from maskshards.train.checkpoint.train_state import CheckpointError, TrainState, read_state, state_json
 from maskshards.train.model.backbone.weight_files import WeightsError, check_file
 
@@ -207,8 +208,7 @@ def read_part(folder: Path, part: str, state: TrainState) -> dict[str, Tensor]:
 
 def check_digest(path: Path, expected: str) -> None:
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if digest != expected:

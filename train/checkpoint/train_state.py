@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from maskshards.shards.storage.foreign_file import read_text
 
 VERSION = 1
 CHECKSUM = "checksum"  # key of the file; older versions wrote none
@@ -59,7 +62,12 @@ def checksum(facts: dict[str, Any]) -> str:
 def read_state(path: Path) -> TrainState:
     """The facts in a state file. CheckpointError if it is missing, damaged, or of a newer program."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(
+            read_text(path),
+            object_pairs_hook=no_key_twice,
+            parse_constant=no_json,
+            parse_float=finite_float,
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
     version = facts.get("version") if isinstance(facts, dict) else None
@@ -83,6 +91,26 @@ def read_state(path: Path) -> TrainState:
         raise CheckpointError(f"{path} is incomplete: {error}") from error
     check_types(state, path)
     return state
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a key that stands twice: which one counts would be a guess."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
+    return content
+
+
+def no_json(word: str) -> float:
+    """ValueError for NaN and Infinity, which Python's own reader takes."""
+    raise ValueError(f"{word} is no JSON")
+
+
+def finite_float(word: str) -> float:
+    """ValueError for 1e999, which would be infinity."""
+    number = float(word)
+    return number if math.isfinite(number) else no_json(word)
 
 
 def check_types(state: TrainState, path: Path) -> None:

@@ -109,7 +109,7 @@ def settle_places(merged: DictConfig) -> None:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The YAML mapping in `path`; ConfigError if it is missing, unreadable or no mapping."""
-    if not path.is_file():
+    if not path.exists():
         beside = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; {path.parent} has {', '.join(beside)}" if beside else ""
         raise ConfigError(f"config file {path} does not exist{hint}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from maskshards.shards.storage.foreign_file import ForeignFileError, read_text
 from maskshards.train.config.schema import ConfigError
 
 MOST_BYTES = 1 << 20  # of a recipe; ours have 2 kB
@@ -32,9 +33,10 @@ def check_plain(content: object, where: str) -> None:
 
 def read_plain_text(path: Path) -> str:
     """The text of a YAML file. ConfigError if it has aliases, is no text or too long to be a recipe."""
-    if path.stat().st_size > MOST_BYTES:
-        raise ConfigError(f"config file {path} has {path.stat().st_size} bytes; a recipe has a few thousand")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = read_text(path, MOST_BYTES)
+    except ForeignFileError as error:
+        raise ConfigError(f"config file {error}; a recipe is a text of a few thousand bytes") from error
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             line = event.start_mark.line + 1 if event.start_mark else 1

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from maskshards.shards.storage.foreign_file import read_text
+
 KEY = re.compile(r"[a-z_][a-z0-9_]*(\.[\w.]+)*=")
 
 
@@ -44,5 +46,5 @@ def read_names(path: str | None) -> list[str] | None:
     """The names in a file, one a line; None without a file."""
     if path is None:
         return None
-    text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    text = read_text(Path(path).expanduser(), encoding="utf-8-sig")
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maskshards.shards.storage.foreign_file import open_regular
 from maskshards.train.prediction.image_files import SUFFIXES, PredictError, can_read
 
 OWN_FOLDERS = ("labels", "overlays", "scores")  # below an output: what earlier runs wrote is no input
@@ -72,9 +73,9 @@ def find_images(inputs: Sequence[str], output: Path) -> Found:
 def was_written_here(output: Path) -> bool:
     """Whether `output` is a folder that an earlier prediction wrote, by its table of classes."""
     try:
-        with open(output / "classes.csv", encoding="utf-8") as file:
-            return file.readline().startswith("id,class,")
-    except (OSError, UnicodeDecodeError):
+        with open_regular(output / "classes.csv") as file:
+            return file.readline(64).startswith(b"id,class,")
+    except OSError:
         return False
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from maskshards.shards.storage.atomic_write import naming, replacing
+from maskshards.shards.storage.foreign_file import read_text
 from maskshards.train.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path, None, errors="replace").splitlines()
     records: list[dict[str, Any]] = []
     for line in lines:
         try:
@@ -126,7 +127,8 @@ class Meter:
         self.wait_ms += wait_ms
 
     def take(self, ranks: Ranks) -> dict[str, Any]:
-        """Means over the steps that were taken and all ranks, how many were skipped, and a fresh start; null
+        """Means over the steps that were taken and all ranks, how many steps there were (`steps`: fewer than
+        a full stretch after a start or a resume) and how many of them were skipped, and a fresh start; null
         where none was taken. Every rank calls it at the same step.
         """
         seconds = time.monotonic() - self.since
@@ -136,7 +138,7 @@ class Meter:
         skipped = round(sums.pop("skipped"))
         taken = self.steps - skipped
         figures: dict[str, Any] = {name: value / taken if taken else math.nan for name, value in sums.items()}
-        figures["skipped"] = skipped
+        figures["steps"], figures["skipped"] = self.steps, skipped
         figures["images_per_s"] = self.images * ranks.world.num_ranks / max(seconds, 1e-9)
         figures["wait_share"] = self.wait_ms / 1000 / max(seconds, 1e-9)
         figures["seconds"] = seconds

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maskshards.shards.storage.atomic_write import replacing
+from maskshards.shards.storage.foreign_file import read_text
 from maskshards.train.config.load import to_plain
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks
@@ -82,7 +83,7 @@ def wandb_id(run: Path) -> str:
     if not path.exists():
         with replacing(path) as hidden:
             hidden.write_text(f"{uuid.uuid4().hex}\n", encoding="ascii")
-    found = path.read_text(encoding="utf-8", errors="replace").strip()
+    found = read_text(path, errors="replace").strip()
     if not VALID_ID.fullmatch(found):
         raise ConfigError(
             f"{path} holds {found[:80]!r}, expected the id of a Weights & Biases run "

@@ -5,6 +5,7 @@ names.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -123,6 +124,12 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
 
 def closing_line(config: TrainConfig, result: EvalResult | None, weights: Path) -> str:
     if result is None:
-        return f"nothing was left to do; the weights are in {weights}"
+        run, total = weights.parent, config.scheduler.total_iter
+        return (
+            f"nothing was left to do: the {total} steps of scheduler.total_iter are done; the weights are "
+            f"in {weights}. To use them: maskshards predict {shlex.quote(str(run))} IMAGES --output OUT. To "
+            f"train on: the same command with resume_from=auto scheduler.total_iter={2 * total}. To train "
+            f"anew from them: another output_dir and init_from={shlex.quote(str(run))}"
+        )
     score = result.metric(config.metric_to_save)
     return f"{config.metric_to_save} {score:.2f} over {result.num_images} images; weights: {weights}"

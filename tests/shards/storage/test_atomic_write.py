@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from maskshards.shards.storage import atomic_write
 from maskshards.shards.storage.atomic_write import naming, replacing, write_through
 
 
@@ -25,6 +26,16 @@ def test_replacing_shows_the_new_file_and_leaves_nothing_beside_it(tmp_path: Pat
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_pieces_are_told_and_all_bytes_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic_write, "PIECE_BYTES", 4)
+    sizes: list[int] = []
+    path = tmp_path / "a"
+    write_through(path, b"0123456789", lambda: sizes.append(len(sizes)))
+    assert (path.read_bytes(), sizes) == (b"0123456789", [0, 1, 2])
+    write_through(tmp_path / "empty", b"")
+    assert (tmp_path / "empty").read_bytes() == b""
 
 
 def test_an_error_without_a_file_gets_one(tmp_path: Path) -> None:

@@ -2,13 +2,22 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 
 import pytest
 
 from maskshards.shards.storage import foreign_file
-from maskshards.shards.storage.foreign_file import ForeignFileError, open_descriptor, open_regular
+from maskshards.shards.storage.foreign_file import (
+    ForeignFileError,
+    open_descriptor,
+    open_regular,
+    read_bytes,
+    read_text,
+    sha256_of,
+    why_unreadable,
+)
 
 
 @pytest.fixture
@@ -108,3 +117,26 @@ def test_descriptors_are_given_with_their_size(file):
     descriptor, num_bytes = open_descriptor(file, 200)
     assert (os.pread(descriptor, 2, 5), num_bytes) == (b"\x05\x06", 200)
     os.close(descriptor)
+
+
+def test_whole_files_as_bytes_text_and_digest(file):
+    data = file.read_bytes()
+    assert read_bytes(file, 200) == data
+    assert sha256_of(file) == hashlib.sha256(data).hexdigest()
+    file.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
+    assert read_text(file, encoding="utf-8-sig") == file.read_text(encoding="utf-8-sig") == "a\nb\nc\n"
+    for read in (read_bytes, read_text):
+        with pytest.raises(ForeignFileError, match="at most 5"):
+            read(file, 5)
+
+
+def test_why_a_file_cannot_be_read_is_said_in_a_few_words(file, tmp_path):
+    def reason(path):
+        with pytest.raises((OSError, UnicodeDecodeError)) as raised:
+            read_text(path, 300)
+        return why_unreadable(raised.value)
+
+    file.write_bytes(b"a\xff")
+    assert reason(file) == "it is not UTF-8 (invalid start byte)"
+    assert reason(tmp_path / "gone") == "No such file or directory"
+    assert reason(tmp_path).endswith("is a folder, expected a regular file; name the file itself")

@@ -55,6 +55,15 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert float(moments["exp_avg/segmentation_model.1.conv.weight"].sum()) == 3.0
 
 
+def test_every_file_of_a_checkpoint_is_told_while_it_is_written(tmp_path: Path) -> None:
+    told: list[str] = []
+    save_last(tmp_path, STATE, {"a": torch.ones(2)}, {"m": torch.ones(2)}, {"a": torch.ones(2)}, told.append)
+    each = [f"saving {part}" for part in ("weights.safetensors", "optimizer.safetensors", "ema.safetensors")]
+    assert told == [words for words in each for _ in range(2)]  # before and after it was written
+    save_best(tmp_path, STATE, {"a": torch.ones(2)}, told.append)
+    assert told[-1] == "saving weights.safetensors"
+
+
 def test_run_folder_means_best_then_last(tmp_path: Path) -> None:
     save_step(tmp_path, 9)
     assert read_checkpoint(tmp_path).path.name == "step-00000009"

@@ -38,6 +38,12 @@ def test_every_changed_fact_is_noticed(tmp_path: Path) -> None:
         ('{"version": 2}', "written by a newer maskshards: it has version 2, this program reads 1"),
         ('{"version": 1, "config": ' + "[" * 200_000, "cannot be read: RecursionError|cannot be read"),
         ('{"version": 1, "step": 4}', "is incomplete"),
+        ('{"version": 1, "step": 4, "step": 5}', "the key 'step' stands in it twice"),
+        ('{"version": 1, "config": {"bs": 1, "bs": 2}}', "the key 'bs' stands in it twice"),
+        ('{"version": 1, "score": NaN}', "NaN is no JSON"),
+        ('{"version": 1, "score": -Infinity}', "-Infinity is no JSON"),
+        ('{"version": 1, "score": 1e999}', "1e999 is no JSON"),
+        ('{"version": 1, "step": ' + "9" * 5000, "cannot be read"),
     ],
 )
 def test_what_is_no_state_says_so(tmp_path: Path, text: str, words: str) -> None:

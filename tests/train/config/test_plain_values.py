@@ -55,7 +55,7 @@ def test_a_small_file_that_becomes_gigabytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"line 2: \*a is an alias"):
         read_recipe(recipe)
     recipe.write_text("# " + "x" * MOST_BYTES)
-    with pytest.raises(ConfigError, match="a recipe has a few thousand"):
+    with pytest.raises(ConfigError, match="a recipe is a text of a few thousand"):
         read_recipe(recipe)
 
 

@@ -123,3 +123,60 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
     assert "Traceback" not in said
     for each in words:
         assert each in said
+
+
+# A rank that hangs, or stops itself, at a place of a whole run.
+HANGS = """
+import os, signal, sys, threading
+import maskshards.shards.storage.local, maskshards.train.checkpoint.checkpoint
+import maskshards.train.evaluation.evaluate
+from maskshards.train.__main__ import main
+from maskshards.train.distributed import lost_ranks
+
+lost_ranks.BEAT_S, lost_ranks.WARN_S = 0.2, 1.0
+fault, place, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+owner, name, rank, first = {
+    "evaluation": (maskshards.train.evaluation.evaluate, "label_maps", "1", 2),
+    "saving": (maskshards.train.checkpoint.checkpoint, "write_through", "0", 2),
+    "data": (maskshards.shards.storage.local.LocalStore, "read", "1", 4),
+}[place]
+whole, calls = getattr(owner, name), []
+
+def hangs(*words, **named):
+    calls.append(1)
+    if len(calls) >= first and (place != "data" or str(words[1]).endswith(".tar")):
+        if fault == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait()
+    return whole(*words, **named)
+
+if os.environ["RANK"] == rank:
+    setattr(owner, name, hangs)
+sys.exit(main(arguments))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["hang", "stop"])
+@pytest.mark.parametrize(
+    ("place", "rank", "doing"),
+    [("evaluation", 1, "evaluating, "), ("saving", 0, "saving "), ("data", 1, "waiting for data")],
+)
+def test_a_rank_that_hangs_or_stops_in_an_evaluation_or_a_save_ends_the_launch(
+    tiny_run: list[str], fault: str, place: str, rank: int, doing: str
+) -> None:
+    arguments = [*tiny_run, "bs=1", "n_gpus=2", "step_timeout_s=20", "eval.eval_interval=2"]
+    with ranks_of(["-c", HANGS, fault, place, *arguments]) as members:
+        said = members[1 - rank].communicate(timeout=900)[1]
+        last = said.splitlines()[-1]
+        assert members[1 - rank].returncode == 2, said
+        kind = "no progress of" if fault == "hang" else "no sign of life from"
+        assert last.startswith(f"error: {kind} rank {rank} (last heard in step "), said
+        assert f", {doing}" in last
+        assert "Traceback" not in said
+        if fault == "hang":  # it cannot be woken, and ends all the same
+            words = members[rank].communicate(timeout=900)[1]
+            assert (members[rank].returncode, words.splitlines()[-1][:26]) == (
+                2,
+                "error: no progress of rank",
+            )

@@ -65,6 +65,29 @@ def test_every_evaluation_renews_report_and_results(arguments: list[str], tmp_pa
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
+def test_images_and_windows_are_progress_while_an_evaluation_runs(arguments: list[str]) -> None:
+    """What the other ranks hear while this one scores: each forward pass says again where it is."""
+    told: list[str] = []
+
+    class Telling(Ranks):
+        def doing(self, what: str, *, waits: bool = False) -> None:
+            told.append(what)
+
+    words = [*arguments, "eval.crop_size=32", "eval.stride=32", "scheduler.total_iter=1"]
+    with StopSignals() as stop:
+        run_training(load_config(words), Telling(World(), torch.device("cpu")), stop)
+    scoring = [what for what in told if what.startswith("evaluating, ")]
+    counts = [scoring.count(f"evaluating, {done} images done") for done in range(5)]
+    assert sum(counts) == len(scoring)
+    assert min(counts[:4]) >= 2  # 64 pixels in windows of 32: several passes an image
+    assert counts[4] == 1
+    after = told[told.index("evaluating, 4 images done") :]
+    assert after[1:] == [
+        "waiting for the scores of all ranks", "keeping the best weights", "saving weights.safetensors",
+        "saving weights.safetensors", "writing results and report",
+    ]  # fmt: skip
+
+
 def test_report_and_boards_can_be_left_out(arguments: list[str], tmp_path: Path) -> None:
     train([*arguments, "log.report=False", "log.tensorboard=False", "scheduler.total_iter=1"])
     assert not (tmp_path / "run" / "report.html").exists()

@@ -13,6 +13,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from maskshards.shards.storage.foreign_file import read_text
 from maskshards.train.model.backbone.architectures import ModelError, architecture
 
 WHOLE = re.compile(r"[0-9a-f]{40}")
@@ -63,8 +64,8 @@ def cached_commit(hub_id: str, branch: str) -> str | None:
     """The commit of `branch` at which the hub's cache holds files of a repository; None if it holds none."""
     folder = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
     try:
-        commit = (folder / "refs" / branch).read_text().strip()
-    except OSError:
+        commit = read_text(folder / "refs" / branch).strip()
+    except (OSError, UnicodeDecodeError):
         return None
     whole = WHOLE.fullmatch(commit) and (folder / "snapshots" / commit / "config.json").exists()
     return commit if whole else None

@@ -6,7 +6,6 @@ file: torch archives are opened with `weights_only`, which refuses everything bu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
@@ -19,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from maskshards.shards.storage.foreign_file import open_regular
+from maskshards.shards.storage.foreign_file import open_regular, read_text, sha256_of
 from maskshards.train.model.backbone.architectures import Architecture, ModelError
 from maskshards.train.model.backbone.weight_keys import Named
 
@@ -128,7 +127,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path}: cannot be read ({error}); a Hugging Face folder holds config.json and *.safetensors"
@@ -178,7 +177,7 @@ def _files_of(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(
                 f"{index}: cannot be read as the index of a sharded folder ({type(error).__name__}): it may "
@@ -214,8 +213,7 @@ def check_file(path: Path) -> None:
     _check_members(path)
     suffix = _DIGEST_SUFFIX.search(path.name)
     if suffix:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if not found.startswith(suffix[1]):
             raise WeightsError(
                 f"{path}: the name promises a sha256 that begins with {suffix[1]}, the file has {found[:8]}: "
