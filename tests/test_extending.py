@@ -43,7 +43,7 @@ def copy(tmp_path):
     def run(*words):
         done = subprocess.run(
             [sys.executable, "-m", "maskshards", *words], cwd=tmp_path, env=environment,
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

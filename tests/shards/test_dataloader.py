@@ -175,7 +175,7 @@ def test_forked_children_read_on_while_the_parent_does(split):
         process.start()
     found = [results.get() for _ in children]
     for process in children:
-        process.join(60)
+        process.join(600)
         assert process.exitcode == 0
     here = [next(batches).keys for _ in range(4)]
     loader.close()

@@ -190,7 +190,7 @@ def test_no_thread_outlives_the_loader(split):
         if number == 2:
             break
     for thread in live_threads():  # those of a dropped iterator end by themselves, after the batch in hand
-        thread.join(60)
+        thread.join(600)
     assert not live_threads()
 
 

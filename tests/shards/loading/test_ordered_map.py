@@ -57,19 +57,19 @@ def test_stopping_from_another_thread_ends_a_wait():
 
     def work(task):
         begun.set()
-        gate.wait(60)
+        gate.wait(600)
         return task
 
     ahead = InOrder(iter(range(100)), work, 1, 3)
     found = []
     consumer = threading.Thread(target=lambda: found.extend(ahead))
     consumer.start()
-    begun.wait(60)
+    begun.wait(600)
     closer = threading.Thread(target=ahead.close)
     closer.start()
     gate.set()  # the task in work ends; nobody works on the others any more
-    closer.join(60)
-    consumer.join(60)
+    closer.join(600)
+    consumer.join(600)
     assert not consumer.is_alive()
     assert found in ([], [0])
     assert list(ahead) == []
@@ -208,7 +208,7 @@ def test_closing_interrupts_tasks_until_they_have_ended():
 
     def work(task):
         for wait in waits:
-            ended.append(wait.wait(60))
+            ended.append(wait.wait(600))
         return task
 
     remaining = list(waits)
@@ -216,7 +216,7 @@ def test_closing_interrupts_tasks_until_they_have_ended():
     thread = threading.Thread(target=lambda: list(ahead))
     thread.start()
     ahead.close()
-    thread.join(60)
+    thread.join(600)
     assert not thread.is_alive()
     assert ended in ([], [True, True])  # nothing was begun, or its waits were ended
 
@@ -226,16 +226,16 @@ def test_an_error_of_a_task_that_closing_ended_is_not_raised():
 
     def work(task):
         begun.set()
-        assert end.wait(60)
+        assert end.wait(600)
         raise OSError("the store was closed")
 
     got = []
     ahead = InOrder(iter(range(9)), work, 1, 2, end.set)
     thread = threading.Thread(target=lambda: got.append(list(ahead)))
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(600)
     ahead.close()
-    thread.join(60)
+    thread.join(600)
     assert got == [[]]
 
 

@@ -128,11 +128,11 @@ def test_closing_ends_a_wait_and_the_request_behind_it(monkeypatch):
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    assert system.asked.wait(60)
+    assert system.asked.wait(600)
     store.close()
-    thread.join(60)
+    thread.join(600)
     assert [("the store was closed meanwhile" in error) for error in errors] == [True]
-    assert system.cancelled.wait(60)
+    assert system.cancelled.wait(600)
 
 
 def test_closing_leaves_a_driver_that_cannot_be_interrupted_to_itself(monkeypatch):

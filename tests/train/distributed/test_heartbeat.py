@@ -1,80 +1,173 @@
 """Ranks that hang, die or fail: who the others say it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from maskshards.train.distributed.heartbeat import Heartbeat, told_apart
+from maskshards.train.distributed import heartbeat as module
+from maskshards.train.distributed import lost_ranks
+from maskshards.train.distributed.heartbeat import Heartbeat, RunningClock, told_apart
 from maskshards.train.distributed.lost_ranks import LostRankError
 from tests.train.launch import ranks_of
 
 ROOT = Path(__file__).parents[3]
 
 
-@contextmanager
-def two_heartbeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Heartbeat, Heartbeat]]:
-    monkeypatch.setattr("maskshards.train.distributed.lost_ranks.BEAT_S", 0.02)
+@pytest.fixture
+def two() -> tuple[Heartbeat, Heartbeat]:
+    """The heartbeats of two ranks, whose threads never start: they write when a test says so."""
     store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    heartbeats = Heartbeat(store, 0, 2), Heartbeat(store, 1, 2)
-    yield heartbeats
-    for heartbeat in heartbeats:
-        heartbeat.end("done")
+    return Heartbeat(store, 0, 2, 100.0), Heartbeat(store, 1, 2, 100.0)
+
+
+@contextmanager
+def told(heartbeat: Heartbeat, monkeypatch: pytest.MonkeyPatch, living: Heartbeat | None) -> Iterator[None]:
+    """`told_apart` without threads; `living` writes whenever `heartbeat` looks for signs of life."""
+    monkeypatch.setattr(Heartbeat, "start", lambda self: None)
+    monkeypatch.setattr(module, "pause", lambda seconds: living and living._write())
+    with told_apart(heartbeat):
+        yield
 
 
 def test_a_failure_among_the_living_keeps_its_own_words(
-    monkeypatch: pytest.MonkeyPatch,
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with two_heartbeats(monkeypatch) as (mine, other):
-        other.start()
-        with pytest.raises(RuntimeError, match=r"^a bug$"), told_apart(mine):
-            raise RuntimeError("a bug")
+    mine, other = two
+    with pytest.raises(RuntimeError, match=r"^a bug$"), told(mine, monkeypatch, other):
+        raise RuntimeError("a bug")
 
 
-def test_a_collective_that_fails_for_a_silent_rank_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with two_heartbeats(monkeypatch) as (mine, other):
-        other.at(12, "waiting for data")
-        other._write()  # its thread never starts: the last word stays the last
-        with pytest.raises(
-            LostRankError, match=r"no sign of life from rank 1 \(last heard in step 12, wait.*broken pipe"
-        ):
-            with told_apart(mine):
-                raise RuntimeError("broken\npipe")
+def test_a_collective_that_fails_among_the_living_is_told_in_our_words(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = two
+    words = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    with pytest.raises(LostRankError, match=r"^the ranks have lost each other\. The collective's own words:"):
+        with told(mine, monkeypatch, other):
+            raise RuntimeError(words)
 
 
-def test_the_error_of_another_rank_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    with two_heartbeats(monkeypatch) as (mine, other):
-        with pytest.raises(ValueError, match="no such shard"), told_apart(other):
-            raise ValueError("no such shard")
-        with (
-            pytest.raises(LostRankError, match=r"ended: rank 1 \(ValueError: no such shard\)"),
-            told_apart(mine),
-        ):
+def test_a_collective_that_fails_for_a_silent_rank_names_it(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = two
+    other.at(12, "waiting for data")
+    other._write()
+    with pytest.raises(
+        LostRankError, match=r"no sign of life from rank 1 \(last heard in step 12, wait.*broken pipe"
+    ):
+        with told(mine, monkeypatch, None):
+            raise RuntimeError("broken\npipe")
+
+
+def test_the_error_of_another_rank_is_passed_on(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = two
+    with pytest.raises(ValueError, match="no such shard"), told(other, monkeypatch, None):
+        raise ValueError("no such shard")
+    with pytest.raises(LostRankError, match=r"ended: rank 1 \(ValueError: no such shard\)"):
+        with told(mine, monkeypatch, None):
             raise RuntimeError("broken pipe")
 
 
-def test_a_rank_that_did_its_work_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
-    with two_heartbeats(monkeypatch) as (mine, other):
-        with told_apart(other):
-            pass
-        with pytest.raises(RuntimeError, match=r"^my own bug$"), told_apart(mine):
-            raise RuntimeError("my own bug")
+def test_a_rank_that_did_its_work_is_not_to_blame(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = two
+    with told(other, monkeypatch, None):
+        pass
+    with pytest.raises(RuntimeError, match=r"^my own bug$"), told(mine, monkeypatch, None):
+        raise RuntimeError("my own bug")
 
 
-def test_a_rank_that_lives_and_does_not_get_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskshards.train.distributed.lost_ranks.WARN_S", 0.0)
-    with two_heartbeats(monkeypatch) as (mine, other):
-        other.at(4, "evaluating, 12 images done")
-        other.start()
-        mine.at(4, "evaluating")
-        mine.doing("waiting for the scores of all ranks")
-        with (
-            pytest.raises(LostRankError, match=r"no progress of rank 1 \(.*evaluating, 12 images done"),
-            told_apart(mine),
-        ):
+def test_a_rank_that_lives_and_does_not_get_on_is_named(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_ranks, "WARN_S", 0.0)
+    mine, other = two
+    other.at(4, "evaluating, 12 images done")
+    mine.at(4, "waiting for the scores of all ranks", waits=True)
+    mine._write()
+    with pytest.raises(LostRankError, match=r"no progress of rank 1 \(.*evaluating, 12 images done"):
+        with told(mine, monkeypatch, other):
             raise RuntimeError("timed out")
+
+
+def pass_s(heartbeats: Iterable[Heartbeat], seconds: float) -> None:
+    """Let that much time pass on the clocks of all ranks; each writes."""
+    for one in heartbeats:
+        one._clock.s += seconds
+        one._write()
+
+
+def test_one_judges_and_all_end_with_the_same_words(two: tuple[Heartbeat, Heartbeat]) -> None:
+    first, second = two
+    first.at(7, "computing", waits=True)
+    second.at(7, "waiting for data")
+    for _ in range(9):
+        pass_s(two, 10.0)
+        assert [one._judge()[1] for one in two] == ["", ""]
+    pass_s(two, 10.0)
+    words = "no progress of rank 1 (last heard in step 7, waiting for data for 100 s)"
+    assert [one._judge()[1] for one in two] == [words, words]
+    late = Heartbeat(first._store, 2, 2)  # not one of those who judge
+    late._store = first._store
+    assert late._judge() == ("", words)
+
+
+def test_progress_is_heard_and_a_wait_counts_as_none_of_its_own(two: tuple[Heartbeat, Heartbeat]) -> None:
+    first, second = two
+    for done in range(30):
+        with first.waiting():
+            second.doing(f"evaluating, {done} images done")
+            pass_s(two, 90.0)
+            assert first.look()[0].waits
+            assert first._judge()[1] == ""
+    assert not first._place.waits
+    first.check()
+    first.verdict = "no progress of rank 1"
+    with pytest.raises(LostRankError, match=r"^no progress of rank 1$"):
+        first.check()
+
+
+def test_a_rank_that_is_stuck_ends_where_the_store_is_gone(two: tuple[Heartbeat, Heartbeat]) -> None:
+    mine = two[1]
+    mine.at(3, "waiting for data")
+    mine._clock.s = 99.0
+    assert mine._judge_alone() == ""
+    mine._clock.s = 100.0
+    assert "does not answer any more" in mine._judge_alone()
+    mine.at(4, "waiting for data")
+    assert mine._judge_alone() == ""
+
+
+def test_a_process_that_does_not_end_by_itself_is_ended_with_the_verdict(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    statuses: list[int] = []
+    monkeypatch.setattr(module, "GRACE_S", 0.0)
+    monkeypatch.setattr(module.os, "_exit", statuses.append)
+    mine = two[0]
+    mine.verdict = "no progress of rank 1 (...)"
+    mine._end_process()
+    assert (statuses, capfd.readouterr().err) == ([2], "error: no progress of rank 1 (...)\n")
+    mine._over.set()  # it ends by itself
+    mine._end_process()
+    assert statuses == [2]
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    clock = RunningClock()
+    for step_s in (2.0, 2.5, 7200.0, 2.0):  # suspended for two hours
+        now[0] += step_s
+        clock.tick()
+    assert 6.5 < clock.s < 30
 
 
 # Short times, and a rank that stops itself or fails in the third step's crop.

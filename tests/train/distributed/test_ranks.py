@@ -1,9 +1,15 @@
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, cast
 
 import pytest
 import torch
 
 from maskshards.shards.order.order import World
+from maskshards.train.distributed.heartbeat import Heartbeat
+from maskshards.train.distributed.lost_ranks import LostRankError
 from maskshards.train.distributed.ranks import (
     Ranks,
     joined,
@@ -98,7 +104,7 @@ from maskshards.train.distributed.ranks import joined
 
 lost_ranks.BEAT_S, lost_ranks.WARN_S, heartbeat.GRACE_S = 0.05, 0.5, 0.2
 try:
-    with joined(step_timeout=timedelta(seconds=1)) as ranks:
+    with joined(step_timeout=timedelta(seconds=10)) as ranks:
         ranks.any(0)
         ranks.at(7, "waiting for data")
         if not ranks.is_first and sys.argv[1] == "stop":
@@ -111,6 +117,61 @@ except ConnectionError as error:
 """
 
 
+class Unfinished:
+    """A collective that somebody does not come to, for `waits` waits."""
+
+    def __init__(self, waits: int, fails: bool = False) -> None:
+        self.waits, self.fails = waits, fails
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        self.waits -= 1
+        if self.waits >= 0:
+            raise RuntimeError("Operation timed out!")
+        if self.fails:
+            raise RuntimeError("Connection closed by peer")
+        return True
+
+    def is_completed(self) -> bool:
+        return self.waits <= 0
+
+
+class Heard(Heartbeat):
+    """Of a rank alone, without a store."""
+
+    def __init__(self, verdict_after: int) -> None:
+        self.left, self.places = verdict_after, []
+
+    @contextmanager
+    def waiting(self, what: str = "") -> Iterator[None]:
+        self.places.append(what)
+        yield
+
+    def check(self) -> None:
+        self.left -= 1
+        if not self.left:
+            raise LostRankError("no progress of rank 1")
+
+    def absent(self) -> str:
+        return "not there: rank 1 (...)"
+
+
+def waiting_ranks(verdict_after: int = 0) -> Ranks:
+    group: Any = "any group"
+    return Ranks(World(0, 2), torch.device("cpu"), group, Heard(verdict_after))
+
+
+def test_a_wait_goes_on_until_all_have_come_or_the_launch_has_to_end() -> None:
+    work: Any = Unfinished(5)
+    waiting_ranks()._await(work, "the end")
+    with pytest.raises(LostRankError, match=r"^no progress of rank 1$"):
+        waiting_ranks(verdict_after=3)._await(cast(Any, Unfinished(1000)))
+    with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"):
+        waiting_ranks()._await(cast(Any, Unfinished(1, fails=True)))
+    with pytest.raises(LostRankError, match=r"^waiting for all ranks at 'the end': not there: rank 1"):
+        waiting_ranks()._await(cast(Any, Unfinished(1000)), "the end", timedelta(0))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "said"), [("live", "no progress of"), ("stop", "no sign of life from")])
 def test_a_wait_of_hosts_ends_when_its_rank_does_not_get_on(fault: str, said: str) -> None:
     with ranks_of(["-c", STUCK, fault]) as members:

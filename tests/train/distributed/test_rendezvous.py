@@ -1,9 +1,13 @@
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
 
+from maskshards.train.distributed import rendezvous
 from maskshards.train.distributed.rendezvous import meet
 
 SOON = timedelta(seconds=20)
@@ -47,11 +51,34 @@ def test_who_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         meet(dist.HashStore(), 1, 2, timedelta(milliseconds=50))
 
 
+class Came(dist.HashStore):
+    """Notes when rank 1 has said that it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came = threading.Event()
+
+    def set(self, key: str, value: str) -> None:
+        super().set(key, value)
+        if key.startswith("read/"):
+            self.came.set()
+
+
 def test_all_who_came_hear_who_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskshards.train.distributed.rendezvous.ANSWER_TIMEOUT", timedelta(milliseconds=20))
-    store, patience = dist.HashStore(), timedelta(milliseconds=300)
+    """On rank 0 the time is over as soon as rank 1 has come; on rank 1 it never is."""
+    store, first = Came(), threading.local()
+
+    def now() -> float:
+        return 1e6 if getattr(first, "is_here", False) and store.came.is_set() else 0.0
+
+    def meet_as(rank: int) -> None:
+        first.is_here = rank == 0
+        meet(store, rank, 3, timedelta(seconds=300))
+
+    monkeypatch.setattr(rendezvous, "time", SimpleNamespace(monotonic=now, sleep=time.sleep))
+    monkeypatch.setattr(rendezvous, "ANSWER_TIMEOUT", timedelta(seconds=-1))
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(meet, store, rank, 3, patience) for rank in (0, 1)]
+        waiting = [pool.submit(meet_as, rank) for rank in (0, 1)]
         for one in waiting:
             with pytest.raises(ConnectionError, match=r"ranks \[2\] of 3 did not appear"):
                 one.result()
