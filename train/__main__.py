@@ -7,6 +7,7 @@ All words are checked before torch is loaded: a typo is answered at once, and Ct
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 
@@ -47,6 +48,8 @@ def parse_and_run(argv: list[str]) -> int:
     except (ConfigError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    # torch logs a warning with a stack of C++ for each failure of the launch's store that it also raises.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from maskshards.train.trainer.launch import launch  # only now: it loads torch and transformers
 
     return launch(config)

@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def two() -> tuple[Heartbeat, Heartbeat]:
+def two() -> Iterator[tuple[Heartbeat, Heartbeat]]:
     """The heartbeats of two ranks, whose threads never start: they write when a test says so."""
     store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    return Heartbeat(store, 0, 2, 100.0), Heartbeat(store, 1, 2, 100.0)
+    yield Heartbeat(store, 0, 2, 100.0), Heartbeat(store, 1, 2, 100.0)
+    del store  # the server lives as long as this
 
 
 @contextmanager

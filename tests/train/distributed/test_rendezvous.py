@@ -52,16 +52,17 @@ def test_who_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Came(dist.HashStore):
-    """Notes when rank 1 has said that it is there."""
+    """Notes when rank 0 has seen that rank 1 is there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.came = threading.Event()
 
-    def set(self, key: str, value: str) -> None:
-        super().set(key, value)
-        if key.startswith("read/"):
+    def check(self, keys: list[str]) -> bool:
+        found = super().check(keys)
+        if found and keys[0].startswith("read/"):
             self.came.set()
+        return found
 
 
 def test_all_who_came_hear_who_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
