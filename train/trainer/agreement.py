@@ -7,7 +7,6 @@ gradients of different things, or stop in different steps, without a word.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 
 import torch
@@ -34,7 +33,6 @@ def check_same_job(config: TrainConfig, ranks: Ranks) -> None:
     facts = {
         "the version of maskshards": __version__,
         "the version of torch": torch.__version__,
-        "the version of Python": platform.python_version(),
         "the version of the data order": ORDER_VERSION,
     }
     for key in flatten(plain):
