@@ -10,6 +10,7 @@ in short waits, else by its thread, for what waits in a device or a file system 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -66,7 +67,7 @@ class Heartbeat:
         self._answered = 0.0  # the store; on the clock
         self._beat = 0
         self._over = threading.Event()
-        self._watch = Watch() if rank < WATCHERS else None
+        self._watch = Watch(patience_s) if rank < WATCHERS else None
         self._write()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -191,11 +192,8 @@ class Heartbeat:
 
     def _end_process(self) -> None:
         """Give this process time to end by itself, with its files closed; then end it with the verdict."""
-        if self._over.wait(GRACE_S):
-            return
-        sys.stderr.write(f"error: {self.verdict}\n")
-        sys.stderr.flush()
-        os._exit(FAULT)
+        if not self._over.wait(GRACE_S):
+            end_process(self.verdict)
 
     def _write(self, ended: bool = False) -> None:
         place, since_s = self._place, self._clock.s - self._since
@@ -203,6 +201,39 @@ class Heartbeat:
         facts = asdict(place) | {"beat": self._beat, "since_s": since_s, "ended": ended}
         with self._lock:
             self._store.set(str(self.rank), json.dumps(facts))
+
+
+@contextmanager
+def ended_at_last(error: BaseException) -> Iterator[None]:
+    """Inside, a process leaves its group after `error`; should that take longer than GRACE_S, it is ended
+    with the error's words: gloo waits for messages of ranks that were stopped, whoever destroys the group.
+
+    Where ranks were lost the interpreter's end would wait for them too, and is cut short.
+    """
+    if isinstance(error, LostRankError):
+        atexit.register(cut_short)
+    timer = threading.Timer(GRACE_S, end_process, [str(error) or type(error).__name__])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def end_process(words: str) -> None:
+    """End this process now, after `words`, from whichever thread."""
+    sys.stderr.write(f"error: {words}\n")
+    sys.stderr.flush()
+    os._exit(FAULT)
+
+
+def cut_short() -> None:
+    """End without what destroys objects of C++."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(FAULT)
 
 
 def pause(seconds: float) -> None:

@@ -44,9 +44,13 @@ class Record:
 
 
 class Watch:
-    """Remembers when each rank last wrote, when one failed, and when the ranks last moved together."""
+    """Remembers when each rank last wrote, when one failed, and when the ranks last moved together.
 
-    def __init__(self) -> None:
+    `silence_s`: how long a rank may be silent while others wait, whatever it last said that it does.
+    """
+
+    def __init__(self, silence_s: float = 1800.0) -> None:
+        self.silence_s = silence_s
         self._beats: dict[int, tuple[int, float]] = {}  # rank: (beat, when it came)
         self._due_s = WARN_S
         self._failed_at: float | None = None
@@ -87,11 +91,9 @@ class Watch:
         silent, still = {}, {}
         for rank, record in alive.items():
             by_others_s = max((seconds for other, seconds in waited_s.items() if other != rank), default=-1.0)
-            if by_others_s < record.patience_s:
-                continue
-            if silent_s[rank] >= record.patience_s:
+            if min(by_others_s, silent_s[rank]) >= min(self.silence_s, record.patience_s):
                 silent[rank] = record
-            elif not record.waits and record.since_s >= record.patience_s:
+            elif not record.waits and min(by_others_s, record.since_s) >= record.patience_s:
                 still[rank] = record
         if silent:
             return "no sign of life from " + named(silent)

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskshards.shards.order.order import World
 from maskshards.train.config.schema import TrainConfig
-from maskshards.train.distributed.heartbeat import Heartbeat, told_apart
+from maskshards.train.distributed.heartbeat import Heartbeat, ended_at_last, told_apart
 from maskshards.train.distributed.launch import LaunchError, open_store, read_launch
 from maskshards.train.distributed.lost_ranks import LostRankError
 from maskshards.train.distributed.rendezvous import meet
@@ -219,8 +219,11 @@ def joined(
         with told_apart(heartbeat):
             control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
             yield Ranks(World(launch.rank, launch.num_ranks), device, control, heartbeat)
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        with ended_at_last(error):
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def connect(store: dist.Store, rank: int, num_ranks: int, backend: str, timeout: timedelta) -> None:

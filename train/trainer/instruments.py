@@ -43,6 +43,7 @@ class Instruments:
         self.guard.begin_step()
         with self.phases.timed(segmenter, self.ranks.device, now=timed):
             yield
+        self.ranks.at(step, "between steps")
 
     def next_batch(self, batches: Iterator[RaggedBatch]) -> RaggedBatch:
         """The next batch, with the time that it was waited for."""

@@ -1,5 +1,6 @@
 """Ranks that hang, die or fail: who the others say it was."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch.distributed as dist
 
 from maskshards.train.distributed import heartbeat as module
 from maskshards.train.distributed import lost_ranks
-from maskshards.train.distributed.heartbeat import Heartbeat, RunningClock, told_apart
+from maskshards.train.distributed.heartbeat import Heartbeat, RunningClock, ended_at_last, told_apart
 from maskshards.train.distributed.lost_ranks import LostRankError
 from tests.train.launch import ranks_of
 
@@ -159,6 +160,27 @@ def test_a_process_that_does_not_end_by_itself_is_ended_with_the_verdict(
     mine._over.set()  # it ends by itself
     mine._end_process()
     assert statuses == [2]
+
+
+def test_a_process_that_cannot_leave_its_group_is_ended_with_its_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone = threading.Event()
+    registered: list[object] = []
+    monkeypatch.setattr(module.atexit, "register", registered.append)
+    monkeypatch.setattr(module, "GRACE_S", 0.0)
+    monkeypatch.setattr(module.os, "_exit", lambda status: gone.set())
+    with ended_at_last(LostRankError("no sign of life from rank 1")):
+        assert gone.wait(600)
+    assert capfd.readouterr().err == "error: no sign of life from rank 1\n"
+    monkeypatch.setattr(module, "GRACE_S", 3600.0)
+    gone.clear()
+    with ended_at_last(KeyboardInterrupt()):
+        pass
+    assert not gone.is_set()
+    assert registered == [module.cut_short]  # after the lost rank alone
+    module.cut_short()
+    assert gone.is_set()
 
 
 def test_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,15 @@ def test_who_is_silent_for_too_long_is_named_wherever_it_was() -> None:
     )
 
 
+def test_who_fell_silent_at_the_start_is_not_given_the_time_of_a_start() -> None:
+    watch, silent = Watch(50.0), Record(0, 0, "starting", 3.0, patience_s=300.0)
+    for second in range(0, 50, 2):
+        waits = replace(WAITS, beat=second + 1, since_s=float(second))
+        assert watch.verdict({0: waits, 1: silent}, float(second)) == ""
+    said = watch.verdict({0: replace(WAITS, beat=99, since_s=50.0), 1: silent}, 50.0)
+    assert said == "no sign of life from rank 1 (last heard in step 0, starting for 3 s)"
+
+
 def test_nobody_is_blamed_while_nobody_waits_or_all_do() -> None:
     stuck = Record(1, 5, "waiting for data", 0.0, patience_s=100.0)
     assert watched(4000, a=stuck, b=replace(stuck, step=6)) == ""

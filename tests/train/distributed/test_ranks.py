@@ -102,7 +102,8 @@ from datetime import timedelta
 from maskshards.train.distributed import heartbeat, lost_ranks
 from maskshards.train.distributed.ranks import joined
 
-lost_ranks.BEAT_S, lost_ranks.WARN_S, heartbeat.GRACE_S = 0.05, 0.5, 0.2
+lost_ranks.BEAT_S, lost_ranks.WARN_S = 0.05, 0.5
+heartbeat.GRACE_S = 5.0 if os.environ["RANK"] == "0" else 0.2  # rank 0 ends by itself
 try:
     with joined(step_timeout=timedelta(seconds=10)) as ranks:
         ranks.any(0)
@@ -175,8 +176,8 @@ def test_a_wait_goes_on_until_all_have_come_or_the_launch_has_to_end() -> None:
 @pytest.mark.parametrize(("fault", "said"), [("live", "no progress of"), ("stop", "no sign of life from")])
 def test_a_wait_of_hosts_ends_when_its_rank_does_not_get_on(fault: str, said: str) -> None:
     with ranks_of(["-c", STUCK, fault]) as members:
-        words = members[0].communicate(timeout=900)[1].splitlines()[-1]
-        assert words.startswith(f"{said} rank 1 (last heard in step 7, waiting for data for "), words
+        words = members[0].communicate(timeout=900)[1].splitlines()[-1].removeprefix("error: ")
+        assert words.startswith(f"{said} rank 1 (last heard in step "), words
         if fault == "live":  # its main thread cannot be woken: its other one ends it
             words = members[1].communicate(timeout=900)[1].splitlines()[-1]
             assert members[1].returncode == 2
