@@ -88,16 +88,13 @@ MOST_BYTES = 4 << 30  # of an image or label file; no format that is read has mo
 
 def _read_once(root: Path, path: str) -> bytes:
     try:
-        file = open_regular(f"{root}/{path}", MOST_BYTES)
-    except ForeignFileError as error:
-        raise RejectedInput(str(error)) from error
-    with file:
-        before = os.fstat(file.fileno())
-        try:
+        with open_regular(f"{root}/{path}", MOST_BYTES) as file:
+            before = os.fstat(file.fileno())
             data = file.read()
-        except ForeignFileError as error:
-            raise RejectedInput(str(error)) from error
-        after = os.fstat(file.fileno())
+            after = os.fstat(file.fileno())
+    except ForeignFileError as error:
+        told = str(error).removeprefix(f"{root}/")
+        raise RejectedInput(f"{path} is no regular file" if "expected a regular" in told else told) from error
     if _stamp(before) != _stamp(after) or len(data) != after.st_size:
         raise RejectedInput(f"{path} changed while it was read; let it rest and build again")
     return data

@@ -93,7 +93,7 @@ def test_the_first_ranks_store_waits_for_nobody_and_a_missing_one_is_named() -> 
         open_store(absent, {}, timedelta(seconds=1))
 
 
-def test_torch_leaves_no_trace_in_the_log_where_rank_0_is_not_there(
+def test_torch_leaves_no_trace_where_rank_0_is_not_there(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(ConnectionError, match=r"Connection refused.*MASTER_PORT"):
