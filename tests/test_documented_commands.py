@@ -196,7 +196,9 @@ TABLE = {
     "maskshards bench loader URL --baselines --rounds 2 --batches 30": Small(
         (SHARDS,), {"URL": SHARDS}, ONCE, slow=True
     ),
-    "maskshards bench loader URL --peers --rounds 2 --batches 40": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
+    "maskshards bench loader URL --peers --rounds 2 --batches 40": Small(
+        (SHARDS,), {"URL": SHARDS}, ONCE, slow=True
+    ),
     "maskshards bench loader URL --interference": Small((SHARDS,), {"URL": SHARDS}, ONCE, slow=True),
     "maskshards bench loader URL --device cuda *": Elsewhere("needs a CUDA device"),
     # training
