@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+LONG_S = 5.0  # a wait that somebody who looks on should know of
 MOST_ASKED_S = 60.0  # between two attempts, whatever a server asks for
 
 
@@ -72,7 +73,8 @@ def with_retries(
                     f"{what}: {failure}, {number} attempts in all; is the server well?"
                 ) from failure
             pause = max(pause, min(failure.wait_s, MOST_ASKED_S))
-            log.info("%s: %s; attempt %d follows in %.1f s", what, failure, number + 1, pause)
+            tell = log.warning if pause >= LONG_S else log.info
+            tell("%s: %s; attempt %d follows in %.1f s", what, failure, number + 1, pause)
             if stopped.wait(pause):
                 raise StoreError(f"{what}: {failure}; the store was closed meanwhile") from failure
     raise AssertionError("unreachable: the last attempt returns or raises")

@@ -86,7 +86,7 @@ def test_closing_ends_a_wait_for_head_body_and_the_next_attempt(serve, folder, f
     server = serve(folder)
     server.faults["a.tar"] = [fault]
     announced = threading.Event()
-    monkeypatch.setattr(retry.log, "info", lambda *words: announced.set())
+    monkeypatch.setattr(retry.log, "warning", lambda *words: announced.set())
     store = HttpStore(server.url, ENDLESS)
     (error,) = read_until_closed(store, (announced if fault == "503" else server.waiting).wait)
     assert "the store was closed meanwhile" in error

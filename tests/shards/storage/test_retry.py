@@ -76,7 +76,7 @@ class Clock:
         return False
 
 
-def test_a_server_may_ask_for_more_time_but_not_for_any():
+def test_a_server_may_ask_for_more_time_but_not_for_any(caplog):
     asks = iter([7.0, 0.0, 1e6])
 
     def attempt():
@@ -89,3 +89,7 @@ def test_a_server_may_ask_for_more_time_but_not_for_any():
     assert with_retries(attempt, "a.tar", RetrySettings(first_delay_s=1), clock) == "here"
     assert clock.pauses == [7.0, clock.pauses[1], MOST_ASKED_S]
     assert 1 <= clock.pauses[1] <= 2
+    assert [line.partition("attempt")[2] for line in caplog.messages] == [
+        " 2 follows in 7.0 s",
+        " 4 follows in 60.0 s",
+    ]  # long waits are warned of
