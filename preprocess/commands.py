@@ -31,6 +31,7 @@ from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 from maskshards.preprocess.inputs.labels import MASK_MAPPING, LabelRule
 from maskshards.preprocess.mask_guard import MaskGuard
 from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.same_images import same_image_lines
 from maskshards.preprocess.scenes import write_scenes
 from maskshards.preprocess.shard_task import ShardOutcome, build_shard
 from maskshards.preprocess.sources.opening import open_source, void_is_said
@@ -146,10 +147,11 @@ def _tell(notes: list[str]) -> None:
 
 
 def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
-    """What is odd about the classes of the published splits, and the label rule that may be why."""
+    """What is odd about the classes of the published splits, and why perhaps; images that two of them share."""
     try:
         opened = [open_split(str(place.split(name))) for name in splits]
         counts = [count_class_pixels(split) for split in opened]
+        shared = same_image_lines(opened)
     except (ShardError, OSError) as error:  # what is published is published
         return [f"classes: they cannot be counted now: {error}"]
     for split in opened:
@@ -172,7 +174,7 @@ def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
                 else "nothing is labelled"
             )
             lines.append(f"{found}; if the label maps are masks of 0 and 255: {MASK_MAPPING}")
-    return [f"classes: {line}" for line in lines]
+    return [*(f"classes: {line}" for line in lines), *(f"images: {line}" for line in shared)]
 
 
 def _summary(done: Published) -> str:
