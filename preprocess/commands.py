@@ -147,7 +147,7 @@ def _tell(notes: list[str]) -> None:
 
 
 def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
-    """What is odd about the classes of the published splits, and why perhaps; images that two of them share."""
+    """What is odd about the classes of the published splits, and why perhaps; images that two share."""
     try:
         opened = [open_split(str(place.split(name))) for name in splits]
         counts = [count_class_pixels(split) for split in opened]
