@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+from tqdm import tqdm
+
 from maskshards.preprocess.arguments import build_settings, part_of, source_request
 from maskshards.preprocess.bench import bench
 from maskshards.preprocess.bench_peers import bench_peers
@@ -82,8 +84,6 @@ def _execute(
     part: Part,
     guard: MaskGuard,
 ) -> list[ShardOutcome]:
-    from tqdm import tqdm  # here, while the workers start
-
     outcomes: list[ShardOutcome] = []
     total = sum(job.num_samples(part) for job in jobs)
     with tqdm(total=total, unit="image", desc="build", disable=quiet, smoothing=0.05) as bar:
