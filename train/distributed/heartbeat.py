@@ -66,6 +66,7 @@ class Heartbeat:
         self._since = 0.0  # on the clock
         self._answered = 0.0  # the store; on the clock
         self._beat = 0
+        self.num_answers = 0  # of the store, to the thread
         self._over = threading.Event()
         self._watch = Watch(patience_s) if rank < WATCHERS else None
         self._write()
@@ -106,6 +107,8 @@ class Heartbeat:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(2 * ANSWER_TIMEOUT.total_seconds())
+            if self._thread.is_alive():
+                return  # it waits for the store, which answers nobody
         self.doing(reason)
         try:
             self._write(ended=True)
@@ -149,20 +152,43 @@ class Heartbeat:
 
     def look(self) -> dict[int, Record]:
         """Every rank's record. RuntimeError if the store does not answer."""
-        with self._lock:
+        with self._asking():
             texts = self._store.multi_get([str(rank) for rank in range(self.num_ranks)])
         return {rank: Record(**json.loads(text)) for rank, text in enumerate(texts)}
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Inside, this thread has the store for itself. RuntimeError where another has long waited for it."""
+        if not self._lock.acquire(timeout=ANSWER_TIMEOUT.total_seconds()):
+            raise RuntimeError("the store does not answer")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def tell(self, verdict: str) -> None:
+        """Let every rank end with these words; the first, with whom the store may end, waits for them."""
+        if not self.verdict:
+            self.verdict = verdict
+            try:
+                with self._asking():
+                    self._store.set(VERDICT, verdict)
+            except RuntimeError:
+                return
+        if self.rank == 0:
+            pause(SILENT_BEATS * lost_ranks.BEAT_S)
 
     def _run(self) -> None:
         while not self._over.wait(lost_ranks.BEAT_S):
             self._clock.tick()
             try:
                 self._write()
-                warning, self.verdict = self._judge()
-                self._answered = self._clock.s
+                warning, verdict = self._judge()
+                self._answered, self.num_answers = self._clock.s, self.num_answers + 1
             except RuntimeError as error:
                 logger.debug("no answer from the store: %s", error)
-                warning, self.verdict = "", self._judge_alone()
+                warning, verdict = "", self._judge_alone()
+            self.verdict = self.verdict or verdict
             if self.verdict:
                 self._end_process()
                 return
@@ -178,7 +204,7 @@ class Heartbeat:
             records = self.look()
             warning = self._watch.changes(records, self._clock.s)
             verdict = self._watch.verdict(records, self._clock.s)
-        with self._lock:
+        with self._asking():
             if verdict:
                 self._store.set(VERDICT, verdict)
             elif self._store.check([VERDICT]):
@@ -199,7 +225,7 @@ class Heartbeat:
         place, since_s = self._place, self._clock.s - self._since
         self._beat += 1
         facts = asdict(place) | {"beat": self._beat, "since_s": since_s, "ended": ended}
-        with self._lock:
+        with self._asking():
             self._store.set(str(self.rank), json.dumps(facts))
 
 
@@ -265,6 +291,8 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
     except (RuntimeError, LostRankError) as error:
         known = isinstance(error, LostRankError) or is_collectives(error)
         missing = heartbeat.missing() if known or type(error) is RuntimeError else ""
+        if missing and missing != NO_STORE:
+            heartbeat.tell(missing)
         heartbeat.end(last_word(LostRankError(missing) if missing else error))
         if not missing and (isinstance(error, LostRankError) or not known):
             raise

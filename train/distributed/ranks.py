@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskshards.shards.order.order import World
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed import lost_ranks
 from maskshards.train.distributed.heartbeat import Heartbeat, ended_at_last, told_apart
 from maskshards.train.distributed.launch import LaunchError, open_store, read_launch
 from maskshards.train.distributed.lost_ranks import LostRankError
@@ -36,6 +37,7 @@ JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear
 STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective inside a step
 WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one fetches weights
 NCCL_MARGIN = timedelta(seconds=60)  # its own timeout ends the process in its own words: let ours come first
+KEPT: list[object] = []  # groups of a lost launch: what destroys them waits for ranks that were stopped
 LOOK = timedelta(seconds=1)  # in waits, between looks at whether there is still somebody to wait for
 
 
@@ -149,11 +151,34 @@ class Ranks:
         place = f"waiting for all ranks at {what!r}" if what else ""
         deadline = time.monotonic() + timeout.total_seconds()
         assert self.heartbeat is not None  # whoever has a control group has one
+        patience = Patience(self.heartbeat)
         with self.heartbeat.waiting(place):
             while not finished(work, min(LOOK, timeout)):
                 self.heartbeat.check()
+                patience.look()
                 if time.monotonic() > deadline:
                     raise LostRankError(f"{place or 'no answer'}: {self.heartbeat.absent()}")
+
+
+class Patience:
+    """Of a wait that looks every LOOK, with a launch whose store has stopped answering its heartbeat.
+
+    Counted in looks, so that a process that was itself stopped is not late.
+    """
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self.heartbeat = heartbeat
+        self._looks = self._silent = 0
+        self._answers = heartbeat.num_answers
+
+    def look(self) -> None:
+        """LostRankError where both the wait and the silence of the store have lasted too long."""
+        self._looks += 1
+        self._silent = self._silent + 1 if self.heartbeat.num_answers == self._answers else 0
+        self._answers, look_s = self.heartbeat.num_answers, LOOK.total_seconds()
+        enough = self._looks * look_s >= self.heartbeat.patience_s
+        if enough and self._silent * look_s >= lost_ranks.WARN_S:
+            raise LostRankError(lost_ranks.NO_STORE)
 
 
 def finished(work: dist.Work, timeout: timedelta) -> bool:
@@ -215,11 +240,14 @@ def joined(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         step_timeout + NCCL_MARGIN if on_cuda else step_timeout,
     )
+    control: dist.ProcessGroup | None = None
     try:
         with told_apart(heartbeat):
             control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
             yield Ranks(World(launch.rank, launch.num_ranks), device, control, heartbeat)
     except BaseException as error:
+        if isinstance(error, LostRankError):
+            KEPT.extend((dist.group.WORLD, control))
         with ended_at_last(error):
             dist.destroy_process_group()
         raise

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,27 @@ def test_a_process_that_cannot_leave_its_group_is_ended_with_its_error(
     assert gone.is_set()
 
 
+def test_who_finds_the_one_to_blame_tells_all(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two
+    second.at(3, "waiting for data")
+    second._write()
+    with pytest.raises(LostRankError, match="no sign of life from rank 1"), told(first, monkeypatch, None):
+        raise RuntimeError("Connection closed by peer")
+    assert second._judge()[1].startswith("no sign of life from rank 1 (last heard in step 3")
+
+
+def test_a_store_that_keeps_a_thread_waiting_keeps_no_other(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT", timedelta(0))
+    with two[0]._lock:
+        assert "does not answer" in two[0].missing()
+        two[0].tell("no progress of rank 1")
+    assert two[0].verdict == "no progress of rank 1"
+
+
 def test_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
@@ -293,8 +315,11 @@ def test_a_rank_that_hangs_or_stops_in_an_evaluation_or_a_save_ends_the_launch(
         last = said.splitlines()[-1]
         assert members[1 - rank].returncode == 2, said
         kind = "no progress of" if fault == "hang" else "no sign of life from"
-        assert last.startswith(f"error: {kind} rank {rank} (last heard in step "), said
-        assert f", {doing}" in last
+        if fault == "stop" and rank == 0:  # and with it the store, as srun starts it
+            assert last.startswith("error: the launch's store does not answer any more; it lives with rank 0")
+        else:
+            assert last.startswith(f"error: {kind} rank {rank} (last heard in step "), said
+            assert f", {doing}" in last
         assert "Traceback" not in said
         if fault == "hang":  # it cannot be woken, and ends all the same
             words = members[rank].communicate(timeout=900)[1]

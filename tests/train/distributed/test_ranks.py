@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from maskshards.shards.order.order import World
+from maskshards.train.distributed import lost_ranks
 from maskshards.train.distributed.heartbeat import Heartbeat
 from maskshards.train.distributed.lost_ranks import LostRankError
 from maskshards.train.distributed.ranks import (
+    Patience,
     Ranks,
     joined,
     spread,
@@ -141,6 +143,7 @@ class Heard(Heartbeat):
 
     def __init__(self, verdict_after: int) -> None:
         self.left, self.places = verdict_after, []
+        self.num_answers, self.patience_s = 0, 5.0
 
     @contextmanager
     def waiting(self, what: str = "") -> Iterator[None]:
@@ -170,6 +173,19 @@ def test_a_wait_goes_on_until_all_have_come_or_the_launch_has_to_end() -> None:
         waiting_ranks()._await(cast(Any, Unfinished(1, fails=True)))
     with pytest.raises(LostRankError, match=r"^waiting for all ranks at 'the end': not there: rank 1"):
         waiting_ranks()._await(cast(Any, Unfinished(1000)), "the end", timedelta(0))
+
+
+def test_a_wait_ends_where_the_store_has_long_been_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_ranks, "WARN_S", 3.0)
+    alone = Heard(0)
+    silent, answering = Patience(alone), Patience(Heard(0))
+    for _ in range(4):
+        silent.look()
+    with pytest.raises(LostRankError, match="store does not answer"):
+        silent.look()
+    for look in range(40):
+        answering.heartbeat.num_answers += look % 2
+        answering.look()
 
 
 @pytest.mark.slow
