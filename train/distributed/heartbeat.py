@@ -26,6 +26,7 @@ from typing import Any
 import torch.distributed as dist
 
 from maskshards.train.distributed import lost_ranks
+from maskshards.train.distributed.launch import last_words
 from maskshards.train.distributed.lost_ranks import (
     DONE,
     NO_STORE,
@@ -249,8 +250,7 @@ def ended_at_last(error: BaseException) -> Iterator[None]:
 
 def end_process(words: str) -> None:
     """End this process now, after `words`, from whichever thread."""
-    sys.stderr.write(f"error: {words}\n")
-    sys.stderr.flush()
+    last_words(f"error: {words}")
     os._exit(FAULT)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -109,6 +113,21 @@ def first_host(node_list: str) -> str:
     """The first name of Slurm's compact list: `node[03-07,11]` -> `node03`, `a1,b2` -> `a1`."""
     bracket = re.match(r"([^,\[]*)\[([^\],-]+)[^\]]*\]([^,\[]*)", node_list)
     return "".join(bracket.groups()) if bracket else node_list.split(",")[0]
+
+
+def last_words(words: str) -> None:
+    """Say on stderr why this process ends, and to torchrun, whose own account of the ranks comes after it."""
+    sys.stderr.write(f"{words}\n")
+    sys.stderr.flush()
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if place is None:
+        return
+    try:
+        Path(place).write_text(
+            json.dumps({"message": words, "timestamp": int(time.time())}), encoding="utf-8"
+        )
+    except OSError as error:
+        logger.debug("torchrun is not told: %s", error)
 
 
 def open_store(launch: Launch, environment: Mapping[str, str], timeout: timedelta) -> dist.Store:

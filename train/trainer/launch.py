@@ -7,6 +7,7 @@ import sys
 from datetime import timedelta
 
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.launch import last_words
 from maskshards.train.distributed.ranks import joined
 from maskshards.train.distributed.stop_signals import Stopped, StopSignals
 from maskshards.train.losses.nonfinite import NonFiniteError
@@ -31,9 +32,9 @@ def launch(config: TrainConfig) -> int:
         sys.stderr.write(f"{stopped}; resume_from=auto continues\n")
         return 128 + stopped.number
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        last_words(f"error: {error}")
         return FAULT
     except (NonFiniteError, GuardError) as error:
-        sys.stderr.write(f"stopped: {error}\n")
+        last_words(f"stopped: {error}")
         return STOPPED
     return 0

@@ -1,10 +1,20 @@
+import json
 import logging
 import socket
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from maskshards.train.distributed.launch import Launch, LaunchError, first_host, open_store, read_launch
+from maskshards.train.distributed.launch import (
+    Launch,
+    LaunchError,
+    first_host,
+    last_words,
+    open_store,
+    read_launch,
+)
 from tests.train.launch import free_port
 
 TORCHRUN = {
@@ -129,3 +139,16 @@ def test_impossible_words_of_a_launcher_are_named(words: dict[str, str], said: s
 def test_half_of_slurms_words_are_named(name: str) -> None:
     with pytest.raises(LaunchError, match=name):
         read_launch({key: value for key, value in SRUN.items() if key != name})
+
+
+def test_torchruns_account_of_the_ranks_holds_our_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    last_words("error: no progress of rank 1")
+    failure = ProcessFailure(1, 7, 2, str(tmp_path / "error.json"))
+    assert failure.message == "error: no progress of rank 1"
+    assert json.loads((tmp_path / "error.json").read_text())["timestamp"] == failure.timestamp > 0
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    last_words("error: again")
+    assert capsys.readouterr().err == "error: no progress of rank 1\nerror: again\n"

@@ -98,3 +98,27 @@ def test_a_schedule_has_no_rate_beyond_its_end(kind: str) -> None:
     schedule = build_schedule(SchedulerConfig(kind, 10, {}))
     with pytest.raises(ValueError, match="after step 10"):
         schedule(10)
+
+
+def test_a_finite_final_division_lifts_the_whole_cosine() -> None:
+    settings = OneCycleSettings(div_factor=2.0, final_div_factor=4.0)  # ends on an eighth
+    for step in range(10):
+        cosine = (1 + math.cos(math.pi * (step + 1) / 10)) / 2
+        assert one_cycle_factor(step, 10, settings) == pytest.approx(1 / 8 + 7 / 8 * cosine)
+
+
+@pytest.mark.parametrize("kind", ["WarmupPolyLR", "WarmupCosineLR"])
+def test_without_a_warm_up_the_first_step_has_the_full_rate(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert build_schedule(SchedulerConfig(kind, 1, {}))(0) == 1.0
+    assert build_schedule(SchedulerConfig(kind, 10, {}))(0) == 1.0
+    assert caplog.text == ""  # nothing outlasts the run
+
+
+@pytest.mark.parametrize("kind", ["WarmupOneCycleLR", "WarmupCosineLR"])
+def test_a_run_that_goes_on_after_its_end_jumps_to_what_the_document_says(kind: str) -> None:
+    arguments = {"final_div_factor": "inf"} if kind == "WarmupOneCycleLR" else {}
+    for factor, share in ((1.5, 0.25), (2.0, 0.5)):
+        longer = build_schedule(SchedulerConfig(kind, int(10_000 * factor), dict(arguments)))
+        assert longer(10_000) == pytest.approx(share, abs=1e-3)
