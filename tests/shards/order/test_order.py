@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from maskshards.shards.order.order import (
     KEPT_PERMUTATIONS,
+    MOST_SEED,
     SAMPLE_ORDER,
     SHARD_ORDER,
     Order,
@@ -253,3 +254,12 @@ def test_whole_numbers_are_taken_from_numpy_too_and_nothing_else_is():
     for value in (4, -1, 3.0, np.float64(3), "3", None, [3]):
         with pytest.raises(ValueError, match=r"^seed is "):
             whole_number(value, "seed", 0, 3)
+
+
+def test_the_largest_seed_and_position_are_taken_and_the_next_are_not():
+    assert whole_number(2**64 - 1, "seed", 0, MOST_SEED) == 2**64 - 1
+    assert whole_number(2**62 - 1, "position") == 2**62 - 1
+    with pytest.raises(ValueError, match="seed"):
+        whole_number(2**64, "seed", 0, MOST_SEED)
+    with pytest.raises(ValueError, match="position"):
+        whole_number(2**62, "position")
