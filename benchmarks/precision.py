@@ -20,11 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from maskshards.shards.augment.crop import crop, draw_crops
-from maskshards.shards.batch import RaggedBatch
 from maskshards.train.bench.command import SYNTHETIC, open_input, parse
+from maskshards.train.bench.parts.parity import answers, relative
 from maskshards.train.bench.step import Rig, build_rig
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
@@ -32,7 +31,7 @@ from maskshards.train.evaluation.evaluate import evaluate, evaluation_settings
 from maskshards.train.optim.lr_schedule import build_schedule
 from maskshards.train.optim.optimizer import set_rates
 from maskshards.train.tracking.phase_timer import PhaseClock
-from maskshards.train.trainer.build import open_validation_split
+from maskshards.train.trainer.build import crop_settings, open_validation_split
 
 HERE = Path(__file__).parent
 COLOURS = {"mixed": "#c0392b", "reference": "#2c3e50"}
@@ -50,42 +49,23 @@ def rig_of(config: TrainConfig, device: torch.device, precision: str) -> Rig:
     return replace(rig, autocast=None if precision == "float32" else torch.bfloat16)
 
 
-def answers(rig: Rig, batch: RaggedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Final class logits, final mask logits, and the flat gradient of each part of the head."""
-    crops = crop(batch.to(rig.device), draw_crops(batch, rig.config.seed, rig.crops), rig.crops)
-    decoder = rig.segmenter.decoder
-    with torch.autocast(rig.device.type, torch.bfloat16, enabled=rig.autocast is not None):
-        predictions = decoder(crops.images, rig.segmenter.features(crops.images))
-    decoder.zero_grad()
-    rig.loss(predictions, crops).backward()
-    parts = {name: module for name, module in rig.phases().items() if name != "backbone"}
-    gradients = {
-        name: torch.cat([p.grad.flatten().double() for p in module.parameters() if p.grad is not None])
-        for name, module in parts.items()
-    }
-    last = predictions[-1]
-    return last.class_logits.detach().float(), last.mask_logits.detach().float(), gradients
-
-
 def compare(config: TrainConfig, device: torch.device) -> dict[str, dict[str, float]]:
     """Relative error of outputs and cosine of gradients of both kinds against float32 everywhere."""
-    batch = next(open_input(config, device))
-    exact = answers(rig_of(config, device, "float32"), batch)
+    settings = crop_settings(config)
+    batch = next(open_input(config, device)).to(device)
+    crops = crop(batch, draw_crops(batch, config.seed, settings), settings)
+    exact = answers(rig_of(config, device, "float32"), crops)
     table = {}
     for kind in COLOURS:
-        ours = answers(rig_of(config, device, kind), batch)
+        ours = answers(rig_of(config, device, kind), crops)
         table[kind] = {
-            "class logits, relative error": relative(ours[0], exact[0]),
-            "mask logits, relative error": relative(ours[1], exact[1]),
+            "class logits, relative error": relative(ours.class_logits, exact.class_logits),
+            "mask logits, relative error": relative(ours.mask_logits, exact.mask_logits),
         } | {
-            f"gradient cosine, {name}": float(torch.cosine_similarity(ours[2][name], exact[2][name], dim=0))
-            for name in exact[2]
+            f"gradient cosine, {name}": float(torch.cosine_similarity(mine.double(), wanted.double(), dim=0))
+            for (name, wanted), mine in zip(exact.gradients.items(), ours.gradients.values(), strict=True)
         }
     return table
-
-
-def relative(ours: Tensor, exact: Tensor) -> float:
-    return float((ours - exact).norm() / exact.norm())
 
 
 def run(config: TrainConfig, device: torch.device, kind: str, steps: int) -> tuple[list[float], float | None]:

@@ -1,13 +1,15 @@
 """Where would a training step's time go, by counting? python benchmarks/roofline.py
 
-    [--backbone dinov3_vitl16] [--width 256] [--batch 16] [--rows 14]
+    [--backbone dinov3_vitl16] [--width 256] [--batch 16] [--rows 14] [--whole-masks]
 
 Backbone, head and their backward passes run on tensors without data (torch's fake tensors) under bfloat16
 autocast while every operation is entered in a ledger: the bytes of its inputs and outputs, and its
 arithmetic. An operation is given the longer of both at the rates of an H100 (3.0 TB/s, 660 TFLOP/s in
 bfloat16: what copies and large products reach, not the data sheet), and at least 2 microseconds. This is a
 lower bound of eager execution: no cache misses, no padding, no waiting for launches. The fused deformable
-attention counts by the bytes that it must move; the loss, the optimiser and the crop are not in it.
+attention counts by the bytes that it must move; the loss, the optimiser and the crop are not in it, but what
+the loss asks of the masks is: those of MATCHED queries an image and layer, multiplied out again (before that,
+and with --whole-masks: read by index, with a gradient for all).
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,12 +35,15 @@ from torch.utils.flop_counter import (
 
 from maskshards.train.bench.cuda_rules import CudaRules
 from maskshards.train.config.schema import BackboneLayers, DecoderConfig
+from maskshards.train.losses.gather_matched import matched_maps, row_slots
 from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops import deformable_attention
 from maskshards.train.model.segmenter import build_segmenter
 
 BYTES_PER_S, FLOPS_PER_S, LEAST_S = 3.0e12, 660e12, 2e-6
 CROP_PX = 512
+MATCHED = 9  # of 100 queries: about the classes of an ADE20K image
 FREE = frozenset(
     "view expand transpose permute t select slice split split_with_sizes unbind chunk detach alias unsqueeze "
     "squeeze as_strided reshape unflatten flatten _unsafe_view empty empty_like empty_strided new_empty "
@@ -119,7 +125,7 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
 
 
-def count(backbone: str, width: int, batch: int) -> Ledger:
+def count(backbone: str, width: int, batch: int, whole_masks: bool = False) -> Ledger:
     """The ledger of one forward and backward pass."""
     frozen = load_backbone(backbone, "random", dtype=torch.bfloat16, device="meta")
     head = DecoderConfig(
@@ -141,10 +147,21 @@ def count(backbone: str, width: int, batch: int) -> Ledger:
                 features = segmenter.features(images)
                 ledger.phase = "adapter"
                 answer = decoder(images, features, torch.ones(batch, 6))
-            total = sum(p.class_logits.float().sum() + p.mask_logits.float().sum() for p in answer)
+            maps = matched_of(answer, batch, whole_masks)
+            total = sum(p.class_logits.float().sum() for p in answer) + maps.float().sum()
             ledger.phase = "backward"
             total.backward()
     return ledger
+
+
+def matched_of(answer: Sequence[Prediction], batch: int, whole_masks: bool) -> Tensor:
+    """The masks that a loss would compare: MATCHED of each image and layer."""
+    places = np.indices((len(answer), batch, MATCHED)).reshape(3, -1)
+    rows = torch.from_numpy(np.concatenate((places, places[2:])))
+    slots, most = row_slots(places[1])
+    if whole_masks:
+        answer = [replace(prediction, product=None) for prediction in answer]
+    return matched_maps(answer, rows, torch.from_numpy(slots), most)
 
 
 def mark(ledger: Ledger, segmenter: nn.Module) -> None:
@@ -185,8 +202,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rows", type=int, default=14)
+    parser.add_argument("--whole-masks", action="store_true")
     options = parser.parse_args(argv)
-    ledger = count(options.backbone, options.width, options.batch)
+    ledger = count(options.backbone, options.width, options.batch, options.whole_masks)
     sys.stdout.write(table(ledger, options.rows))
     return 0
 

@@ -31,6 +31,7 @@ class DevicePrefetcher:
         if in_flight < 1:
             raise ValueError(f"in_flight is {in_flight}; expected at least 1")
         self.batches, self.device, self.in_flight = batches, torch.device(device), in_flight
+        self._moving: deque[tuple[RaggedBatch, torch.cuda.Event]] = deque()
 
     def __iter__(self) -> Iterator[RaggedBatch]:
         if self.device.type != "cuda":
@@ -40,7 +41,7 @@ class DevicePrefetcher:
     def _ahead(self) -> Iterator[RaggedBatch]:
         stream = torch.cuda.Stream(self.device)
         source = iter(self.batches)
-        moving: deque[tuple[RaggedBatch, torch.cuda.Event]] = deque()
+        self._moving = moving = deque[tuple[RaggedBatch, torch.cuda.Event]]()
         failure: Exception | None = None
         more = True
         while True:
@@ -58,6 +59,10 @@ class DevicePrefetcher:
                     raise failure
                 return
             yield self._finish(*moving.popleft())
+
+    def at_hand(self) -> bool:
+        """Whether the next batch of the newest iterator would come without waiting for the source."""
+        return bool(self._moving) or self._ready()
 
     def _ready(self) -> bool:
         """Whether the source has its next batch at hand; True of one that cannot tell."""

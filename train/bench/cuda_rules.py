@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from maskshards.train.model.heads import query_decoder
+
 FLOAT32_NAMES = (
     "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ "
     "softplus layer_norm group_norm cosine_similarity nll_loss kl_div l1_loss smooth_l1_loss huber_loss "
@@ -31,8 +33,19 @@ LOW = (torch.bfloat16, torch.float16)
 
 class CudaRules(TorchFunctionMode):
     """Within it, functions of CUDA's float32 list give float32 where autocast is on, and group norm reads
-    rows: torch has no other kernel for it there, and copies what is laid out otherwise.
+    rows: torch has no other kernel for it there, and copies what is laid out otherwise. Attention is not
+    widened, as it is on a CPU.
     """
+
+    def __enter__(self) -> CudaRules:
+        self._widened = set(query_decoder.WIDENED)
+        query_decoder.WIDENED.clear()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        query_decoder.WIDENED.update(self._widened)
+        super().__exit__(*exception)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

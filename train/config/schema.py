@@ -46,8 +46,10 @@ class TrainConfig:
     )
     global_batch: int | None = key(None, "images of one optimiser step, said outright", at_least=1)
     num_workers: int = key(6, "reading threads of one process", at_least=1)
-    model_dtype: ModelDtype = key(ModelDtype.FLOAT32, "arithmetic of the model on CUDA")
-    cpu_autocast: bool = key(False, "model_dtype on a CPU too: quicker only where it has bfloat16 units")
+    model_dtype: ModelDtype = key(ModelDtype.FLOAT32, "arithmetic of the model")
+    cpu_autocast: bool | None = key(
+        None, "model_dtype on a CPU too; null: where the processor has bfloat16 units"
+    )
     precision: str = key(
         "mixed",
         "mixed, or the pixel decoder in float32 as facebookresearch/dinov3 computes it",

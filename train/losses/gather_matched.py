@@ -1,10 +1,15 @@
-"""The matched mask logits of all layers, read straight from the query decoder's tensors.
+"""The matched mask logits of all layers, with their gradient.
 
-The query decoder gives ten views of one tensor in which the layers of an image stand together. Indexing a
-flattened view would first copy it: at sixteen images of 512 pixels ten layers of 52 MB, for the rows of 5 MB
-that are wanted. The gradient is one fill with zeros and one scatter, whatever the number of layers.
+Of the ten layers' masks a twelfth is matched, and only those need a gradient. Where a prediction says what
+its masks are the product of, the matched ones are multiplied out once more, by themselves, and the gradient
+of the whole product is never taken: at sixteen images of 512 pixels 524 MB that are neither filled with
+zeros, stacked, nor read by two products.
 
-Letters: L layer, B image, Q query, R matched row.
+Masks without that are read by index from the query decoder's tensor, in which the layers of an image stand
+together. Indexing a flattened view would first copy it: ten layers of 52 MB, for the rows of 5 MB that are
+wanted. The gradient is one fill with zeros and one scatter, whatever the number of layers.
+
+Letters: L layer, B image, Q query, C width, R matched row, S most rows of an image.
 """
 
 from __future__ import annotations
@@ -12,17 +17,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
-def matched_maps(maps: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """(R, h, w): row by row the map that `rows` (4, R) names by layer, image and query, of the maps' type.
 
-    maps: L tensors (B, Q, h, w), of any strides. Every layer has equally many rows, those of the first layer
-    first, and no place occurs twice.
+def matched_maps(predictions: Sequence[Prediction], rows: Tensor, slots: Tensor, most: int) -> Tensor:
+    """(R, h, w): row by row the mask logits that `rows` (4, R) names by layer, image and query.
+
+    Every layer has equally many rows, those of the first layer first, and no place occurs twice. `slots` (R,)
+    and `most` are `row_slots` of the rows' images.
     """
-    return _MatchedMaps.apply(rows, *maps)
+    maps = [p.mask_logits for p in predictions]
+    product = predictions[0].product
+    if product is None:
+        return _MatchedMaps.apply(rows, *maps)
+    return _multiplied(product, rows, slots, most, maps[0].dtype)
+
+
+def row_slots(images: np.ndarray) -> tuple[np.ndarray, int]:
+    """Where row r, of image images[r] (R,) int64, stands if every image has room for S rows: (R,) int64
+    places in B * S, those of an image in the order of the rows, and S, at least 1.
+    """
+    order = np.argsort(images, kind="stable")
+    counts = np.bincount(images)
+    rank = np.empty(len(images), dtype=np.int64)
+    rank[order] = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
+    most = max(1, int(counts.max(initial=0)))
+    return images * most + rank, most
+
+
+def _multiplied(product: MaskProduct, rows: Tensor, slots: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+    """One product an image, of its own rows: padded with rows of zeros to the image with most of them."""
+    batch, _, _, width = product.vectors.shape
+    vectors = product.vectors.to(dtype)[rows[1], rows[0], rows[2]]
+    padded = vectors.new_zeros(batch * most, width).index_copy(0, slots, vectors).view(batch, most, width)
+    maps = padded @ product.features.to(dtype).flatten(2)
+    return maps.view(batch * most, *product.features.shape[2:]).index_select(0, slots)
 
 
 class _MatchedMaps(torch.autograd.Function):

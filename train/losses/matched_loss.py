@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskshards.shards.batch import VOID, CropBatch
-from maskshards.train.losses.gather_matched import matched_maps
+from maskshards.train.losses.gather_matched import matched_maps, row_slots
 from maskshards.train.losses.host_copies import HostCopy, to_device
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
 from maskshards.train.losses.matcher import Assigner, CostWeights, matching_costs
@@ -76,6 +76,7 @@ class MatchedLoss:
         seed: int,
         world_reduce: Callable[[Tensor], Tensor] | None,
         carry: Tensor | None = None,
+        meanwhile: Callable[[], None] | None = None,
         dump_dir: Path | None = None,
     ) -> LossTerms:
         """The terms of this micro-step.
@@ -83,8 +84,9 @@ class MatchedLoss:
         `world_reduce` sums a small tensor over all ranks (None in a single process), so that R ranks
         which average their gradients train as one process with all their images would. `carry` (n,):
         device values, flags for instance, that travel to the host with the costs instead of waiting for
-        a copy of their own. Raises NonFiniteError when a matching cost is not finite, after writing
-        that image and its logits into `dump_dir`, if one is given.
+        a copy of their own. `meanwhile` is called when that copy is queued, before it is waited for: work
+        that it queues runs while the host waits and matches. Raises NonFiniteError when a matching cost is
+        not finite, after writing that image and its logits into `dump_dir`, if one is given.
         """
         with torch.autocast(crops.owner_map.device.type, enabled=False):
             device = crops.owner_map.device
@@ -99,10 +101,12 @@ class MatchedLoss:
                     predictions, crops.labels, sampler.pair_sums(predictions), self._weights
                 )
                 copy = HostCopy(_packed(costs, labels_present(crops.owner_map, crops.labels.shape[1]), carry))
+            if meanwhile is not None:
+                meanwhile()
             host_costs, present, carried = _unpacked(copy.wait(), costs.shape)
             check_costs(host_costs, predictions, crops, dump_dir)
             rows = self._assign(host_costs, present)
-            terms = self._terms(predictions, crops, to_device(rows, device), sampler, world_reduce)
+            terms = self._terms(predictions, crops, rows, sampler, world_reduce)
             return terms if carry is None else replace(terms, carried=carried)
 
     def _sampler(self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor) -> Sampler:
@@ -118,11 +122,14 @@ class MatchedLoss:
         self,
         predictions: Sequence[Prediction],
         crops: CropBatch,
-        rows: Tensor,
+        matches: np.ndarray,
         sampler: Sampler,
         world_reduce: Callable[[Tensor], Tensor] | None,
     ) -> LossTerms:
         settings, num_layers = self.settings, len(predictions)
+        slots, most = row_slots(matches[1])
+        sent = to_device(np.concatenate((matches, slots[None])), crops.labels.device)  # one copy
+        rows = sent[:4]
         classes = crops.labels[rows[1], rows[3]]
         class_logits = torch.stack([p.class_logits for p in predictions]).float()  # (L, B, Q, C + 1)
         num_matched = rows.shape[1] // num_layers
@@ -130,7 +137,7 @@ class MatchedLoss:
         segments, weight = _normalisers(
             num_matched, settings.no_object_coefficient, num_queries, class_logits, world_reduce
         )
-        maps = matched_maps([p.mask_logits for p in predictions], rows)
+        maps = matched_maps(predictions, rows, sent[4], most)
         found = sampler.row_sums(Rows(maps, rows, classes))
         mask, dice = (
             class_logits.new_zeros(num_layers).index_add(0, rows[0], each) / segments

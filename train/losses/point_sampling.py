@@ -24,6 +24,8 @@ Words = TypeVar("Words", Tensor, np.ndarray)
 
 LOW_32 = 0xFFFFFFFF
 UNIT_BITS = 24  # a float32 holds every multiple of 2**-24 in [0, 1) exactly
+MIXING = ((16, 0x21F0AAAD), (15, 0x735A2D97))  # of `mix`: shift, then factor, below 2**31
+LAST_SHIFT = 15
 MATCH, ROWS = 1, 2  # purposes: points of the matching costs, points of the mask losses
 
 
@@ -33,11 +35,10 @@ def mix(words: Words) -> Words:
     Multiply-xorshift with two constants found by Christopher Wellons' hash search
     (github.com/skeeto/hash-prospector). Both are below 2**31, so no product leaves int64.
     """
-    words = words ^ (words >> 16)
-    words = (words * 0x21F0AAAD) & LOW_32
-    words = words ^ (words >> 15)
-    words = (words * 0x735A2D97) & LOW_32
-    return words ^ (words >> 15)
+    for shift, factor in MIXING:
+        words = words ^ (words >> shift)
+        words = (words * factor) & LOW_32
+    return words ^ (words >> LAST_SHIFT)
 
 
 def absorb(state: Words, word: Words) -> Words:
@@ -64,8 +65,30 @@ def point_keys(seed: int, positions: Sequence[int], num_layers: int, purpose: in
 
 def random_points(keys: Tensor, count: int) -> Tensor:
     """(..., count, 2) float32 in [0, 1): `count` points for each key (..., 2)."""
+    if keys.device.type == "cpu":
+        return _points_of_words(keys.numpy(), count)
     index = torch.arange(2 * count, device=keys.device)
     return _to_unit(mix((mix(index ^ keys[..., :1]) + keys[..., 1:]) & LOW_32)).unflatten(-1, (count, 2))
+
+
+def _points_of_words(keys: np.ndarray, count: int) -> Tensor:
+    """`random_points` in 32-bit words, which wrap by themselves in NumPy: same bits in a seventh the time."""
+    words = np.arange(2 * count, dtype=np.uint32) ^ keys[..., :1].astype(np.uint32)
+    spare = np.empty_like(words)
+    _mix_in_place(words, spare)
+    words += keys[..., 1:].astype(np.uint32)
+    _mix_in_place(words, spare)
+    words >>= np.uint32(32 - UNIT_BITS)
+    return torch.from_numpy(words.view(np.int32)).float().mul_(2.0**-UNIT_BITS).unflatten(-1, (count, 2))
+
+
+def _mix_in_place(words: np.ndarray, spare: np.ndarray) -> None:
+    """`mix` of uint32 words; `spare` is as large and is overwritten."""
+    for shift, factor in MIXING:
+        np.right_shift(words, np.uint32(shift), out=spare)
+        words ^= spare
+        words *= np.uint32(factor)
+    words ^= np.right_shift(words, np.uint32(LAST_SHIFT), out=spare)
 
 
 def row_offsets(keys: Tensor, class_ids: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from maskshards.shards.order.order import num_micro_steps
 from maskshards.shards.order.repeat_factor import balanced
 from maskshards.shards.order.selection import Selection, whole
 from maskshards.train.config.data import LSJ, split_url
-from maskshards.train.config.schema import ConfigError, ModelDtype, TrainConfig
+from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import compile_in_place
@@ -34,6 +34,7 @@ from maskshards.train.model.segmenter import Segmenter, build_segmenter
 from maskshards.train.optim.ema import Ema
 from maskshards.train.optim.lr_schedule import Schedule, build_schedule
 from maskshards.train.optim.optimizer import build_optimizer
+from maskshards.train.trainer.cpu_type import computes_in_bfloat16
 from maskshards.train.trainer.step import Objective
 
 logger = logging.getLogger(__name__)
@@ -102,9 +103,8 @@ def check_classes(config: TrainConfig, split: Split) -> None:
 
 
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """The type of autocast on this device; None for float32, and on a CPU unless `cpu_autocast` is set."""
-    wanted = device.type == "cuda" or config.cpu_autocast
-    return torch.bfloat16 if wanted and config.model_dtype is ModelDtype.BFLOAT16 else None
+    """The type of autocast on this device; None for float32."""
+    return torch.bfloat16 if computes_in_bfloat16(config, device) else None
 
 
 def build_model(config: TrainConfig, device: torch.device) -> Segmenter:

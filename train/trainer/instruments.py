@@ -21,7 +21,7 @@ from maskshards.train.tracking.metrics_log import Meter
 from maskshards.train.tracking.phase_timer import StepPhases
 from maskshards.train.trainer.diagnosis import Seen
 from maskshards.train.trainer.guards import Guard
-from maskshards.train.trainer.step import Losses
+from maskshards.train.trainer.step import Losses, Prepared
 
 
 class Instruments:
@@ -45,7 +45,7 @@ class Instruments:
             yield
         self.ranks.at(step, "between steps")
 
-    def next_batch(self, batches: Iterator[RaggedBatch]) -> RaggedBatch:
+    def next_batch(self, batches: Iterator[RaggedBatch | Prepared]) -> RaggedBatch | Prepared:
         """The next batch, with the time that it was waited for."""
         since = time.monotonic()
         self.ranks.at(self._step, "waiting for data")

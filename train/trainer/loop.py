@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from maskshards.train.evaluation.metrics import EvalResult
 from maskshards.train.model.compile import begin_step, uses_cuda_graphs
 from maskshards.train.optim.optimizer import clip_gradients, optimizer_tensors, set_rates
 from maskshards.train.trainer.build import open_loader
+from maskshards.train.trainer.lookahead import Lookahead
 from maskshards.train.trainer.resume import Start, weights_of
 from maskshards.train.trainer.session import Session
+from maskshards.train.trainer.step import Prepared
 from maskshards.train.trainer.validate import evaluate_now
 
 logger = logging.getLogger(__name__)
@@ -58,15 +61,17 @@ def take_steps(session: Session, loader: Loader, first: int) -> None:
     """
     config, ranks, parts = session.config, session.ranks, session.parts
     session.watch.meter.restart()
-    batches: Iterator[RaggedBatch] = iter(DevicePrefetcher(loader, ranks.device))
+    source = DevicePrefetcher(loader, ranks.device)
+    batches: Iterator[RaggedBatch] = iter(source)
     if ranks.world.num_ranks > 2:
         batches = rehearse(session, batches)
+    ahead = Lookahead(batches, parts.objective.prepare, source.at_hand)
     for step in range(first, config.scheduler.total_iter):
         rate = set_rates(parts.optimizer, parts.schedule, step)
         taken = step + 1
         due = is_due(taken, config.log.interval, config.scheduler.total_iter)
         with session.watch.around(taken, parts.segmenter, timed=due and step > first):  # first: warm-up
-            one_step(session, batches, taken)
+            one_step(session, ahead, taken)
         if due or taken == 1:
             log(session, taken, rate)
         since = time.monotonic()
@@ -101,10 +106,11 @@ def rehearse(session: Session, batches: Iterator[RaggedBatch]) -> Iterator[Ragge
     return chain([first], batches)
 
 
-def one_step(session: Session, batches: Iterator[RaggedBatch], step: int) -> None:
+def one_step(session: Session, batches: Lookahead[RaggedBatch, Prepared], step: int) -> None:
     """Gradients of all micro-steps, one clip, one update."""
     parts, watch, mode = session.parts, session.watch, session.config.compile_mode
     weight = 1 / parts.micro_steps
+    meanwhile = partial(prepare_next, session, batches) if looks_ahead(session) else None
     if uses_cuda_graphs(mode):  # gradients lie in memory that the next replay writes
         watch.guard.resolve()
         parts.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +118,7 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], step: int) -> Non
     for micro_step in range(parts.micro_steps):
         batch = watch.next_batch(batches)
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
-            losses = parts.objective(batch, watch.flag)  # crop -> frozen features -> head -> loss
+            losses = parts.objective(batch, watch.flag, meanwhile)  # crop -> frozen features -> head -> loss
             watch.losses_known(losses, weight)
             if micro_step == 0:
                 parts.optimizer.zero_grad(set_to_none=True)
@@ -124,6 +130,16 @@ def one_step(session: Session, batches: Iterator[RaggedBatch], step: int) -> Non
     if parts.average is not None:
         parts.average.update(step)
     watch.updated()
+
+
+def looks_ahead(session: Session) -> bool:
+    """Whether steps prepare the next batch: where there is a queue, unless graphs would overwrite it."""
+    return session.ranks.device.type == "cuda" and not uses_cuda_graphs(session.config.compile_mode)
+
+
+def prepare_next(session: Session, batches: Lookahead[RaggedBatch, Prepared]) -> None:
+    session.watch.phases.mark("loss")  # what follows is the crop's and the backbone's time
+    batches.meanwhile()
 
 
 def log(session: Session, taken: int, rate: float) -> None:

@@ -32,6 +32,18 @@ class Losses:
     carried: float | None = None  # what was given to travel to the host
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch as far as no trained weight is asked: crops and frozen features, queued on the device."""
+
+    crops: CropBatch
+    draws: CropDraws
+    features: tuple[Tensor, ...]  # as Segmenter.features gives them
+
+    def __len__(self) -> int:
+        return len(self.crops.positions)
+
+
 @dataclass(frozen=True)
 class Objective:
     """What turns a batch into a loss."""
@@ -47,16 +59,35 @@ class Objective:
     reduce: Callable[[Tensor], Tensor] | None = None  # sums over ranks; None in a single process
     dump_dir: Path | None = None  # for what cannot be compared, when looked at alone
 
-    def __call__(self, batch: RaggedBatch, carry: Tensor | None = None) -> Losses:
-        """The loss of a batch; `carry` (1,) comes back as a number where the head's loss carries it."""
+    def __call__(
+        self,
+        batch: RaggedBatch | Prepared,
+        carry: Tensor | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Losses:
+        """The loss of a batch; `carry` (1,) comes back as a number where the head's loss carries it.
+
+        `meanwhile` is called once where the head's loss is about to wait for the device; what it queues runs
+        while the host waits, and works on the answer.
+        """
+        ready = batch if isinstance(batch, Prepared) else self.prepare(batch)
+        answer = self.answer(ready.crops, self.decoder, ready.features)
+        found = self.loss(
+            answer, ready.crops, seed=self.seed, reduce=self.reduce, carry=carry, meanwhile=meanwhile
+        )
+        return Losses(found.total, found.parts, ready.crops, ready.draws, found.carried)
+
+    def prepare(self, batch: RaggedBatch) -> Prepared:
+        """Crops and frozen features: a function of the batch alone, whenever it is computed."""
         crops, draws = self.crop(batch)
-        answer = self.answer(crops, self.decoder)
-        found = self.loss(answer, crops, seed=self.seed, reduce=self.reduce, carry=carry)
-        return Losses(found.total, found.parts, crops, draws, found.carried)
+        with self.autocast():
+            return Prepared(crops, draws, self.segmenter.features(crops.images))
 
     def alone(self, crops: CropBatch) -> Tensor:
         """The loss of crops that were drawn before, on this rank only: for looking at what went wrong."""
-        answer = self.answer(crops, self.segmenter.decoder)
+        with self.autocast():
+            features = self.segmenter.features(crops.images)
+        answer = self.answer(crops, self.segmenter.decoder, features)
         return self.loss.alone(answer, crops, seed=self.seed, dump_dir=self.dump_dir)
 
     def crop(self, batch: RaggedBatch) -> tuple[CropBatch, CropDraws]:
@@ -65,12 +96,14 @@ class Objective:
         draws = draw_crops(keyed, self.seed, self.crop_settings)
         return crop(batch, draws, self.crop_settings), draws
 
-    def answer(self, crops: CropBatch, decoder: nn.Module) -> Any:
+    def answer(self, crops: CropBatch, decoder: nn.Module, features: tuple[Tensor, ...]) -> Any:
         """What `decoder`, the segmenter's, wrapped or not, makes of frozen features."""
         drops = drops_on(self.device, self.segmenter, crops.positions, self.seed)
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            features = self.segmenter.features(crops.images)
+        with self.autocast():
             return decoder(crops.images, features, drops)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
 
 def drops_on(

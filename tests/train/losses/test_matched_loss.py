@@ -33,7 +33,7 @@ from maskshards.train.losses.point_sampling import (
     row_offsets,
     shifted,
 )
-from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
 CLASSES, QUERIES, SIZE = 7, 6, 32
 SETTINGS = LossSettings(num_points=50)
@@ -195,6 +195,31 @@ def test_equals_the_reference_layer_by_layer(case: str, monkeypatch: pytest.Monk
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_matched_rows_multiplied_out_again_equal_the_reference(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions that say what their masks are the product of, as the query decoder's do."""
+    present, settings, queries = CASES[case]
+    crops, generator = make_crops(present), torch.Generator().manual_seed(3)
+    vectors = torch.randn(len(present), 3, queries, 5, generator=generator, requires_grad=True)
+    features = torch.randn(len(present), 5, 8, 8, generator=generator, requires_grad=True)
+    masks = torch.einsum("blqc,bchw->blqhw", vectors, features)
+    classes = [p.class_logits for p in make_predictions(3, len(present), queries)]
+    product = MaskProduct(vectors, features)
+    predictions = [Prediction(c, m, product) for c, m in zip(classes, masks.unbind(1), strict=True)]
+    loss = MatchedLoss(settings, CLASSES)
+    spy = Spy(loss)
+    terms = loss(predictions, crops, seed=5, world_reduce=None)
+    _, total = reference_terms(monkeypatch, predictions, crops, spy.rows, settings, seed=5)
+    assert torch.allclose(terms.total, total, rtol=1e-5)
+    leaves = (vectors, features, *classes)
+    for ours, theirs in zip(
+        torch.autograd.grad(terms.total, leaves), torch.autograd.grad(total, leaves), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_bfloat16_predictions_are_compared_in_float32() -> None:
     crops = make_crops([[0, 1, 3], [2, 3]])
     low = [Prediction(p.class_logits.bfloat16(), p.mask_logits.bfloat16()) for p in make_predictions(2, 2)]
@@ -240,7 +265,7 @@ import torch.distributed as dist
 from maskshards.shards.batch import CropBatch
 from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
-from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)

@@ -121,18 +121,7 @@ def test_the_loader_starts_after_the_steps_taken(tiny_run: list[str]) -> None:
         assert next(iter(loader)).keys == keys[3]
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
-    [("cpu", "BFLOAT16", None), ("cuda", "FLOAT32", None), ("cuda", "BFLOAT16", torch.bfloat16)],
-)
-def test_autocast_is_for_cuda_in_bfloat16(
-    tiny_run: list[str], device: str, dtype: str, expected: torch.dtype | None
-) -> None:
-    config = load_config([*tiny_run, f"model_dtype={dtype}"])
-    assert autocast_dtype(config, torch.device(device)) is expected
-
-
-def test_a_cpu_computes_in_16_bits_on_request_only(tiny_run: list[str]) -> None:
+def test_a_cpu_computes_in_16_bits_on_request(tiny_run: list[str]) -> None:
     config = load_config([*tiny_run, "model_dtype=BFLOAT16", "cpu_autocast=True", "n_gpus=1"])
     assert autocast_dtype(config, torch.device("cpu")) is torch.bfloat16
     parts = build_parts(config, ALONE)

@@ -25,6 +25,7 @@ from maskshards.train.trainer import loop
 from maskshards.train.trainer.build import build_parts, open_loader
 from maskshards.train.trainer.guards import Guard, GuardError
 from maskshards.train.trainer.instruments import Instruments
+from maskshards.train.trainer.lookahead import Lookahead
 from maskshards.train.trainer.loop import checkpoint_due, evaluation_due, is_due, one_step
 from maskshards.train.trainer.run import run_training
 from maskshards.train.trainer.session import Session
@@ -246,7 +247,7 @@ def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str]
         watch = Instruments(ALONE, Guard(config.guards, parts.decoder, parts.optimizer, tmp_path), math.inf)
         line = ProgressLine(0, 1, None)
         session = Session(config, ALONE, parts, tmp_path, metrics, line, watch, stop, None)
-        loop.one_step(session, iter(batches), 1)
+        loop.one_step(session, Lookahead(iter(batches), parts.objective.prepare, lambda: False), 1)
     for value, gradient in zip(parts.decoder.parameters(), wanted, strict=True):
         assert value.grad is not None
         torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-4)

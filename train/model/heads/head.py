@@ -64,12 +64,20 @@ class HeadLoss(ABC):
 
     @abstractmethod
     def __call__(
-        self, answer: Any, crops: CropBatch, *, seed: int, reduce: Reduce | None, carry: Tensor | None = None
+        self,
+        answer: Any,
+        crops: CropBatch,
+        *,
+        seed: int,
+        reduce: Reduce | None,
+        carry: Tensor | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> HeadLosses:
         """The loss, such that the mean over ranks is what one process with all images would have.
 
-        `reduce` is None in a single process. `carry` (1,) comes back as a number if this loss carries. What
-        cannot be compared answers with a NaN total: an error here would leave the other ranks waiting.
+        `reduce` is None in a single process. `carry` (1,) comes back as a number if this loss carries.
+        `meanwhile` is called before the host waits for the device, if this loss waits. What cannot be
+        compared answers with a NaN total: an error here would leave the other ranks waiting.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ It learns by the cross entropy of every labelled pixel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,7 @@ class PixelLoss(HeadLoss):
         seed: int,
         reduce: Reduce | None,
         carry: Tensor | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> HeadLosses:
         loss = linear_loss(answer, crops, reduce)
         return HeadLosses(self.weight * loss, {"cross_entropy": loss.detach()})

@@ -5,7 +5,7 @@ Ten predictions are supervised, each matched with the crop's masks and compared 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,9 +108,12 @@ class MaskLoss(HeadLoss):
         seed: int,
         reduce: Reduce | None,
         carry: Tensor | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> HeadLosses:
         try:
-            terms = self.matched(answer, crops, seed=seed, world_reduce=reduce, carry=carry)
+            terms = self.matched(
+                answer, crops, seed=seed, world_reduce=reduce, carry=carry, meanwhile=meanwhile
+            )
         except NonFiniteError:
             if reduce is not None:  # the other ranks wait for our part of the normalisers
                 reduce(torch.zeros(3, device=crops.images.device))

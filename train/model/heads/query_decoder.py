@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskshards.train.model.heads.adapter import to_tokens
-from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
 from maskshards.train.model.ops.autocast_norms import lowered
 from maskshards.train.model.ops.resize import resized
@@ -23,6 +23,7 @@ from maskshards.train.model.ops.sine_position import sine_position
 NUM_LAYERS = 9
 NUM_LEVELS = 3
 NUM_HEADS = 16
+WIDENED = {"cpu"}  # devices whose kernels of attention take 16-bit heads badly
 NUM_QUERIES, FEED_FORWARD = 100, 4096  # as in published heads, whatever the width
 
 
@@ -47,9 +48,19 @@ class Attention(nn.Module):
             F.linear(x, weight, bias).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        mask = None if allowed is None else allowed[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = attended(q, k, v, None if allowed is None else allowed[:, None])
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """softmax(q k / sqrt(d)) v of q (B, M, Q, d), k and v (B, M, S, d), in their type.
+
+    On a CPU 16-bit heads are widened: torch's gradient of this takes 2 to 5 times as long in bfloat16 there.
+    """
+    if q.device.type not in WIDENED or q.dtype not in (torch.bfloat16, torch.float16):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=allowed).to(q.dtype)
 
 
 class CrossAttention(nn.Module):
@@ -171,7 +182,8 @@ class QueryDecoder(Recomputing):
             normed, vectors = normed[:, -1:], vectors[:, -1:]
         masks = torch.einsum("blqc,bchw->blqhw", vectors, mask_features)
         classes = self.class_embed(normed)
-        return [Prediction(c, m) for c, m in zip(classes.unbind(1), masks.unbind(1), strict=True)]
+        product = MaskProduct(vectors, mask_features)
+        return [Prediction(c, m, product) for c, m in zip(classes.unbind(1), masks.unbind(1), strict=True)]
 
 
 def allowed_places(vectors: Tensor, small_features: Tensor) -> Tensor:
