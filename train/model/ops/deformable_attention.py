@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskshards.train.model.ops.autocast_norms import lowered
+from maskshards.train.model.ops.deformable_by_point import BILINEAR, ZEROS, attention_by_point
 from maskshards.train.model.ops.deformable_fused import deformable_attention_kernel, kernels_fit
 
 SAMPLED_BUDGET = 1 << 26  # sampled features of one level held at a time, elements; beyond it image by image
 KEPT_BUDGET = 1 << 22  # sampled features of a layer that may wait for the backward pass, elements
-BILINEAR, ZEROS = 0, 0  # what grid_sample's operators call its mode and padding
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
@@ -253,6 +253,12 @@ class DeformableAttention(nn.Module):
         steps = steps[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         places = references.repeat(1, repeats * self.num_levels)
         kernels = self.fused and kernels_fit(value)
+        sampled = said.numel() // (3 * self.num_levels) * value.shape[-1]  # of one level
+        if not (kernels or torch.compiler.is_compiling() or sampled > SAMPLED_BUDGET):
+            keep = not self.resample or sampled * self.num_levels <= KEPT_BUDGET
+            return self.output_proj(
+                attention_by_point(value, shapes, said, places, steps, self.num_points, keep)
+            )
         locations, weights = (_by_query if kernels else _by_point)(said, places, steps, grid)
         return self.output_proj(
             deformable_attention(value, shapes, locations, weights, fused=self.fused, resample=self.resample)
