@@ -112,6 +112,7 @@ def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
         ("nvJPEG", 10, partial(operators.jpeg_decoding, setting)),
         (f"width {small}", 25, partial(steps.eager, setting, small)),
         (f"width {large}", 45, partial(steps.eager, setting, large)),
+        (f"width {small}, without", 20, partial(steps.without, setting, small)),
         (f"width {large}, sorted gradients", 20, partial(steps.sorted_gradients, setting, large)),
         (f"width {small}, compile=backbone", 40, partial(steps.compiled, setting, small, "backbone")),
         (f"width {large}, compile=backbone", 40, partial(steps.compiled, setting, large, "backbone")),

@@ -8,7 +8,8 @@ doing the same work in one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,9 +29,10 @@ from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.optim.optimizer import build_optimizer, clip_gradients
 from maskshards.train.tracking.phase_timer import PhaseClock, mark_after, phase_modules
 from maskshards.train.trainer.build import autocast_dtype, build_model, crop_settings
-from maskshards.train.trainer.step import drops_on
+from maskshards.train.trainer.step import Prepared, drops_on
 
-Loss = Callable[[Any, CropBatch], Tensor]  # of a head's answer
+Meanwhile = Callable[[], None]
+Loss = Callable[..., Tensor]  # of a head's answer, crops and, if given, what to do before the host waits
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Rig:
     device: torch.device
     autocast: torch.dtype | None
     norm: Tensor | None = None  # of the last step's gradient
+    looks_ahead: bool = False  # the next batch is prepared before the host waits, as the trainer does on CUDA
+    prepared: Prepared | None = field(default=None, init=False)
 
     def step(self, batches: Iterator[RaggedBatch], clock: PhaseClock) -> Tensor:
         """One optimiser step from the next batch; the loss, still on the device."""
@@ -53,15 +57,18 @@ class Rig:
         if uses_cuda_graphs(self.config.compile_mode) and self.norm is not None:
             float(self.norm)  # where the trainer's guard waits too
         begin_step(self.config.compile_mode)
-        batch = clock.wait_for(lambda: next(batches))
-        batch = batch.to(self.device)
-        clock.mark("copy")
-        crops = crop(batch, draw_crops(batch, self.config.seed, self.crops), self.crops)
-        clock.mark("crop")
-        drops = drops_on(self.device, self.segmenter, batch.positions, self.config.seed)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            answer = decoder(crops.images, self.segmenter.features(crops.images), drops)
-        total = self.loss(answer, crops)
+        ready, self.prepared = self.prepared or self.prepare(batches, clock), None
+        crops = ready.crops
+        drops = drops_on(self.device, self.segmenter, crops.positions, self.config.seed)
+        with self.autocasting():
+            answer = decoder(crops.images, ready.features, drops)
+
+        def meanwhile() -> None:
+            clock.mark("loss")
+            with suppress(StopIteration):  # after the last batch there is nothing to prepare
+                self.prepared = self.prepare(batches, clock)
+
+        total = self.loss(answer, crops, meanwhile if self.looks_ahead else None)
         clock.mark("loss")
         total.backward()
         clock.mark("backward")
@@ -70,6 +77,20 @@ class Rig:
         self.optimizer.zero_grad(set_to_none=True)
         clock.mark("optimiser")
         return total.detach()
+
+    def prepare(self, batches: Iterator[RaggedBatch], clock: PhaseClock) -> Prepared:
+        """The next batch, cropped, with its frozen features."""
+        batch = clock.wait_for(lambda: next(batches))
+        batch = batch.to(self.device)
+        clock.mark("copy")
+        draws = draw_crops(batch, self.config.seed, self.crops)
+        crops = crop(batch, draws, self.crops)
+        clock.mark("crop")
+        with self.autocasting():
+            return Prepared(crops, draws, self.segmenter.features(crops.images))
+
+    def autocasting(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     def phases(self) -> dict[str, nn.Module]:
         """The modules whose forward ends a phase, by the phase's name."""
@@ -105,9 +126,11 @@ def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = Fa
     compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     optimizer = build_optimizer(segmenter.decoder, config.optimizer)
     loss = build_loss(config, device, reference)
+    ahead = device.type == "cuda" and not reference and not uses_cuda_graphs(config.compile_mode)
     return Rig(
-        config, segmenter, optimizer, loss, crop_settings(config), device, autocast_dtype(config, device)
-    )
+        config, segmenter, optimizer, loss, crop_settings(config), device, autocast_dtype(config, device),
+        looks_ahead=ahead,
+    )  # fmt: skip
 
 
 def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Loss:
@@ -119,8 +142,12 @@ def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Lo
             wanted.mask_coefficient, wanted.dice_coefficient, wanted.class_coefficient,
             config.decoder_head.classes, wanted.no_object_coefficient,
         ).to(device)  # fmt: skip
-        return lambda predictions, crops: layer_by_layer(layered, predictions, crops)
-    return lambda answer, crops: loss(answer, crops, seed=config.seed, reduce=None).total
+        return lambda predictions, crops, _=None: layer_by_layer(layered, predictions, crops)
+
+    def total(answer: Any, crops: CropBatch, meanwhile: Meanwhile | None = None) -> Tensor:
+        return loss(answer, crops, seed=config.seed, reduce=None, meanwhile=meanwhile).total
+
+    return total
 
 
 def layer_by_layer(

@@ -15,7 +15,7 @@ from torch import nn
 from maskshards.shards.batch import RaggedBatch
 from maskshards.train.bench.hardware import count_flops, count_syncs, peak_gib, reset_peak
 from maskshards.train.bench.step import Rig, build_loss
-from maskshards.train.model.compile import compile_in_place, run_eagerly
+from maskshards.train.model.compile import compile_in_place, run_eagerly, uses_cuda_graphs
 from maskshards.train.tracking.phase_timer import PhaseClock
 
 Figures = dict[str, Any]
@@ -29,6 +29,7 @@ class Variant:
     compile: str = "none"
     compile_mode: str = "default"
     reference: bool = False  # like the published code: float32 pixel decoder, plain attention, loss by layer
+    looks_ahead: bool = True  # where the rig does at all
     tf32: bool = False  # float32 products on the matrix units
     switches: tuple[tuple[str, Any], ...] = ()  # attributes set on every module that has them
 
@@ -48,7 +49,8 @@ def switched(rig: Rig, variant: Variant, compiler: dict[str, Any] | None = None)
     try:
         config = replace(rig.config, compile=variant.compile, compile_mode=variant.compile_mode)
         loss = build_loss(rig.config, rig.device, True) if variant.reference else rig.loss
-        yield replace(rig, config=config, loss=loss, norm=None)
+        ahead = variant.looks_ahead and not variant.reference and not uses_cuda_graphs(variant.compile_mode)
+        yield replace(rig, config=config, loss=loss, norm=None, looks_ahead=rig.looks_ahead and ahead)
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]

@@ -39,6 +39,18 @@ def test_a_step_changes_the_head_and_marks_every_phase() -> None:
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > 0.9 * len(after)
 
 
+def test_a_step_that_looks_ahead_computes_the_same() -> None:
+    losses = []
+    for ahead in (False, True):
+        rig = build_rig(tiny(), CPU)
+        rig.looks_ahead = ahead
+        batches, clock = islice(synthetic_batches(1, 6, pin=False), 3), PhaseClock(CPU)
+        losses.append([float(rig.step(batches, clock)) for _ in range(3)])
+        assert rig.prepared is None
+        assert list(batches) == []
+    assert losses[0] == losses[1]
+
+
 def test_the_reference_step_computes_the_same_function() -> None:
     """Other points are drawn, so the losses agree on average only; the predictions agree exactly enough."""
     losses = []

@@ -33,6 +33,10 @@ CORES = 2  # that the loader is given in the part that reads shards
 LOADER_THREADS = 2
 MADE_SAMPLES = 256
 CURVE_STEPS, CURVE_WINDOW = 300, 20
+LEVERS = {  # off, and the gain of having it at batch 16 and width 256 (docs/benchmarks/train.md)
+    "without looking ahead": (Variant(looks_ahead=False), 2.5),
+    "a gradient for all masks": (Variant(switches=(("tells_product", False),)), 1.0),
+}
 
 
 def eager(setting: Setting, width: int) -> Figures:
@@ -82,6 +86,17 @@ def plain_attention(setting: Setting, width: int) -> Figures:
     rig = setting.rig(width)
     with switched(rig, Variant(switches=(("fused", False),))) as other:
         return step_figures(setting, other, setting.batches(rig.config.bs), rig.config.bs, width)
+
+
+def without(setting: Setting, width: int) -> Figures:
+    """The step without one of its levers at a time, beside what a count says that the lever gains."""
+    rig = setting.rig(width)
+    found: Figures = {"predicted gain, ms": {name: gain for name, (_, gain) in LEVERS.items()}}
+    for name, (variant, _) in LEVERS.items():
+        with switched(rig, variant) as other:
+            batches = setting.batches(rig.config.bs)
+            found[name] = step_figures(setting, other, batches, rig.config.bs, width)
+    return found
 
 
 def sorted_gradients(setting: Setting, width: int) -> Figures:

@@ -121,7 +121,12 @@ class MaskEmbedding(nn.Module):
 
 
 class QueryDecoder(Recomputing):
-    """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one."""
+    """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one.
+
+    `tells_product` lets the loss multiply matched masks out by themselves; False: all masks have a gradient.
+    """
+
+    tells_product: bool = True
 
     def __init__(
         self, width: int, num_classes: int, num_queries: int = NUM_QUERIES, ffn_dim: int = FEED_FORWARD
@@ -182,7 +187,7 @@ class QueryDecoder(Recomputing):
             normed, vectors = normed[:, -1:], vectors[:, -1:]
         masks = torch.einsum("blqc,bchw->blqhw", vectors, mask_features)
         classes = self.class_embed(normed)
-        product = MaskProduct(vectors, mask_features)
+        product = MaskProduct(vectors, mask_features) if self.tells_product else None
         return [Prediction(c, m, product) for c, m in zip(classes.unbind(1), masks.unbind(1), strict=True)]
 
 

@@ -246,26 +246,31 @@ class DeformableAttention(nn.Module):
         query = lowered(query)
         value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
         exact = references.dtype
-        said = self._looks(query, position, exact)
         # Offsets are in pixels of their level. Arithmetic on flat rows: broadcasting over pairs is slow.
         repeats = self.num_points * self.num_heads
         steps = 1 / level_sizes(shapes, references.device, exact)
         steps = steps[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         places = references.repeat(1, repeats * self.num_levels)
-        kernels = self.fused and kernels_fit(value)
-        sampled = said.numel() // (3 * self.num_levels) * value.shape[-1]  # of one level
-        if not (kernels or torch.compiler.is_compiling() or sampled > SAMPLED_BUDGET):
-            keep = not self.resample or sampled * self.num_levels <= KEPT_BUDGET
-            return self.output_proj(
-                attention_by_point(value, shapes, said, places, steps, self.num_points, keep)
-            )
-        locations, weights = (_by_query if kernels else _by_point)(said, places, steps, grid)
+        if self.resample and not (self.fused and kernels_fit(value)) and not torch.compiler.is_compiling():
+            sampled = query.shape[0] * query.shape[1] * repeats * value.shape[-1]  # numbers of one level
+            if sampled <= SAMPLED_BUDGET:
+                said = self._looks(query, position, exact, points_first=True)
+                keep = sampled * self.num_levels <= KEPT_BUDGET
+                return self.output_proj(
+                    attention_by_point(value, shapes, said, places, steps, self.num_points, keep)
+                )
+        offsets, weights = self._looks(query, position, exact).split([len(steps), len(steps) // 2], -1)
+        locations = torch.addcmul(places, offsets, steps).unflatten(-1, (*grid, 2))
+        weights = weights.unflatten(-1, (grid[0], -1)).softmax(-1).unflatten(-1, grid[1:])
         return self.output_proj(
             deformable_attention(value, shapes, locations, weights, fused=self.fused, resample=self.resample)
         )
 
-    def _looks(self, query: Tensor, position: Tensor | None, exact: torch.dtype) -> Tensor:
-        """What `sampling_offsets` and then `attention_weights` say of the queries, in type `exact`.
+    def _looks(
+        self, query: Tensor, position: Tensor | None, exact: torch.dtype, points_first: bool = False
+    ) -> Tensor:
+        """(B, Q, 3 * M * L * P), or with its last two sides exchanged: what `sampling_offsets` and then
+        `attention_weights` say of the queries, in type `exact`.
 
         In one product: the queries are read once, and their gradient is written once. The position's share is
         added to what comes out, not to what goes in: it is the same for all images, and a sum of the
@@ -273,29 +278,15 @@ class DeformableAttention(nn.Module):
         """
         both = (self.sampling_offsets, self.attention_weights)
         weight, bias = torch.cat([layer.weight for layer in both]), torch.cat([layer.bias for layer in both])
-        said = F.linear(query, weight, bias)
+        if points_first:
+            each = weight.expand(len(query), -1, -1)
+            said = torch.baddbmm(bias[:, None], each, query.transpose(1, 2))
+            of_position = None if position is None else weight @ position.t()
+        else:
+            said = F.linear(query, weight, bias)
+            of_position = None if position is None else F.linear(position, weight)
         # one pass either way: an addition of two types reads the lower one and writes the higher one
-        return said.to(exact) if position is None else said + F.linear(position, weight).to(exact)
-
-
-def _by_query(said: Tensor, places: Tensor, steps: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Locations (B, Q, M, L, P, 2) and weights (B, Q, M, L, P) as the kernels read them: a query's together.
-
-    said (B, Q, 3 * M * L * P), places (Q, 2 * M * L * P), steps (2 * M * L * P,), grid = (M, L, P).
-    """
-    offsets, weights = said.split([len(steps), len(steps) // 2], -1)
-    locations = torch.addcmul(places, offsets, steps).unflatten(-1, (*grid, 2))
-    return locations, weights.unflatten(-1, (grid[0], -1)).softmax(-1).unflatten(-1, grid[1:])
-
-
-def _by_point(said: Tensor, places: Tensor, steps: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The same with a point's queries together in memory: one copy here instead of one of each further on,
-    and a softmax along whole rows, which a processor takes in a tenth of the time.
-    """
-    offsets, weights = said.transpose(1, 2).contiguous().split([len(steps), len(steps) // 2], 1)
-    locations = torch.addcmul(places.t(), offsets, steps[:, None]).unflatten(1, (*grid, 2))
-    weights = weights.unflatten(1, (grid[0], -1)).softmax(2).unflatten(2, grid[1:])
-    return locations.permute(0, 5, 1, 2, 3, 4), weights.permute(0, 4, 1, 2, 3)
+        return said.to(exact) if of_position is None else said + of_position.to(exact)
 
 
 def level_sizes(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Tensor:

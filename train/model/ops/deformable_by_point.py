@@ -25,7 +25,7 @@ def attention_by_point(
 ) -> Tensor:
     """(B, Q, M * D) of value's type.
 
-    value (B, S, M, D) of any float type; said (B, Q, 3 * M * L * P), of the coordinates' type: offsets in
+    value (B, S, M, D) of any float type; said (B, 3 * M * L * P, Q), of the coordinates' type: offsets in
     steps, two a point, then the weights before their softmax over a head's points. places (Q, 2 * M * L * P)
     and steps (2 * M * L * P,): a query's place and the size of a step, as shares of the level, without
     gradient. `keep` holds what was sampled for the backward pass instead of sampling it again.
@@ -41,7 +41,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         batch, _, heads, width = value.shape
         grid = (heads, len(shapes), points)
-        offsets, weights = said.transpose(1, 2).contiguous().split([len(steps), len(steps) // 2], 1)
+        offsets, weights = said.contiguous().split([len(steps), len(steps) // 2], 1)
         # In -1..1, as samplers count: one pass for the place, the offset and the change of the origin.
         spots = torch.addcmul((2 * places - 1).t(), offsets, (2 * steps)[:, None]).unflatten(1, (*grid, 2))
         weights = weights.unflatten(1, (heads, -1)).softmax(2)
@@ -82,7 +82,7 @@ class _Attention(torch.autograd.Function):
         before_softmax = torch._softmax_backward_data(of_weights, weights, 2, weights.dtype)
         of_said[:, len(steps) :] = before_softmax.flatten(1, 2)
         of_value = torch.cat(parts, 3).permute(0, 3, 1, 2).to(value.dtype)
-        return of_value, of_said.transpose(1, 2), *[None] * 5
+        return of_value, of_said, *[None] * 5
 
 
 def _levels(
