@@ -42,8 +42,8 @@ class _Attention(torch.autograd.Function):
         batch, _, heads, width = value.shape
         grid = (heads, len(shapes), points)
         offsets, weights = said.contiguous().split([len(steps), len(steps) // 2], 1)
-        # In -1..1, as samplers count: one pass for the place, the offset and the change of the origin.
-        spots = torch.addcmul((2 * places - 1).t(), offsets, (2 * steps)[:, None]).unflatten(1, (*grid, 2))
+        # Rounded as the other way is: fresh heads look at exact centres, where the gradient has a step.
+        spots = torch.addcmul(places.t(), offsets, steps[:, None]).mul_(2).sub_(1).unflatten(1, (*grid, 2))
         weights = weights.unflatten(1, (heads, -1)).softmax(2)
         out: Tensor | None = None
         kept = []
