@@ -17,6 +17,7 @@ from pathlib import Path
 from maskshards.shards.batch import RaggedBatch
 from maskshards.shards.loading.device_prefetcher import DevicePrefetcher
 from maskshards.shards.loading.loader import Loader
+from maskshards.shards.loading.lookahead import Lookahead
 from maskshards.train.checkpoint.checkpoint import save_final, save_last
 from maskshards.train.checkpoint.retention import prune
 from maskshards.train.config.schema import TrainConfig
@@ -26,7 +27,6 @@ from maskshards.train.evaluation.metrics import EvalResult
 from maskshards.train.model.compile import begin_step, uses_cuda_graphs
 from maskshards.train.optim.optimizer import clip_gradients, optimizer_tensors, set_rates
 from maskshards.train.trainer.build import open_loader
-from maskshards.train.trainer.lookahead import Lookahead
 from maskshards.train.trainer.resume import Start, weights_of
 from maskshards.train.trainer.session import Session
 from maskshards.train.trainer.step import Prepared

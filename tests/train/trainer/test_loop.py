@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from maskshards.shards.batch import RaggedBatch
+from maskshards.shards.loading.lookahead import Lookahead
 from maskshards.shards.order.order import World
 from maskshards.train.checkpoint.checkpoint import BEST, LAST, checkpoints_of, read_checkpoint
 from maskshards.train.config.load import load_config
@@ -25,7 +26,6 @@ from maskshards.train.trainer import loop
 from maskshards.train.trainer.build import build_parts, open_loader
 from maskshards.train.trainer.guards import Guard, GuardError
 from maskshards.train.trainer.instruments import Instruments
-from maskshards.train.trainer.lookahead import Lookahead
 from maskshards.train.trainer.loop import checkpoint_due, evaluation_due, is_due, one_step
 from maskshards.train.trainer.run import run_training
 from maskshards.train.trainer.session import Session

@@ -1,6 +1,5 @@
 """What is prepared in advance is what would have been prepared in its turn, and queued before the wait."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from maskshards.train.losses import matched_loss
 from maskshards.train.losses.host_copies import HostCopy
 from maskshards.train.tracking.metrics_log import read_metrics
 from maskshards.train.trainer import loop
-from maskshards.train.trainer.lookahead import Lookahead
 from maskshards.train.trainer.run import run_training
 from maskshards.train.trainer.step import Objective
 
@@ -35,34 +33,6 @@ def outcome(run: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
     return read_checkpoint(run / "model_final.pth").weights, [
         (line["step"], line["order"], line["loss"], line["grad_norm"]) for line in lines
     ]
-
-
-def test_every_batch_comes_once_in_its_turn() -> None:
-    at_hand = [True]
-    ahead = Lookahead(iter([1, 2, 3]), str, lambda: at_hand[0])
-    assert next(ahead) == 1
-    ahead.meanwhile()
-    ahead.meanwhile()  # one batch ahead, however often it is asked
-    assert next(ahead) == "2"
-    at_hand[0] = False
-    ahead.meanwhile()
-    assert next(ahead) == 3
-    at_hand[0] = True
-    ahead.meanwhile()
-    with pytest.raises(StopIteration):
-        next(ahead)
-
-
-def test_an_error_of_the_next_batch_is_raised_in_its_turn() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        raise OSError("shard 7")
-
-    ahead = Lookahead(broken(), str, lambda: True)
-    assert next(ahead) == 1
-    ahead.meanwhile()
-    with pytest.raises(OSError, match="shard 7"):
-        next(ahead)
 
 
 class RecordingCopy(HostCopy):
