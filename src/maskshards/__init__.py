@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
     from maskshards.shards.augment.targets import boxes, class_map, class_masks
     from maskshards.shards.batch import CropBatch, RaggedBatch
+    from maskshards.shards.loading.cache import CacheSettings
+    from maskshards.shards.loading.device_prefetcher import DevicePrefetcher
+    from maskshards.shards.loading.evaluation_batches import evaluation_batches
     from maskshards.shards.loading.loader import Loader
     from maskshards.shards.loading.samples import open_split
     from maskshards.shards.order.order import World
     from maskshards.train.predictor import Predictor, load_model
 
 _HOMES = {
+    "CacheSettings": "shards.loading.cache",
     "CropBatch": "shards.batch",
     "CropSettings": "shards.augment.crop",
+    "DevicePrefetcher": "shards.loading.device_prefetcher",
     "Loader": "shards.loading.loader",
     "Predictor": "train.predictor",
     "RaggedBatch": "shards.batch",
@@ -33,12 +38,15 @@ _HOMES = {
     "class_masks": "shards.augment.targets",
     "crop": "shards.augment.crop",
     "draw_crops": "shards.augment.crop",
+    "evaluation_batches": "shards.loading.evaluation_batches",
     "load_model": "train.predictor",
     "open_split": "shards.loading.samples",
 }
 __all__ = [
+    "CacheSettings",
     "CropBatch",
     "CropSettings",
+    "DevicePrefetcher",
     "Loader",
     "Predictor",
     "RaggedBatch",
@@ -48,6 +56,7 @@ __all__ = [
     "class_masks",
     "crop",
     "draw_crops",
+    "evaluation_batches",
     "load_model",
     "open_split",
     "train",
