@@ -3,6 +3,8 @@
 A message says what is wrong, where (shard, key or file), what was found, what was expected and what to do.
 """
 
+RAISE, REPLACE = POLICIES = ("raise", "replace")  # what a reader does about a SampleError
+
 
 class ShardError(ValueError):
     """Something is wrong with a shard data set; the base of all errors below."""

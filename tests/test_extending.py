@@ -3,11 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -38,13 +38,10 @@ def copy(tmp_path):
         shutil.copy(path, package)
     for room in ("shards", "preprocess", "train", "configs"):
         shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
 
     def run(*words):
-        done = subprocess.run(
-            [sys.executable, "-m", "maskshards", *words], cwd=tmp_path, env=environment,
-            capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+        done = forked.run(["-m", "maskshards", *words], cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

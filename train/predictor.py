@@ -21,8 +21,7 @@ from maskshards.shards.augment.resize import normalise
 from maskshards.train.checkpoint.checkpoint import Checkpoint, load_weights, read_checkpoint
 from maskshards.train.checkpoint.hub_folder import write_folder
 from maskshards.train.checkpoint.train_state import TrainState
-from maskshards.train.config.load import merge, read_recipe, to_config
-from maskshards.train.config.plain_values import check_plain
+from maskshards.train.config.load import merge, own_settings, read_recipe, to_config
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.evaluation.evaluate import evaluation_settings
 from maskshards.train.evaluation.inference import InferenceSettings, label_maps, probability_maps
@@ -218,8 +217,7 @@ def stored_config(checkpoint: Checkpoint, recipe: str | Path | None, overrides: 
     if recipe is not None:
         stored = read_recipe(Path(recipe).expanduser())
     elif checkpoint.state is not None:
-        stored = checkpoint.state.config
-        check_plain(stored, str(checkpoint.path))
+        stored = own_settings(checkpoint.state.config, str(checkpoint.path))
     else:
         raise PredictError(
             f"{checkpoint.path} comes without a configuration; give the recipe of its training: "

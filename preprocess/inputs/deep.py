@@ -16,10 +16,10 @@ from PIL import Image
 
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import png
-from maskshards.preprocess.inputs.exif import turned
 from maskshards.preprocess.inputs.formats import JPEG2000_STARTS, TIFF_STARTS
 from maskshards.preprocess.inputs.image_policy import MOST_BANDS, ImagePolicy
 from maskshards.preprocess.inputs.pillow import check_size, opened
+from maskshards.shards.decode.exif import turned
 
 ROWS = 256  # that are scaled at once, in float64
 SAY_SCALE = (

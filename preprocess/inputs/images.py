@@ -13,11 +13,11 @@ import simplejpeg
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import jpeg, png
 from maskshards.preprocess.inputs.deep import SAY_SCALE
-from maskshards.preprocess.inputs.exif import has_exif_segment, orientation
 from maskshards.preprocess.inputs.formats import format_name
 from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.pillow import check_size, opened, size_limit
 from maskshards.preprocess.inputs.reencode import re_encode
+from maskshards.shards.decode.exif import has_exif_segment, orientation
 
 WAY_OUT = "re-encode it to 8-bit RGB, or let the build do so with --convert"
 

@@ -12,11 +12,11 @@ from PIL import Image
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import jpeg, png
 from maskshards.preprocess.inputs.deep import deep_kind, read_deep
-from maskshards.preprocess.inputs.exif import orientation, turned
 from maskshards.preprocess.inputs.formats import TIFF_STARTS, format_name, readable_formats
 from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.pillow import opened
 from maskshards.preprocess.inputs.tiles import tile_corners
+from maskshards.shards.decode.exif import orientation, turned
 from maskshards.shards.format.rle import MAX_PIXELS
 
 JPEG_QUALITY = 95  # of re-encoded images; subsampling 4:4:4, so that colours keep their edges

@@ -18,7 +18,15 @@ import google_crc32c
 
 from maskshards.shards.errors import SampleError
 from maskshards.shards.format.index import SampleEntry
-from maskshards.shards.format.record import Members, Record, member_names, split_name, to_members
+from maskshards.shards.format.record import (
+    LONGEST_NAME,
+    LONGEST_PREFIX,
+    Members,
+    Record,
+    member_names,
+    split_name,
+    to_members,
+)
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -111,9 +119,9 @@ def tar_header(name: str, size: int) -> bytes:
     if parts is None or not name.isascii() or not 0 <= size <= MAX_MEMBER_BYTES:
         raise SampleError(f"member {name!r} of {size} bytes does not fit into a USTAR header")
     prefix, rest = parts
-    start = rest.encode().ljust(100, b"\0") + FIXED + b"%011o\0" % size + b"%011o\0" % 0
-    end = b"0" + bytes(100) + b"ustar\x0000" + bytes(80)  # no user, group or device
-    end += prefix.encode().ljust(155, b"\0") + bytes(12)
+    start = rest.encode().ljust(LONGEST_NAME, b"\0") + FIXED + b"%011o\0" % size + b"%011o\0" % 0
+    end = b"0" + bytes(LONGEST_NAME) + b"ustar\x0000" + bytes(80)  # no user, group or device
+    end += prefix.encode().ljust(LONGEST_PREFIX, b"\0") + bytes(12)
     checksum = sum(start) + 8 * ord(" ") + sum(end)
     return start + b"%06o\0 " % checksum + end
 

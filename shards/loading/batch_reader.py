@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from maskshards.shards.batch import EncodedBatch, RaggedBatch, run_tensors
 from maskshards.shards.decode.jpeg import check_size, decode_image
-from maskshards.shards.errors import RunsError, SampleError
+from maskshards.shards.errors import POLICIES, RAISE, RunsError, SampleError
 from maskshards.shards.format.batch_runs import BatchRuns, unpack_batch
 from maskshards.shards.format.rle import MOST_BYTE_LABELS, LabelledRuns, unpack_runs
 from maskshards.shards.loading.sample_source import Row, SampleSource
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 Load = Callable[[], tuple[bytes, bytes]]  # image and runs
 
-POLICIES = ("raise", "replace")
 SUBSTITUTE = 3  # what a draw is for, beside those of maskshards.shards.order.order
 MAX_SUBSTITUTES = 8  # in a row for one position; a data set as broken as that is not trained on
 MAX_BATCH_PIXELS = (1 << 31) - 1  # run ends are int32
@@ -69,7 +68,7 @@ class BatchReader:
     """
 
     def __init__(
-        self, selection: Selection, *, seed: int, policy: str = "raise", pin: bool = False, lanes: int = 0
+        self, selection: Selection, *, seed: int, policy: str = RAISE, pin: bool = False, lanes: int = 0
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
@@ -193,7 +192,7 @@ class BatchReader:
             try:
                 self._runs(sample)
             except SampleError as error:
-                if self.policy == "raise":
+                if self.policy == RAISE:
                     raise
                 samples[number], found = self._substitute(error, position, substitute), True
         if not found:
@@ -221,7 +220,7 @@ class BatchReader:
             try:
                 samples.append(planned(number, load))
             except SampleError as error:
-                if self.policy == "raise":
+                if self.policy == RAISE:
                     raise
                 samples.append(self._substitute(error, position, substitute))
         return samples

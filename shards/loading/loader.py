@@ -22,6 +22,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from maskshards.shards.batch import EncodedBatch, RaggedBatch
+from maskshards.shards.errors import RAISE
 from maskshards.shards.format.manifest import Split
 from maskshards.shards.loading.batch_reader import BatchReader
 from maskshards.shards.loading.cache import CacheSettings
@@ -88,7 +89,7 @@ class Loader(IterableDataset[Any]):
         threads: int = 2,
         prefetch_batches: int = 4,
         pin: bool = False,
-        policy: str = "raise",
+        policy: str = RAISE,
         cache: CacheSettings | None = None,
         decode: Callable[[EncodedBatch], RaggedBatch] | None = None,
         transform: Transform | None = None,

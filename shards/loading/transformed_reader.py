@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from maskshards.shards.batch import RaggedBatch
-from maskshards.shards.errors import SampleError
+from maskshards.shards.errors import RAISE, SampleError
 from maskshards.shards.format.batch_runs import join_runs
 from maskshards.shards.loading.batch_reader import BatchReader, Decoded
 from maskshards.shards.loading.class_maps import check_class_map, class_map_of, runs_of
@@ -31,7 +31,7 @@ class TransformedReader(BatchReader):
         selection: Selection,
         *,
         seed: int,
-        policy: str = "raise",
+        policy: str = RAISE,
         pin: bool = False,
         lanes: int = 0,
         transform: Transform | None = None,
@@ -59,7 +59,7 @@ class TransformedReader(BatchReader):
             try:
                 runs = self._runs(samples[number])
             except SampleError as error:
-                if self.policy == "raise":
+                if self.policy == RAISE:
                     raise
                 samples[number] = self._substitute(error, plan.positions[number], self._apart)
                 runs = self._runs(samples[number])

@@ -187,14 +187,6 @@ class Order:
         return found
 
 
-def sample_at(
-    position: int, shard_samples: Int64Array | list[int], seed: int, global_batch: int
-) -> tuple[int, int]:
-    """(shard, index in shard) of one position; `Order` does the same for many without drawing anew."""
-    shards, indices = Order(shard_samples, seed, global_batch).samples(np.array([position], np.int64))
-    return int(shards[0]), int(indices[0])
-
-
 def num_micro_steps(global_batch: int, batch_per_rank: int, num_ranks: int) -> int:
     """M = V / (R B): how many batches each rank makes for one optimiser step."""
     if min(global_batch, batch_per_rank, num_ranks) < 1:

@@ -28,46 +28,14 @@ from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.opening import SourceRequest, open_source
 from maskshards.shards.format.manifest import open_split
-
-
-def words(root, out, *more):
-    options = [
-        "--dataset",
-        "folder",
-        "--root",
-        str(root),
-        "--classes",
-        str(root / "classes.txt"),
-        "--reduce-zero-label",
-    ]
-    return [
-        "build",
-        *options,
-        "--out",
-        str(out),
-        "--samples-per-shard",
-        "2",
-        "--workers",
-        "1",
-        "--quiet",
-        *more,
-    ]
-
-
-def contents(folder):
-    """Relative path -> sha256 of everything below a folder, hidden files included."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
+from tests.preprocess.folder_build import build_words, contents
 
 
 @pytest.fixture
 def built(make_root, tmp_path):
     """(root, out, contents of out) of an undisturbed build."""
     root = make_root()
-    assert main(words(root, tmp_path / "undisturbed")) == 0
+    assert main(build_words(root, tmp_path / "undisturbed")) == 0
     return root, tmp_path / "undisturbed", contents(tmp_path / "undisturbed")
 
 
@@ -96,15 +64,15 @@ def test_bytes_do_not_depend_on_the_number_of_workers_nor_on_the_place_of_the_so
 ):
     _, _, expected = built
     other = make_root("moved/elsewhere")
-    assert main(words(other, tmp_path / "two", "--workers", "2")) == 0
+    assert main(build_words(other, tmp_path / "two", "--workers", "2")) == 0
     assert contents(tmp_path / "two") == expected
 
 
 def test_a_published_split_is_left_alone_and_other_settings_are_refused(built, capsys):
     root, out, expected = built
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
     assert "published already" in capsys.readouterr().out
-    assert main(words(root, out, "--seed", "1")) == 2
+    assert main(build_words(root, out, "--seed", "1")) == 2
     assert "holds a published data set of another plan" in capsys.readouterr().err
     assert contents(out) == expected
 
@@ -122,14 +90,14 @@ def test_an_interrupted_build_goes_on_and_makes_only_what_is_missing(built, tmp_
         return real(task, *rest)
 
     monkeypatch.setattr(shard_task, "_write", write)
-    assert main(words(root, out)) == 130
+    assert main(build_words(root, out)) == 130
     assert sorted(name for name in contents(out) if not name.startswith("training/.build")) == [
         "training/training-00000.tar",
         "training/training-00001.tar",
         "validation/.build/plan.json",
     ]
     made.pop()
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
     assert made == ["training-00000.tar", "validation-00000.tar"]
     assert contents(out) == expected
 
@@ -151,7 +119,7 @@ def test_what_was_touched_since_is_made_again(built, tmp_path, monkeypatch, spoi
     monkeypatch.setattr(
         shard_task, "_write", lambda task, *rest: made.append(task.shard_name) or real(task, *rest)
     )
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
     assert made == (
         ["training-00000.tar", "training-00001.tar"] if spoil == "source" else ["training-00001.tar"]
     )
@@ -170,7 +138,7 @@ def unpublished(root, out, **settings):
 def test_an_unfinished_build_with_other_settings_is_cleared(built, tmp_path):
     root, _, expected = built
     unpublished(root, tmp_path / "out", seed=7)
-    assert main(words(root, tmp_path / "out")) == 0
+    assert main(build_words(root, tmp_path / "out")) == 0
     assert contents(tmp_path / "out") == expected
 
 
@@ -178,7 +146,7 @@ def test_a_folder_that_holds_something_else_is_refused(built, tmp_path, capsys):
     root, _, _ = built
     (tmp_path / "mine/training").mkdir(parents=True)
     (tmp_path / "mine/training/thesis.txt").write_text("years of work")
-    assert main(words(root, tmp_path / "mine")) == 2
+    assert main(build_words(root, tmp_path / "mine")) == 2
     assert "thesis.txt and no build of ours" in capsys.readouterr().err
     assert contents(tmp_path / "mine") == contents(tmp_path / "mine") | {
         "training/thesis.txt": hashlib.sha256(b"years of work").hexdigest()
@@ -189,12 +157,12 @@ def test_leftovers_of_a_killed_builder_vanish(built, tmp_path):
     root, out, expected = built
     (out / "training/.build").mkdir()
     (out / "training/.build/training-00000.tar.json").write_text("{}")
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
     assert contents(out) == expected
     assert not (out / "training/.build").exists()
     jobs = unpublished(root, tmp_path / "again")
     (tmp_path / "again/training/.build/training-00000.tar.abc.partial").write_text("half")
-    assert main(words(root, tmp_path / "again")) == 0
+    assert main(build_words(root, tmp_path / "again")) == 0
     assert contents(tmp_path / "again") == expected
     assert len(jobs) == 2
 
@@ -204,20 +172,20 @@ def test_refused_inputs_are_all_listed_and_nothing_is_published(make_root, tmp_p
     (root / "images/training/training_0000.jpg").write_bytes(b"")
     Image.fromarray(np.full((24, 30), 9, np.uint8)).save(root / "annotations/validation/validation_0000.png")
     (root / "images/validation/lonely.jpg").write_bytes(b"x")
-    assert main(words(root, out)) == 2
+    assert main(build_words(root, out)) == 2
     told = capsys.readouterr().err
     assert "1 input was refused (--allow-rejects is 0), so nothing was built" in told
     assert "images/validation/lonely.jpg: image without a label map" in told
     assert not list(out.rglob("*.tar"))
-    assert main(words(root, out, "--allow-rejects", "1")) == 2
+    assert main(build_words(root, out, "--allow-rejects", "1")) == 2
     told = capsys.readouterr().err
     assert "3 inputs were refused" in told
     assert "images/training/training_0000.jpg: the image file is empty" in told
     assert "images/validation/validation_0000.jpg: label values out of range: 9" in told
     assert "images/validation/lonely.jpg: image without a label map" in told
     assert not list(out.rglob("manifest.json"))
-    assert main(words(root, out, "--allow-rejects", "2")) == 2
-    assert main(words(root, out, "--allow-rejects", "3")) == 0
+    assert main(build_words(root, out, "--allow-rejects", "2")) == 2
+    assert main(build_words(root, out, "--allow-rejects", "3")) == 0
     manifest = open_split(out / "validation").manifest
     assert manifest.num_samples == 1
     assert [reject["name"] for reject in manifest.rejects] == [
@@ -244,7 +212,7 @@ def test_every_kind_of_bad_file_is_named_in_one_build(make_root, tmp_path, capsy
     Image.new("RGB", (30, 24), "red").save(labels / "training_0005.png")
     Image.new("L", (30, 23)).save(labels / "training_0006.png")
     (images / "training_0007.png").write_bytes(png)
-    assert main(words(root, tmp_path / "out", "--allow-rejects", "2")) == 2
+    assert main(build_words(root, tmp_path / "out", "--allow-rejects", "2")) == 2
     told = capsys.readouterr().err
     for number, words_of in {
         1: "JPEG does not decode cleanly (Premature end of JPEG file)",
@@ -266,7 +234,7 @@ def test_mended_inputs_need_only_their_shards(built, tmp_path, monkeypatch):
     good, times = path.read_bytes(), os.stat(path)
     path.write_bytes(good[:50])
     out = tmp_path / "mended"
-    assert main(words(root, out)) == 2
+    assert main(build_words(root, out)) == 2
     path.write_bytes(good)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     made = []
@@ -274,7 +242,7 @@ def test_mended_inputs_need_only_their_shards(built, tmp_path, monkeypatch):
     monkeypatch.setattr(
         shard_task, "_write", lambda task, *rest: made.append(task.shard_name) or real(task, *rest)
     )
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
     assert len(made) == 1
     assert contents(out) == expected
 
@@ -283,13 +251,13 @@ def test_removing_a_refused_file_needs_no_shard_again(built, tmp_path, capsys, m
     root, _, expected = built
     lonely, out = root / "images/training/lonely.jpg", tmp_path / "mended"
     lonely.write_bytes(b"x")
-    assert main(words(root, out)) == 2
+    assert main(build_words(root, out)) == 2
     assert not list(out.rglob("*.tar"))
     assert "lonely.jpg: image without a label map" in capsys.readouterr().err
-    assert main(words(root, out, "--part", "0/1")) == 0  # the limit of parts is that of finish
+    assert main(build_words(root, out, "--part", "0/1")) == 0  # the limit of parts is that of finish
     lonely.unlink()
     monkeypatch.setattr(shard_task, "_write", None)
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
     assert contents(out) == expected
 
 
@@ -300,7 +268,7 @@ def test_a_shard_without_a_good_sample_is_left_out(make_root, tmp_path):
         shard = plan_of(root).names_of(0)
         if image.name in shard:
             image.write_bytes(b"")
-    assert main(words(root, tmp_path / "out", "--allow-rejects", "2")) == 0
+    assert main(build_words(root, tmp_path / "out", "--allow-rejects", "2")) == 0
     manifest = open_split(tmp_path / "out/training").manifest
     assert [shard.name for shard in manifest.shards] == ["training-00001.tar"]
     assert not (tmp_path / "out/training/training-00000.tar").exists()
@@ -318,7 +286,7 @@ def plan_of(root):
 def test_nothing_left_to_publish(make_root, tmp_path, capsys):
     root = make_root(training=1)
     (root / "images/training/training_0000.jpg").write_bytes(b"")
-    assert main(words(root, tmp_path / "out", "--allow-rejects", "1")) == 2
+    assert main(build_words(root, tmp_path / "out", "--allow-rejects", "1")) == 2
     assert "every input was refused" in capsys.readouterr().err
 
 
@@ -331,7 +299,7 @@ def test_a_file_that_vanishes_during_the_build_is_a_refused_input(make_root, tmp
         return real(*arguments)
 
     monkeypatch.setattr(shard_task, "_write", write)
-    assert main(words(root, tmp_path / "out")) == 2
+    assert main(build_words(root, tmp_path / "out")) == 2
     assert (
         "training_0001.jpg: images/training/training_0001.jpg cannot be read: No such file"
         in capsys.readouterr().err
@@ -347,10 +315,10 @@ def test_a_file_that_changes_during_the_build_is_a_refused_input(make_root, tmp_
         return real(*arguments)
 
     monkeypatch.setattr(shard_task, "_write", write)
-    assert main(words(root, tmp_path / "out")) == 2
+    assert main(build_words(root, tmp_path / "out")) == 2
     assert "training_0001.jpg: its files changed during the build" in capsys.readouterr().err
     monkeypatch.setattr(shard_task, "_write", real)
-    assert main(words(root, tmp_path / "out")) == 0
+    assert main(build_words(root, tmp_path / "out")) == 0
 
 
 def test_unicode_dots_and_very_long_names(make_root, tmp_path):
@@ -360,7 +328,7 @@ def test_unicode_dots_and_very_long_names(make_root, tmp_path):
         data = (root / f"{folder}/training/training_0000.{ending}").read_bytes()
         for name in names:
             (root / f"{folder}/training/{name}.{ending}").write_bytes(data)
-    assert main(words(root, tmp_path / "out")) == 0
+    assert main(build_words(root, tmp_path / "out")) == 0
     split = open_split(tmp_path / "out/training")
     keys = {key for number in range(len(split.manifest.shards)) for key in split.index(number).keys}
     assert {"stra%C3%9Fe%20%E6%9D%B1%E4%BA%AC", "a%2Eb%2Ec", "-dash_ed", "100%25"} < keys
@@ -369,11 +337,11 @@ def test_unicode_dots_and_very_long_names(make_root, tmp_path):
 
 def test_one_sample_and_an_empty_split(make_root, tmp_path, capsys):
     root = make_root(training=1)
-    assert main(words(root, tmp_path / "one")) == 0
+    assert main(build_words(root, tmp_path / "one")) == 0
     assert open_split(tmp_path / "one/training").manifest.num_samples == 1
     (root / "images/void").mkdir()
     (root / "annotations/void").mkdir()
-    assert main(words(root, tmp_path / "two", "--splits", "void")) == 2
+    assert main(build_words(root, tmp_path / "two", "--splits", "void")) == 2
     assert "split 'void' is empty" in capsys.readouterr().err
     assert not (tmp_path / "two/void").exists()
 
@@ -385,7 +353,7 @@ def test_a_disk_that_is_full(make_root, tmp_path):
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "preprocess", *words(root, out)]
+    command = [sys.executable, "-m", "preprocess", *build_words(root, out)]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
@@ -393,12 +361,12 @@ def test_a_disk_that_is_full(make_root, tmp_path):
     assert "the same command goes on from there" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(contents(out)) == ["training/.build/plan.json"]
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
 
 
 def test_a_disk_that_is_full_at_any_point(make_root, tmp_path, capsys):
     root, chance, stopped_at = make_root(training=10), random.Random(4), set()
-    command = [*words(root, ""), "--samples-per-shard", "1"]
+    command = [*build_words(root, ""), "--samples-per-shard", "1"]
     out_at = command.index("--out") + 1
     command[out_at] = str(tmp_path / "undisturbed")
     assert main(command) == 0
@@ -429,7 +397,7 @@ def test_a_disk_that_is_full_at_any_point(make_root, tmp_path, capsys):
     not Path("/sys/kernel").is_dir(), reason="no file system here that even root cannot write to"
 )
 def test_a_destination_that_cannot_be_written(make_root, capsys):
-    assert main(words(make_root(), "/sys/kernel/out")) == 2
+    assert main(build_words(make_root(), "/sys/kernel/out")) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: --out /sys/kernel/out cannot be made a folder: ")
     assert "name a place that can be written to" in told
@@ -439,15 +407,15 @@ def test_the_second_builder_of_a_destination_is_refused(make_root, tmp_path, cap
     monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
     root, out = make_root(), tmp_path / "out"
     with build_lock(out):
-        assert main(words(root, out)) == 2
+        assert main(build_words(root, out)) == 2
         assert main(["finish", str(out)]) == 2
     assert capsys.readouterr().err.count("another builder is at work here") == 2
-    assert main(words(root, out)) == 0
+    assert main(build_words(root, out)) == 0
 
 
 def test_a_destination_that_is_a_file(make_root, tmp_path, capsys):
     (tmp_path / "out").write_text("hello")
-    assert main(words(make_root(), tmp_path / "out")) == 2
+    assert main(build_words(make_root(), tmp_path / "out")) == 2
     assert "out cannot be made a folder: File exists" in capsys.readouterr().err
 
 
@@ -467,7 +435,7 @@ def living(group):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_leave_no_process_and_no_half_written_file(make_root, tmp_path, number):
     root, out = make_root(training=40, height=200, width=300), tmp_path / "out"
-    command = [sys.executable, "-m", "preprocess", *words(root, out, "--workers", "2")]
+    command = [sys.executable, "-m", "preprocess", *build_words(root, out, "--workers", "2")]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -487,8 +455,8 @@ def test_signals_leave_no_process_and_no_half_written_file(make_root, tmp_path, 
     assert living(builder.pid) == []
     assert not [name for name in contents(out) if name.endswith(".partial") or ".lock" in name]
     assert not list(out.rglob("manifest.json"))
-    assert main(words(root, out)) == 0
-    assert main(words(root, tmp_path / "undisturbed")) == 0
+    assert main(build_words(root, out)) == 0
+    assert main(build_words(root, tmp_path / "undisturbed")) == 0
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
@@ -510,10 +478,10 @@ def test_parts_on_several_machines_and_finish_give_the_same_bytes(built, tmp_pat
     root, _, expected = built
     out = tmp_path / "parts"
     for part in ("2/3", "0/3"):
-        assert main(words(root, out, "--part", part)) == 0
+        assert main(build_words(root, out, "--part", part)) == 0
         assert main(["finish", str(out)]) == 2
     assert "shards are not there yet" in capsys.readouterr().err
-    assert main(words(root, out, "--part", "1/3")) == 0
+    assert main(build_words(root, out, "--part", "1/3")) == 0
     assert f"maskshards finish {out}" in capsys.readouterr().out
     (out / ".lock-9-of-16").touch()
     assert main(["finish", str(out)]) == 0
@@ -526,7 +494,7 @@ def test_refused_inputs_of_parts_are_told_by_finish(make_root, tmp_path, capsys)
     root, out = make_root(training=3), tmp_path / "out"
     (root / "images/training/training_0001.jpg").write_bytes(b"")
     for part in ("0/2", "1/2"):
-        assert main(words(root, out, "--part", part)) == 0
+        assert main(build_words(root, out, "--part", part)) == 0
     assert "1 inputs refused (finish lists them)" in capsys.readouterr().out
     assert main(["finish", str(out)]) == 2
     assert "training_0001.jpg: the image file is empty" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """SIGKILL at random moments, of builder or worker, then the same command: the same bytes, no stray file."""
 
 import contextlib
-import hashlib
 import os
 import random
 import signal
@@ -11,27 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.preprocess.folder_build import build_words, contents
+
 
 def command(root, out):
-    options = [
-        "--dataset",
-        "folder",
-        "--root",
-        str(root),
-        "--classes",
-        str(root / "classes.txt"),
-        "--reduce-zero-label",
-    ]
-    more = ["--samples-per-shard", "3", "--workers", "2", "--quiet"]
-    return [sys.executable, "-m", "preprocess", "build", *options, "--out", str(out), *more]
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    more = ["--samples-per-shard", "3", "--workers", "2"]
+    return [sys.executable, "-m", "preprocess", *build_words(root, out, *more)]
 
 
 def children(pid):

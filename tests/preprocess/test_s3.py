@@ -8,11 +8,15 @@ import threading
 import pytest
 
 from maskshards.preprocess.__main__ import main
+from maskshards.preprocess.destinations import object_store
 from maskshards.shards.storage.object_store import file_system
+from maskshards.shards.storage.retry import RetrySettings
+from tests.preprocess.folder_build import build_words, file_bytes
 
 s3fs = pytest.importorskip("s3fs", reason="the extra 's3' is not installed")
 pytest.importorskip("moto.server", reason="moto's S3 server is not installed")
 
+THREE = ("--samples-per-shard", "3")
 SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -115,28 +119,14 @@ def bucket(server, monkeypatch):
     forget()
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(object_store, "PATIENCE", RetrySettings(first_delay_s=0.01))
+
+
 def forget():
     """Drop drivers that hold the settings of another test."""
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-def words(root, out, *more):
-    options = [
-        "--dataset",
-        "folder",
-        "--root",
-        str(root),
-        "--classes",
-        str(root / "classes.txt"),
-        "--reduce-zero-label",
-    ]
-    return ["build", *options, "--out", str(out), "--samples-per-shard", "3", "--quiet", *more]
-
-
-def local(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 def remote(url):
@@ -148,11 +138,11 @@ def remote(url):
 @pytest.mark.parametrize(("cuts", "workers"), [(0, "2"), (2, "1")])
 def test_a_bucket_gets_the_bytes_of_a_folder(make_root, tmp_path, bucket, cuts, workers):
     root = make_root(training=6, validation=2, height=200, width=260)
-    assert main(words(root, tmp_path / "out", "--workers", "1")) == 0
+    assert main(build_words(root, tmp_path / "out", *THREE)) == 0
     url, proxy = bucket(cuts)
-    assert main(words(root, url, "--workers", workers)) == 0
+    assert main(build_words(root, url, *THREE, "--workers", workers)) == 0
     assert proxy.cuts <= 0
-    assert remote(url) == local(tmp_path / "out")
+    assert remote(url) == file_bytes(tmp_path / "out")
     assert main(["verify", url, "--against", str(root), "--workers", "1"]) == 0
 
 
@@ -160,13 +150,13 @@ def test_a_connection_that_never_holds_stops_the_build_which_goes_on_later(
     make_root, tmp_path, bucket, capsys
 ):
     root = make_root(training=6, height=200, width=260)
-    assert main(words(root, tmp_path / "out", "--workers", "1")) == 0
+    assert main(build_words(root, tmp_path / "out", *THREE)) == 0
     url, proxy = bucket(1000)
-    assert main(words(root, url, "--workers", "1")) == 2
+    assert main(build_words(root, url, *THREE)) == 2
     told = capsys.readouterr().err
     assert "error: cannot write s3://" in told
     assert "the same command goes on from there" in told
     assert not [name for name in remote(url) if name.endswith("manifest.json")]
     proxy.cuts = 0
-    assert main(words(root, url, "--workers", "1")) == 0
-    assert remote(url) == local(tmp_path / "out")
+    assert main(build_words(root, url, *THREE)) == 0
+    assert remote(url) == file_bytes(tmp_path / "out")

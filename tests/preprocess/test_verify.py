@@ -16,35 +16,11 @@ from maskshards.shards.format.manifest import open_split
 from maskshards.shards.format.record import Record, from_members
 from maskshards.shards.format.rle import IGNORE, decode_label_map, encode_label_map
 from maskshards.shards.format.tar import read_members
+from tests.preprocess.folder_build import build_words
 
 
 def build(root, out, *more):
-    options = [
-        "--dataset",
-        "folder",
-        "--root",
-        str(root),
-        "--classes",
-        str(root / "classes.txt"),
-        "--reduce-zero-label",
-    ]
-    assert (
-        main(
-            [
-                "build",
-                *options,
-                "--out",
-                str(out),
-                "--workers",
-                "1",
-                "--samples-per-shard",
-                "2",
-                "--quiet",
-                *more,
-            ]
-        )
-        == 0
-    )
+    assert main(build_words(root, out, *more)) == 0
 
 
 def verify(out, root, *more):

@@ -2,13 +2,10 @@
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import ForkedPython
 
 
 def free_port() -> int:
@@ -35,25 +32,22 @@ def environment(launcher: str, rank: int, num_ranks: int, port: int) -> dict[str
 @contextmanager
 def ranks_of(
     program: list[str], num_ranks: int = 2, launcher: str = "torchrun"
-) -> Iterator[list[subprocess.Popen[str]]]:
+) -> Iterator[list[ForkedPython]]:
     """The processes of `python PROGRAM`, rank 0 first; none of them outlives the block."""
     port = free_port()
-    members = [
-        subprocess.Popen(
-            [sys.executable, *program], cwd=ROOT, env=environment(launcher, rank, num_ranks, port),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(num_ranks)
-    ]  # fmt: skip
-    try:
-        yield members
-    finally:
-        for member in members:
-            member.kill()
-            member.communicate()
+    with ExitStack() as stack:
+        members = [
+            stack.enter_context(ForkedPython(program, env=environment(launcher, rank, num_ranks, port)))
+            for rank in range(num_ranks)
+        ]
+        try:
+            yield members
+        finally:
+            for member in members:
+                member.kill()
 
 
-def ended(members: list[subprocess.Popen[str]], timeout_s: float = 900) -> tuple[list[int], list[str]]:
+def ended(members: list[ForkedPython], timeout_s: float = 900) -> tuple[list[int | None], list[str]]:
     """Exit statuses and what stood on stderr; far sooner than a collective would give up."""
-    words = [member.communicate(timeout=timeout_s)[1] for member in members]
+    words = [member.communicate(timeout_s)[1] for member in members]
     return [member.returncode for member in members], words

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,30 +12,8 @@ import torch
 from maskshards.train.__main__ import evaluate_main, main
 from maskshards.train.checkpoint.checkpoint import read_checkpoint
 from maskshards.train.tracking.metrics_log import read_metrics
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(arguments: list[str], ranks: int = 1, rank: int = 0, port: int = 0) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if ranks > 1:
-        environment |= {
-            "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "train", *arguments], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def run_ranks(arguments: list[str], ranks: int) -> list[tuple[int, str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    members = [start(arguments, ranks, rank, port) for rank in range(ranks)]
-    outputs = [member.communicate(timeout=900) for member in members]
-    return [(member.returncode, out, err) for member, (out, err) in zip(members, outputs, strict=True)]
+from tests.forked import ForkedPython
+from tests.train.launch import ranks_of
 
 
 def test_user_faults_are_one_block_without_traceback(
@@ -96,10 +73,11 @@ def test_two_ranks_train_together_and_only_the_first_writes(
         *tiny_run, f"decoder_head.type={head}", "bs=1", "n_gpus=2", "scheduler.total_iter=4",
         "log.interval=1",
     ]  # fmt: skip
-    results = run_ranks(arguments, 2)
-    assert [status for status, _, _ in results] == [0, 0], results
-    assert results[0][1].startswith("mIoU ")
-    assert results[1][1] == ""
+    with ranks_of(["-m", "train", *arguments]) as members:
+        (told, _), (nothing, _) = outputs = [member.communicate(900) for member in members]
+    assert [member.returncode for member in members] == [0, 0], outputs
+    assert told.startswith("mIoU ")
+    assert nothing == ""
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
     assert [record["step"] for record in records if record["kind"] == "phases"] == [2, 3, 4]
@@ -119,13 +97,10 @@ def test_a_terminated_run_saves_leaves_nothing_half_written_and_continues(
     tiny_run: list[str], tmp_path: Path
 ) -> None:
     arguments = [*tiny_run, "scheduler.total_iter=400", "eval.eval_interval=400", "log.interval=1"]
-    member = start(arguments)
-    assert member.stderr is not None
-    for line in member.stderr:
-        if "step 2/" in line:
-            break
-    member.send_signal(signal.SIGTERM)
-    _, err = member.communicate(timeout=900)
+    with ForkedPython(["-m", "train", *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}) as member:
+        next(line for line in member.stderr if "step 2/" in line)
+        member.send_signal(signal.SIGTERM)
+        _, err = member.communicate(900)
     assert member.returncode == 128 + signal.SIGTERM
     assert "resume_from=auto continues" in err
     run = tmp_path / "run"

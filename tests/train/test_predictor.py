@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from PIL import Image
 
 import maskshards
+from maskshards.train.checkpoint.checkpoint import save_final
 from maskshards.train.evaluation.evaluate import evaluation_settings
 from maskshards.train.prediction.image_files import PredictError
 from maskshards.train.predictor import Predictor, load_model
-from tests.train.trained_run import NAMES, photo, save_run, small_config
+from tests.train.trained_run import NAMES, photo, save_run, small_config, trained
 
 
 @pytest.fixture(scope="module", params=["linear", "m2f"])
@@ -234,6 +236,14 @@ def test_a_strangers_configuration_looks_nothing_up(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="plain values") as told:
         load_model(run)
     assert "hunter2" not in str(told.value)
+
+
+def test_a_configuration_of_an_older_version_is_read(tmp_path):
+    """The key went with its feature; what trained before has it still."""
+    segmenter, state = trained(small_config())
+    older = replace(state, config=state.config | {"channels_last": False})
+    run = save_final(tmp_path, older, segmenter.decoder.state_dict())
+    assert load_model(run).num_classes == len(NAMES)
 
 
 @pytest.mark.parametrize(("recorded", "rule"), [("offset", "offset"), ("size", "size"), (None, "size")])

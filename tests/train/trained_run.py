@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from maskshards.train.checkpoint.checkpoint import TrainState, save_final
 from maskshards.train.config.load import to_plain
 from maskshards.train.config.schema import BackboneLayers, TrainConfig
+from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.trainer.build import build_model
 
 NAMES = ["sky", "sea", "<sand>", "tür"]
@@ -31,21 +33,11 @@ def small_config(kind: str = "linear", names: list[str] = NAMES) -> TrainConfig:
     return config
 
 
-def save_run(
-    folder: Path,
-    kind: str = "linear",
-    names: list[str] = NAMES,
-    config: TrainConfig | None = None,
-    **facts: Any,
-) -> Path:
-    """`folder` with model_final.pth and model_final.json; `facts` replace fields of the state."""
-    config = config or small_config(kind, names)
+def trained(config: TrainConfig, names: list[str] = NAMES, **facts: Any) -> tuple[Segmenter, TrainState]:
+    """A segmenter whose classifier says something, and what its run knows; `facts` replace fields."""
     segmenter = build_model(config, torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    weights = segmenter.decoder.state_dict()
-    for key, value in weights.items():
-        if key.endswith(("conv.weight", "class_embed.weight")):
-            value.copy_(torch.randn(value.shape, generator=generator))
+    with torch.no_grad():
+        classifier_of(segmenter).weight.normal_(generator=torch.Generator().manual_seed(0))
     state = TrainState(
         step=1,
         position=2,
@@ -61,8 +53,26 @@ def save_run(
         label_rule={"num_classes": len(names), "ignore_index": 255, "reduce_zero_label": True},
         val_fingerprint="v",
     )
+    return segmenter, replace(state, **facts)
+
+
+def classifier_of(segmenter: Segmenter) -> nn.Module:
+    """The layer whose outputs are the classes."""
+    head = segmenter.decoder.segmentation_model[1]
+    return head.conv if segmenter.decoder.rules.name == "linear" else head.predictor.class_embed
+
+
+def save_run(
+    folder: Path,
+    kind: str = "linear",
+    names: list[str] = NAMES,
+    config: TrainConfig | None = None,
+    **facts: Any,
+) -> Path:
+    """`folder` with model_final.pth and model_final.json, of `trained`."""
+    segmenter, state = trained(config or small_config(kind, names), names, **facts)
     folder.mkdir(parents=True, exist_ok=True)
-    save_final(folder, replace(state, **facts), weights)
+    save_final(folder, state, segmenter.decoder.state_dict())
     return folder / "model_final.pth"
 
 

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.model.backbone.load import RANDOM, load_backbone
-from maskshards.train.model.segmenter import Segmenter, build_segmenter
-from maskshards.train.trainer.build import autocast_dtype
+from maskshards.train.model.segmenter import Segmenter
+from maskshards.train.trainer.build import autocast_dtype, on_backbone
 
 GIB = 2**30
 TRAINED_BYTES = 16  # of a float32 parameter: itself, its gradient, two moments
@@ -44,13 +44,7 @@ def count_memory(config: TrainConfig) -> MemoryCount:
     """
     low = autocast_dtype(config, torch.device("cuda")) or torch.float32
     backbone = load_backbone(config.model.dino_hub or "", RANDOM, dtype=low, device="meta")
-    segmenter = build_segmenter(
-        backbone,
-        config.decoder_head,
-        precision=config.precision,
-        seed=config.seed,
-        checkpointing=config.activation_checkpointing,
-    )
+    segmenter = on_backbone(backbone, config)
     segmenter.decoder.train()
     return MemoryCount(
         frozen_gib=sum(p.numel() * p.element_size() for p in backbone.parameters()) / GIB,

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import safetensors
 import torch
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -39,10 +40,6 @@ LAST, BEST = "step-", "best-"
 WEIGHTS, OPTIMIZER, AVERAGE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors"
 STATE = "state.json"
 FINAL = "model_final.pth"
-HUB_STATE, HUB_WEIGHTS = (
-    "config.json",
-    "model.safetensors",
-)  # as `maskshards export` writes them
 BACKBONE_PREFIXES = ("segmentation_model.0.backbone.", "segmentation_model.0.feature_model.")
 
 
@@ -174,9 +171,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises CheckpointError if there is none, or if a file is not what state.json says.
     """
     path = Path(path)
-    if (path / HUB_STATE).is_file() and (path / HUB_WEIGHTS).is_file():
-        state = read_state(path / HUB_STATE)
-        return Checkpoint(path, read_part(path, HUB_WEIGHTS, state), state)
+    if (path / CONFIG_NAME).is_file() and (path / SAFETENSORS_SINGLE_FILE).is_file():
+        state = read_state(path / CONFIG_NAME)
+        return Checkpoint(path, read_part(path, SAFETENSORS_SINGLE_FILE, state), state)
     if path.is_dir() and not (path / STATE).is_file():
         found = checkpoints_of(path, BEST)[-1:] or checkpoints_of(path, LAST)[-1:]
         if not found and (path / FINAL).is_file():

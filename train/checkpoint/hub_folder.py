@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import CONFIG_NAME, REPOCARD_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors.torch import save
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from maskshards.train.checkpoint.checkpoint import TrainState
 from maskshards.train.checkpoint.train_state import CHECKSUM, checksum
 from maskshards.train.model.heads.rules import HeadRules, head_rules
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "maskshards"
 # What a run knew about its own machine, and nobody else's business.
 LOCAL_KEYS = ("output_dir", "load_from", "init_from", "resume_from")
@@ -61,19 +61,19 @@ Or pictures for a whole folder: `maskshards predict FOLDER IMAGES --output OUT`.
 def write_folder(folder: Path, state: TrainState, weights: dict[str, Tensor]) -> None:
     """Write the three files into `folder`, which exists, in the place of earlier ones; a card stays."""
     data = save({key: value.detach().cpu().contiguous() for key, value in weights.items()}, {"format": "pt"})
-    _put(folder / WEIGHTS, data)
+    _put(folder / SAFETENSORS_SINGLE_FILE, data)
     facts = asdict(state) | {
         "config": shareable(state.config),
-        "digests": {WEIGHTS: hashlib.sha256(data).hexdigest()},
+        "digests": {SAFETENSORS_SINGLE_FILE: hashlib.sha256(data).hexdigest()},
         "model_type": MODEL_TYPE,
         "architectures": [head_of(state).decoder],
         "id2label": {str(k): name for k, name in enumerate(state.class_names)},
         "label2id": {name: k for k, name in enumerate(state.class_names)},
     }
     facts |= {CHECKSUM: checksum(facts)}
-    _put(folder / CONFIG, json.dumps(facts, indent=1, allow_nan=False).encode())
-    if not (folder / CARD).exists():  # people write into it
-        _put(folder / CARD, model_card(state).encode())
+    _put(folder / CONFIG_NAME, json.dumps(facts, indent=1, allow_nan=False).encode())
+    if not (folder / REPOCARD_NAME).exists():  # people write into it
+        _put(folder / REPOCARD_NAME, model_card(state).encode())
 
 
 def _put(path: Path, data: bytes) -> None:

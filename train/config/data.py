@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from maskshards.shards.augment.presets import IMAGENET_MEAN, IMAGENET_STD, JITTERS, LSJ_RATIO, PRESETS
+from maskshards.shards.errors import POLICIES, RAISE
 from maskshards.train.keys import ConfigError, key, section
 
 LSJ = "lsj"
@@ -43,9 +44,9 @@ class LoaderConfig:
 
     decode: str = key("cpu", "where JPEG is decoded; gpu needs torchvision", one_of=("cpu", "gpu"))
     policy: str = key(
-        "raise",
+        RAISE,
         "what a damaged sample does: end the run, or be replaced, counted and logged",
-        one_of=("raise", "replace"),
+        one_of=POLICIES,
     )
     prefetch_batches: int = key(4, "batches of a process that wait in memory", at_least=1)
     cache_dir: str | None = key(

@@ -37,6 +37,7 @@ FREE_FORM = (
     "optimizer.lr_multipliers",
 )  # dictionaries whose keys their reader checks, not the schema
 RESERVED = "config"
+WRITTEN = "config.yaml"  # in the folder of a run
 SHORT = {"data": "datasets.root", "out": "output_dir", "--output-dir": "output_dir"}  # other words for keys
 PLACES = (  # keys whose text may be a local path; `~` is the home folder in all of them
     "output_dir", "load_from", "init_from", "resume_from", "datasets.root", "datasets.train", "datasets.val",
@@ -119,10 +120,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a {type(content).__name__}, expected key: value pairs")
-    check_plain(content, f"config file {path}")
-    keyed = without_retired(typing.cast(dict[str, Any], content), str(path))
-    check_keys(keyed, str(path))
-    return keyed
+    return own_settings(typing.cast(dict[str, Any], content), f"config file {path}")
+
+
+def own_settings(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """`content` of a recipe or of a checkpoint, without retired keys; ConfigError for what is no setting.
+
+    `where` names the source in errors.
+    """
+    check_plain(content, where)
+    kept = without_retired(content, where)
+    check_keys(kept, where)
+    return kept
 
 
 def without_retired(content: dict[str, Any], where: str) -> dict[str, Any]:
@@ -235,14 +244,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def from_plain(content: dict[str, Any], where: str) -> TrainConfig:
-    """The inverse of `to_plain`; `where` names the source in errors."""
-    check_plain(content, where)
-    content = without_retired(content, where)
-    check_keys(content, where)
-    return to_config(merge(content, []))
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

@@ -7,7 +7,13 @@ from enum import Enum, StrEnum
 
 from maskshards.train.keys import ConfigError, key
 from maskshards.train.model.backbone.architectures import ARCHITECTURES, POSITION_RULES
-from maskshards.train.model.heads.rules import HEAD_RULES, head_rules, num_classes_of
+from maskshards.train.model.heads.rules import (
+    FEED_FORWARD,
+    HEAD_RULES,
+    NUM_QUERIES,
+    head_rules,
+    num_classes_of,
+)
 
 
 class ModelDtype(Enum):
@@ -76,8 +82,8 @@ class DecoderConfig:
         None, "classes; null: as many as the manifest of the shards lists", at_least=1
     )
     hidden_dim: int = key(2048, "width of the head (m2f), a multiple of 32")
-    ffn_dim: int = key(4096, "inner width of the feed-forward layers (m2f)", at_least=1)
-    num_queries: int = key(100, "masks that the head can name at once (m2f)", at_least=1)
+    ffn_dim: int = key(FEED_FORWARD, "inner width of the feed-forward layers (m2f)", at_least=1)
+    num_queries: int = key(NUM_QUERIES, "masks that the head can name at once (m2f)", at_least=1)
     dropout: float = key(0.1, "share of channels that training drops (linear)", at_least=0, below=1)
 
     @property

@@ -9,6 +9,8 @@ from typing import Any
 from maskshards.train.config.schedules import READERS
 from maskshards.train.keys import ConfigError, key
 
+STOP, SKIP = "stop", "skip"  # what is done about a step that is not finite
+
 
 @dataclass
 class SchedulerConfig:
@@ -80,5 +82,5 @@ class EmaConfig:
 class GuardConfig:
     """`guards`: what to do about a step whose gradient is not finite."""
 
-    non_finite: str = key("stop", "stop the run, or skip the step", one_of=("stop", "skip"))
+    non_finite: str = key(STOP, "stop the run, or skip the step", one_of=(STOP, SKIP))
     max_skipped: int = key(10, "steps that skip may leave out in one process's life", at_least=1)

@@ -18,6 +18,7 @@ from maskshards.shards.storage.foreign_file import ForeignFileError, read_text
 from maskshards.train.config.schema import ConfigError
 
 MOST_BYTES = 1 << 20  # of a recipe; ours have 2 kB
+MOST_LEVELS = 20  # of lists and mappings in one another; ours have 3, and reading costs their square
 
 
 def check_plain(content: object, where: str) -> None:
@@ -32,14 +33,20 @@ def check_plain(content: object, where: str) -> None:
 
 
 def read_plain_text(path: Path) -> str:
-    """The text of a YAML file. ConfigError if it has aliases, is no text or too long to be a recipe."""
+    """The text of a YAML file. ConfigError if it has aliases, is no text, or is too long or deep."""
     try:
         text = read_text(path, MOST_BYTES)
     except ForeignFileError as error:
         raise ConfigError(f"config file {error}; a recipe is a text of a few thousand bytes") from error
+    levels = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        levels += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if levels > MOST_LEVELS:
+            raise ConfigError(
+                f"config file {path}, line {line}: more than {MOST_LEVELS} lists or mappings in one another"
+            )
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1 if event.start_mark else 1
             raise ConfigError(
                 f"config file {path}, line {line}: *{event.anchor} is an alias; write the value itself"
             )

@@ -21,6 +21,7 @@ from maskshards.train.config.optimisation import (
 from maskshards.train.config.results import METRICS, CheckpointConfig, EvalConfig, LogConfig
 from maskshards.train.keys import ConfigError, key, nearest, section
 from maskshards.train.losses.settings import LossSettings
+from maskshards.train.model.heads.rules import MIXED, PRECISIONS
 
 __all__ = [
     "BackboneLayers",
@@ -51,9 +52,9 @@ class TrainConfig:
         None, "model_dtype on a CPU too; null: where the processor has bfloat16 units"
     )
     precision: str = key(
-        "mixed",
+        MIXED,
         "mixed, or the pixel decoder in float32 as facebookresearch/dinov3 computes it",
-        one_of=("mixed", "reference"),
+        one_of=PRECISIONS,
     )
     activation_checkpointing: bool = key(False, "compute activations twice, hold them once")
     compile: str = key("none", "what torch.compile takes in training", one_of=("none", "backbone", "model"))

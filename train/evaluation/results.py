@@ -90,36 +90,9 @@ def images_csv(result: EvalResult) -> str:
     return text.getvalue()
 
 
-def format_table(result: EvalResult) -> str:
-    """The result for a terminal: the classes in order of their ids, then the means."""
-    width = max([len(name) for name in result.class_names] + [5])
-    lines = [f"{'class':{width}}  {'IoU':>6}  {'acc':>6}  {'share':>6}"]
-    total = max(sum(result.labelled_pixels), 1)
-    for k, name in enumerate(result.class_names):
-        if result.labelled_pixels[k] == result.predicted_pixels[k] == 0:
-            continue
-        iou, accuracy = result.iou_per_class[k], result.accuracy_per_class[k]
-        share = 100 * result.labelled_pixels[k] / total
-        lines.append(f"{name:{width}}  {_shown(iou)}  {_shown(accuracy)}  {_shown(share)}")
-    if result.absent_classes:
-        names = ", ".join(result.absent_classes[:8]) + (", ..." if len(result.absent_classes) > 8 else "")
-        lines.append(
-            f"{len(result.absent_classes)} absent from labels and predictions, not in the means: {names}"
-        )
-    lines.append("  ".join(f"{name} {result.metric(name):.2f}" for name in METRICS))
-    if result.boundary_miou is not None:
-        lines.append(f"boundary mIoU {result.boundary_miou:.2f}")
-    lines.append(f"{result.num_images} images; percent; share is of the labelled pixels")
-    return "\n".join(lines)
-
-
 def _or_none(score: float) -> float | None:
     return None if math.isnan(score) else score
 
 
 def _cell(score: float) -> str:
     return "" if math.isnan(score) else f"{score:.2f}"
-
-
-def _shown(score: float) -> str:
-    return "     -" if math.isnan(score) else f"{score:6.2f}"

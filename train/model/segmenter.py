@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from maskshards.train.model.backbone.architectures import ModelError, layer_indices
 from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.model.heads.head import Decoder
-from maskshards.train.model.heads.pixel_decoder import PRECISIONS
 from maskshards.train.model.heads.registry import head_called
-from maskshards.train.model.heads.rules import HeadSettings, num_classes_of
+from maskshards.train.model.heads.rules import MIXED, PRECISIONS, HeadSettings, num_classes_of
 from maskshards.train.model.ops.activation_checkpoint import set_recompute
 
 
@@ -75,7 +74,7 @@ def build_segmenter(
     backbone: FrozenBackbone,
     decoder: HeadSettings,
     *,
-    precision: str = "mixed",
+    precision: str = MIXED,
     seed: int = 0,
     checkpointing: bool = False,
 ) -> Segmenter:

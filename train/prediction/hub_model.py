@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub.constants import CONFIG_NAME, REPOCARD_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -15,7 +16,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from maskshards.train.checkpoint.checkpoint import HUB_STATE, HUB_WEIGHTS
 from maskshards.train.prediction.image_files import PredictError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -38,7 +38,7 @@ def fetch_model(hub_id: str, **fetching: Any) -> Path:
     try:
         folder = Path(
             huggingface_hub.snapshot_download(
-                hub_id, allow_patterns=[HUB_STATE, HUB_WEIGHTS, "README.md"], **fetching
+                hub_id, allow_patterns=[CONFIG_NAME, SAFETENSORS_SINGLE_FILE, REPOCARD_NAME], **fetching
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -47,9 +47,9 @@ def fetch_model(hub_id: str, **fetching: Any) -> Path:
         raise PredictError(
             f"{hub_id} is no folder here and cannot be fetched from the Hugging Face hub: {reason}"
         ) from error
-    if not (folder / HUB_STATE).is_file() or not (folder / HUB_WEIGHTS).is_file():
+    if not (folder / CONFIG_NAME).is_file() or not (folder / SAFETENSORS_SINGLE_FILE).is_file():
         raise PredictError(
-            f"{hub_id} holds no model of maskshards: expected {HUB_STATE} and {HUB_WEIGHTS}, as "
-            "`maskshards export --format huggingface` writes them"
+            f"{hub_id} holds no model of maskshards: expected {CONFIG_NAME} and "
+            f"{SAFETENSORS_SINGLE_FILE}, as `maskshards export --format huggingface` writes them"
         )
     return folder

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from maskshards.shards.decode.exif import orientation, turned
 from maskshards.shards.storage.foreign_file import ForeignFileError, open_regular
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF", "HEIF")
@@ -22,16 +23,6 @@ SUFFIXES = (
     ".pgm", ".avif", ".heic", ".heif",
 )  # fmt: skip
 MOST_PX = 1 << 29  # pixels of one image: 1.5 GB decoded, 3.5 GB while it is
-# EXIF orientation -> how the pixels are turned upright; every other value means upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _settings_lock = threading.Lock()  # Pillow's limit and the filters of warnings are the process's
 
 
@@ -67,14 +58,14 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     """
     if image.mode.startswith("I;16"):
         pixels = from_16_bits(np.asarray(image).astype(np.uint16))
-        image = _turned(Image.fromarray(pixels), _orientation(image))
+        image = turned(Image.fromarray(pixels), _stated_orientation(image))
     elif image.mode in ("I", "F"):
         raise PredictError(
             f"has mode {image.mode} (numbers of 32 bits), whose scale nobody can know; save it with 8 bits a "
             "channel"
         )
     else:
-        image = _turned(image, _orientation(image))
+        image = turned(image, _stated_orientation(image))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -123,19 +114,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _orientation(image: Image.Image) -> int:
+def _stated_orientation(image: Image.Image) -> int:
+    """The orientation that the file states; Pillow's warnings about damaged tags stay inside."""
     with _settings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            value = image.getexif().get(0x0112, 1)
-        except Exception:  # EXIF of all kinds of damage: the pixels are what counts
-            return 1
-    return value if isinstance(value, int) else 1
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return orientation(image)
 
 
 def _register_heif() -> None:

@@ -24,6 +24,7 @@ from maskshards.shards.order.selection import Selection, whole
 from maskshards.train.config.data import LSJ, split_url
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
+from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import compile_in_place
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
@@ -118,17 +119,22 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         device=device,
         rule=model.position_rule,
     )
-    segmenter = build_segmenter(
+    segmenter = on_backbone(backbone, config).to(device)
+    for module in segmenter.decoder.modules():
+        if isinstance(module, DeformableAttention | PixelDecoder):
+            module.fused = config.fused_kernels
+    return segmenter
+
+
+def on_backbone(backbone: FrozenBackbone, config: TrainConfig) -> Segmenter:
+    """The backbone with the head that `config` describes, drawn from its seed."""
+    return build_segmenter(
         backbone,
         config.decoder_head,
         precision=config.precision,
         seed=config.seed,
         checkpointing=config.activation_checkpointing,
-    ).to(device)
-    for module in segmenter.decoder.modules():
-        if isinstance(module, DeformableAttention | PixelDecoder):
-            module.fused = config.fused_kernels
-    return segmenter
+    )
 
 
 def tell_odd_classes(*splits: Split) -> None:

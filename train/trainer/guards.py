@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from maskshards.train.config.optimisation import SKIP, STOP
 from maskshards.train.config.schema import GuardConfig
 from maskshards.train.distributed.ranks import batch_statistics
 from maskshards.train.losses.host_copies import HostCopy
@@ -22,8 +23,6 @@ from maskshards.train.optim.optimizer import named_trainables
 from maskshards.train.trainer.diagnosis import Seen
 
 logger = logging.getLogger(__name__)
-
-STOP, SKIP = "stop", "skip"
 
 
 class GuardError(RuntimeError):

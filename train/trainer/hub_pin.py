@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from maskshards.shards.storage.foreign_file import read_text
+from maskshards.train.config.load import WRITTEN
 from maskshards.train.config.model import ModelConfig
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
@@ -78,7 +79,7 @@ def commit_of(model: ModelConfig) -> str | None:
 def last_config(run: Path) -> dict[str, Any] | None:
     """`config.yaml` of a run as plain values; None if there is none that can be read."""
     try:
-        content = yaml.safe_load(read_text(run / "config.yaml"))
+        content = yaml.safe_load(read_text(run / WRITTEN))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

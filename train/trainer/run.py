@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from maskshards.train.checkpoint.checkpoint import FINAL, load_weights, read_checkpoint
-from maskshards.train.config.load import write_config
+from maskshards.train.config.load import WRITTEN, write_config
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import StopSignals
@@ -60,7 +60,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         check_same_data(parts, ranks)
         start = begin(config, ranks, parts, folder)
         if ranks.is_first:
-            write_config(config, folder / "config.yaml")
+            write_config(config, folder / WRITTEN)
         metrics = MetricsFile(folder, ranks, start.step)
         trackers = open_trackers(config, folder, ranks, start.step)
         guard = build_guard(config, ranks, parts)
@@ -120,7 +120,7 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         load_weights(segmenter.decoder, checkpoint)
         result = score_split(config, ranks, stop, segmenter, split)
         if ranks.is_first:
-            write_config(config, folder / "config.yaml")
+            write_config(config, folder / WRITTEN)
             write_results(result, folder)
         return closing_line(config, result, checkpoint.path)
 

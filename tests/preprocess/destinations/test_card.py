@@ -10,11 +10,11 @@ from maskshards.preprocess.__main__ import main
 from maskshards.preprocess.destinations.card import _cell, card, classes_json
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.shards.format.manifest import Manifest, open_splits
+from tests.preprocess.folder_build import build_words
 
 
 def build(root, out, *more):
-    options = ["--dataset", "folder", "--root", str(root), "--classes", str(root / "classes.txt"), "--quiet"]
-    return main(["build", *options, "--reduce-zero-label", "--workers", "1", "--out", str(out), *more])
+    return main(build_words(root, out, *more))
 
 
 @pytest.fixture

@@ -9,36 +9,7 @@ from maskshards.preprocess.destinations.object_store import ObjectDestination, T
 from maskshards.preprocess.errors import BuildError
 from maskshards.shards.storage import object_store as shared
 from maskshards.shards.storage.retry import RetrySettings
-
-
-def words(root, out, *more):
-    options = [
-        "--dataset",
-        "folder",
-        "--root",
-        str(root),
-        "--classes",
-        str(root / "classes.txt"),
-        "--reduce-zero-label",
-    ]
-    return [
-        "build",
-        *options,
-        "--out",
-        str(out),
-        "--samples-per-shard",
-        "2",
-        "--workers",
-        "1",
-        "--quiet",
-        *more,
-    ]
-
-
-def local(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+from tests.preprocess.folder_build import build_words, file_bytes
 
 
 def remote(url):
@@ -55,21 +26,21 @@ def url(tmp_path):
 
 def test_a_build_to_objects_has_the_bytes_of_a_build_to_a_folder(make_root, tmp_path, url):
     root = make_root()
-    assert main(words(root, tmp_path / "out")) == 0
-    assert main(words(root, url)) == 0
-    assert remote(url) == local(tmp_path / "out")
+    assert main(build_words(root, tmp_path / "out")) == 0
+    assert main(build_words(root, url)) == 0
+    assert remote(url) == file_bytes(tmp_path / "out")
     assert main(["verify", url, "--against", str(root), "--workers", "1"]) == 0
 
 
 def test_parts_and_finish_on_objects(make_root, tmp_path, url, capsys):
     root = make_root()
-    assert main(words(root, tmp_path / "out")) == 0
+    assert main(build_words(root, tmp_path / "out")) == 0
     for part in ("1/2", "0/2"):
         assert main(["finish", url]) == 2
-        assert main(words(root, url, "--part", part)) == 0
+        assert main(build_words(root, url, "--part", part)) == 0
     assert "shards are not there yet" in capsys.readouterr().err
     assert main(["finish", url]) == 0
-    assert remote(url) == local(tmp_path / "out")
+    assert remote(url) == file_bytes(tmp_path / "out")
 
 
 def test_small_objects(url):
@@ -128,25 +99,25 @@ def breaking(monkeypatch):
 )
 def test_a_put_that_fails_is_tried_again(make_root, tmp_path, url, breaking, fault):
     root = make_root()
-    assert main(words(root, tmp_path / "out")) == 0
+    assert main(build_words(root, tmp_path / "out")) == 0
     breaking(*[fault] * (ATTEMPTS - 1))
-    assert main(words(root, url)) == 0
-    assert remote(url) == local(tmp_path / "out")
+    assert main(build_words(root, url)) == 0
+    assert remote(url) == file_bytes(tmp_path / "out")
 
 
 def test_a_store_that_stays_away_stops_the_build_which_goes_on_later(
     make_root, tmp_path, url, breaking, capsys
 ):
     root = make_root()
-    assert main(words(root, tmp_path / "out")) == 0
+    assert main(build_words(root, tmp_path / "out")) == 0
     breaking(None, *[ConnectionResetError("reset by peer")] * ATTEMPTS)
-    assert main(words(root, url)) == 2
+    assert main(build_words(root, url)) == 2
     told = capsys.readouterr().err
     assert "cannot write memory://" in told
     assert "ConnectionResetError: reset by peer, 3 attempts in all" in told
     assert "training/.build/training-00000.tar.json" in remote(url)
-    assert main(words(root, url)) == 0
-    assert remote(url) == local(tmp_path / "out")
+    assert main(build_words(root, url)) == 0
+    assert remote(url) == file_bytes(tmp_path / "out")
 
 
 def test_damage_on_the_way_is_never_published(tmp_path, url, breaking):
@@ -161,22 +132,22 @@ def test_damage_on_the_way_is_never_published(tmp_path, url, breaking):
 
 def test_a_bucket_that_is_not_there_is_named(make_root, url, breaking, capsys):
     breaking(FileNotFoundError("no such bucket"))
-    assert main(words(make_root(), url)) == 2
+    assert main(build_words(make_root(), url)) == 2
     assert f"error: cannot write {url}/training/training-00000.tar: no such bucket" in capsys.readouterr().err
 
 
 def test_a_builder_of_another_plan_is_refused_and_leaves_all_objects(make_root, url, breaking, capsys):
     root = make_root()
     breaking(None, *[ConnectionResetError("reset by peer")] * ATTEMPTS)
-    assert main(words(root, url)) == 2
+    assert main(build_words(root, url)) == 2
     before = remote(url)
-    assert main(words(root, url, "--seed", "1")) == 2
+    assert main(build_words(root, url, "--seed", "1")) == 2
     assert "unfinished build of another plan, and its builder may be at work" in capsys.readouterr().err
     assert remote(url) == before
 
 
 def test_other_schemes_are_refused_by_name(make_root, capsys):
-    assert main(words(make_root(), "ftp://host/x")) == 2
+    assert main(build_words(make_root(), "ftp://host/x")) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ftp://host/x/training: shards can be built to a local folder, s3://")
     assert "attempts" not in told

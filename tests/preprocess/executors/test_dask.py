@@ -1,12 +1,12 @@
 """A scheduler and two workers on loopback, in processes of their own, as on a cluster."""
 
-import hashlib
 import subprocess
 import sys
 
 import pytest
 
 from maskshards.preprocess.__main__ import main
+from tests.preprocess.folder_build import build_words, contents
 
 distributed = pytest.importorskip("distributed", reason="the extra 'dask' is not installed")
 
@@ -37,49 +37,17 @@ def scheduler(tmp_path_factory):
         cluster.wait(600)
 
 
-def words(root, out, *more):
-    options = [
-        "--dataset",
-        "folder",
-        "--root",
-        str(root),
-        "--classes",
-        str(root / "classes.txt"),
-        "--reduce-zero-label",
-    ]
-    return [
-        "build",
-        *options,
-        "--out",
-        str(out),
-        "--samples-per-shard",
-        "2",
-        "--workers",
-        "1",
-        "--quiet",
-        *more,
-    ]
-
-
-def contents(folder):
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def test_a_cluster_makes_the_same_bytes(make_root, tmp_path, scheduler):
     root = make_root(training=11, validation=2)
-    assert main(words(root, tmp_path / "local")) == 0
-    assert main(words(root, tmp_path / "dask", "--executor", "dask", "--scheduler", scheduler)) == 0
+    assert main(build_words(root, tmp_path / "local")) == 0
+    assert main(build_words(root, tmp_path / "dask", "--executor", "dask", "--scheduler", scheduler)) == 0
     assert contents(tmp_path / "dask") == contents(tmp_path / "local")
 
 
 def test_faults_on_the_cluster_are_told_here(make_root, tmp_path, scheduler, capsys):
     root = make_root(training=5)
     (root / "images/training/training_0002.jpg").write_bytes(b"")
-    assert main(words(root, tmp_path / "out", "--executor", "dask", "--scheduler", scheduler)) == 2
+    assert main(build_words(root, tmp_path / "out", "--executor", "dask", "--scheduler", scheduler)) == 2
     assert "training_0002.jpg: the image file is empty" in capsys.readouterr().err
     (root / "sceneCategories.txt").write_text("one two three\n")
     options = ["--dataset", "ade20k", "--allow-count-mismatch", "--splits", "training", "--quiet"]
@@ -89,5 +57,5 @@ def test_faults_on_the_cluster_are_told_here(make_root, tmp_path, scheduler, cap
 
 
 def test_a_scheduler_has_to_be_named(make_root, tmp_path, capsys):
-    assert main(words(make_root(), tmp_path / "out", "--executor", "dask")) == 2
+    assert main(build_words(make_root(), tmp_path / "out", "--executor", "dask")) == 2
     assert "--executor dask needs --scheduler ADDRESS" in capsys.readouterr().err

@@ -10,16 +10,11 @@ from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs.deep import scale_values
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.images import encode_images
+from tests.preprocess.inputs.encoded import decoded, encode
 
 CONVERT = ImagePolicy(convert=True)
 SIZE = (40, 56)
 RAMP = np.linspace(0, 1, SIZE[0] * SIZE[1]).reshape(SIZE)
-
-
-def encode(image, kind, **options):
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def tiff(pixels, **options):
@@ -27,10 +22,6 @@ def tiff(pixels, **options):
     out = io.BytesIO()
     tifffile.imwrite(out, pixels, **options)
     return out.getvalue()
-
-
-def decoded(found):
-    return np.asarray(Image.open(io.BytesIO(found.data), formats=["PNG", "JPEG"]))
 
 
 def twelve_bits(*, bands=0):

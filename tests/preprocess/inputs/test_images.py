@@ -1,6 +1,5 @@
 """One test per row of the image policy table in docs/custom-data.md, and the ways in which a file can lie."""
 
-import io
 import struct
 import zlib
 
@@ -12,17 +11,10 @@ from PIL import Image
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.images import encode_images
+from tests.preprocess.inputs.encoded import NOISE, decoded, encode
 
 KEEP = ImagePolicy()
 CONVERT = ImagePolicy(convert=True)
-RNG = np.random.default_rng(3)
-NOISE = RNG.integers(0, 256, (40, 56, 3), dtype=np.uint8)
-
-
-def encode(image, kind, **options):
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def encode_image(data, policy):
@@ -32,10 +24,6 @@ def encode_image(data, policy):
 
 def rgb():
     return Image.fromarray(NOISE)
-
-
-def decoded(found):
-    return np.asarray(Image.open(io.BytesIO(found.data)))
 
 
 KEPT = {

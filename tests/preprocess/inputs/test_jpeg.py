@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskshards.preprocess.errors import RejectedInput
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
+from maskshards.preprocess.inputs.images import encode_images
 from maskshards.preprocess.inputs.jpeg import DamagedImage, prove_before_converting, prove_jpeg
 
 
@@ -27,4 +30,7 @@ def test_whole_files_pass_and_cut_ones_do_not(mode, colour):
 
 
 def test_a_header_that_libjpeg_does_not_read_is_left_to_pillow():
-    prove_before_converting(b"\xff\xd8\xff no jpeg")
+    data = b"\xff\xd8\xff no jpeg"
+    assert prove_before_converting(data) is None
+    with pytest.raises(RejectedInput, match="an unknown format"):  # as Pillow finds
+        encode_images(data, ImagePolicy(convert=True))

@@ -1,6 +1,5 @@
 """What comes of images that are not kept: odd EXIF, other formats, scaling, tiles, limits of the target."""
 
-import io
 import struct
 
 import numpy as np
@@ -12,20 +11,10 @@ from maskshards.preprocess.inputs import image_policy, pillow, reencode
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.images import encode_images
 from maskshards.preprocess.inputs.reencode import scaled_size
+from tests.preprocess.inputs.encoded import NOISE, decoded, encode
 
 CONVERT = ImagePolicy(convert=True)
 RNG = np.random.default_rng(3)
-NOISE = RNG.integers(0, 256, (40, 56, 3), dtype=np.uint8)
-
-
-def encode(image, kind, **options):
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def decoded(found):
-    return np.asarray(Image.open(io.BytesIO(found.data), formats=["PNG", "JPEG"]))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Real pipes, devices, sockets and endless files: refused by their kind, at once, and never read."""
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -18,6 +17,7 @@ from maskshards.shards.storage.foreign_file import (
     sha256_of,
     why_unreadable,
 )
+from tests.shards.storage.descriptors import opened_below
 
 
 @pytest.fixture
@@ -54,15 +54,6 @@ def test_pipes_folders_devices_and_sockets_are_named_and_not_waited_for(tmp_path
         ):
             with pytest.raises(ForeignFileError, match=f"{path} is {kind}, expected a regular file"):
                 open_regular(path, 10)
-
-
-def opened_below(folder):
-    """Files below `folder` that this process has open; other descriptors come and go."""
-    links = []
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself
-            links.append(os.readlink(f"/proc/self/fd/{name}"))
-    return [link for link in links if link.startswith(f"{folder}/")]
 
 
 def test_a_name_that_is_exchanged_after_the_first_look_is_seen_by_the_second(file, tmp_path, monkeypatch):

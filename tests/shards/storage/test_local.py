@@ -1,6 +1,5 @@
 """A folder as a store: exact ranges or a named error, and descriptors that are given back."""
 
-import contextlib
 import copy
 import errno
 import os
@@ -9,6 +8,7 @@ import pytest
 
 from maskshards.shards.errors import StoreError
 from maskshards.shards.storage.local import LocalStore
+from tests.shards.storage.descriptors import opened_below
 
 
 @pytest.fixture
@@ -44,15 +44,6 @@ def test_a_pipe_in_a_shards_place_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
     with pytest.raises(StoreError, match=r"a\.tar is a pipe, expected a regular file"):
         LocalStore(tmp_path).size("a.tar")
-
-
-def opened_below(folder):
-    """Files below `folder` that this process has open; other descriptors come and go."""
-    links = []
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself
-            links.append(os.readlink(f"/proc/self/fd/{name}"))
-    return [link for link in links if link.startswith(f"{folder}/")]
 
 
 def test_closing_gives_all_descriptors_back(folder):

@@ -10,6 +10,7 @@ import torch
 from maskshards.train.bench.budgeted import ABSENT, DONE
 from maskshards.train.bench.gpu import main, parser, parts_of
 from maskshards.train.bench.parts.setting import Setting
+from maskshards.train.model.heads import pixel_decoder, query_decoder
 
 NEEDS_CUDA = {"nvJPEG", "width 32, CUDA graphs", "value gradient", "width 64, sorted gradients"}
 
@@ -26,8 +27,13 @@ def results(out: Path) -> dict[str, dict[str, object]]:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own
 def test_a_dry_run_on_the_cpu_goes_through_all_parts(
-    tmp_path: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_shards: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for decoder in (pixel_decoder, query_decoder):  # depth adds tracing and nothing to see
+        monkeypatch.setattr(decoder, "NUM_LAYERS", 1)
     words = ["--device", "cpu", "--out", str(tmp_path), "--budget-s", "3000", "--shards", str(tiny_shards)]
     words += ["--tests", "tests/train/losses/test_host_copies.py", "decoder_head.num_classes=3"]
     assert main(words) == 0

@@ -11,54 +11,24 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from maskshards.train.checkpoint.checkpoint import TrainState, load_weights, read_checkpoint
 from maskshards.train.checkpoint.hub_folder import is_local, model_card, shareable, write_folder
-from maskshards.train.config.load import TrainConfig, to_plain
-from maskshards.train.config.schema import BackboneLayers
 from maskshards.train.model.segmenter import Segmenter
-from maskshards.train.trainer.build import build_model
+from tests.train.trained_run import classifier_of, small_config, trained
 
 NAMES = ["sky", "sea", "sand"]
 
 
-def trained(kind: str = "linear") -> tuple[Segmenter, TrainState]:
-    config = TrainConfig()
-    config.model.dino_hub, config.model.weights = "dinov3_tiny16", "random"
+def somebodys(kind: str = "linear") -> tuple[Segmenter, TrainState]:
+    config = small_config(kind, NAMES)
     config.datasets.root, config.output_dir = "somebody/data", "somebody/run"
-    head = config.decoder_head
-    head.type, head.num_classes = kind, len(NAMES)
-    if kind == "m2f":
-        head.backbone_out_layers = BackboneLayers.FOUR_EVEN_INTERVALS
-        head.hidden_dim, head.ffn_dim, head.num_queries = 32, 64, 10
-    config.transforms.eval.img_size, config.eval.crop_size, config.eval.stride = 48, 48, 32
-    segmenter = build_model(config, torch.device("cpu"))
-    with torch.no_grad():
-        classifier_of(segmenter).weight.normal_(generator=torch.Generator().manual_seed(0))
-    state = TrainState(
-        step=7,
-        position=14,
-        fingerprint="f",
-        global_batch=2,
-        seed=0,
-        backbone="dinov3_tiny16",
-        backbone_digest=segmenter.backbone.digest,
-        class_names=NAMES,
-        config=to_plain(config),
-        score=61.25,
-    )
-    return segmenter, state
-
-
-def classifier_of(segmenter: Segmenter) -> nn.Module:
-    head = segmenter.decoder.segmentation_model[1]
-    return head.conv if segmenter.decoder.rules.name == "linear" else head.predictor.class_embed
+    return trained(config, NAMES, step=7, position=14)
 
 
 @pytest.fixture(params=["linear", "m2f"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Segmenter]:
-    segmenter, state = trained(request.param)
+    segmenter, state = somebodys(request.param)
     folder = tmp_path / "shared"
     folder.mkdir()
     write_folder(folder, state, segmenter.decoder.state_dict())
@@ -84,7 +54,7 @@ def test_the_folder_is_a_checkpoint_that_loads_strictly(shared: tuple[Path, Segm
     checkpoint = read_checkpoint(folder)
     assert checkpoint.state is not None
     assert checkpoint.state.class_names == NAMES
-    fresh, _ = trained(segmenter.decoder.rules.name)
+    fresh, _ = somebodys(segmenter.decoder.rules.name)
     with torch.no_grad():
         classifier_of(fresh).weight.zero_()
     load_weights(fresh.decoder, checkpoint)
@@ -132,7 +102,7 @@ def test_local_weights_are_told_from_hub_ids(weights: str, local: bool) -> None:
 
 
 def test_the_card_names_what_a_reader_needs() -> None:
-    card = model_card(trained()[1])
+    card = model_card(somebodys()[1])
     for words in (
         "Linear head",
         "dinov3_tiny16",

@@ -3,16 +3,19 @@ import math
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from maskshards.train.config.load import (
     ConfigError,
-    from_plain,
     known_keys,
     load_config,
+    merge,
+    own_settings,
     read_recipe,
+    to_config,
     to_plain,
     write_config,
 )
@@ -24,6 +27,11 @@ GIVEN = ["output_dir=out", "datasets.root=shards", "model.dino_hub=dinov3_vitl16
 
 def load(*arguments: str, recipe: str = "config-ade20k-m2f-training") -> TrainConfig:
     return load_config([f"config={CONFIGS / recipe}.yaml", *GIVEN, *arguments])
+
+
+def from_stored(content: dict[str, Any]) -> TrainConfig:
+    """As `load_model` reads what a checkpoint holds."""
+    return to_config(merge(own_settings(content, "state.json"), []))
 
 
 def test_main_recipe_holds_the_published_values() -> None:
@@ -168,7 +176,7 @@ def test_multipliers_of_rates_by_name(tmp_path: Path) -> None:
     )
     assert again.optimizer.lr_multipliers == {stem: 0.1, adapter: 2.0}
     assert again.optimizer.lr == 1
-    assert from_plain(to_plain(again), "state.json") == again
+    assert from_stored(to_plain(again)) == again
     whole = load(f"optimizer.lr_multipliers={{{adapter}: 0.25}}")
     assert whole.optimizer.lr_multipliers == {adapter: 0.25}
 
@@ -218,7 +226,7 @@ def test_keys_of_older_versions_are_left_out_with_a_word_where_they_were_set(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = load()
-    assert from_plain({**to_plain(config), "channels_last": False}, "state.json") == config
+    assert from_stored({**to_plain(config), "channels_last": False}) == config
     assert caplog.messages == []
     (tmp_path / "old.yaml").write_text("channels_last: true\nbs: 3\n")
     assert read_recipe(tmp_path / "old.yaml") == {"bs": 3}
@@ -232,7 +240,7 @@ def test_plain_form_and_yaml_round_trip(tmp_path: Path) -> None:
     write_config(config, tmp_path / "config.yaml")
     again = load_config([f"config={tmp_path / 'config.yaml'}"])
     assert again == config
-    assert from_plain(to_plain(config), "state.json") == config
+    assert from_stored(to_plain(config)) == config
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model_dtype"] == "BFLOAT16"
 
 

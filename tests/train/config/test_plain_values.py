@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maskshards.train.config.load import from_plain, read_recipe, to_plain
+from maskshards.train.config.load import own_settings, read_recipe, to_plain
 from maskshards.train.config.plain_values import MOST_BYTES, check_plain, flat
 from maskshards.train.config.schema import ConfigError, TrainConfig
 
@@ -34,7 +34,7 @@ def test_a_recipe_that_asks_to_look_something_up_is_refused(
 def test_a_stored_configuration_that_asks_to_is_refused(text: str) -> None:
     stored = to_plain(TrainConfig()) | {"datasets": {"root": text}}
     with pytest.raises(ConfigError, match=r"state\.json: datasets\.root is .*plain values"):
-        from_plain(stored, "state.json")
+        own_settings(stored, "state.json")
 
 
 def test_lists_and_names_of_keys_are_looked_through() -> None:
@@ -56,6 +56,13 @@ def test_a_small_file_that_becomes_gigabytes_is_refused(tmp_path: Path) -> None:
         read_recipe(recipe)
     recipe.write_text("# " + "x" * MOST_BYTES)
     with pytest.raises(ConfigError, match="a recipe is a text of a few thousand"):
+        read_recipe(recipe)
+
+
+def test_lists_in_lists_without_end_are_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed:\n  " + "[" * 100_000)
+    with pytest.raises(ConfigError, match="line 2: more than 20 lists or mappings in one another"):
         read_recipe(recipe)
 
 

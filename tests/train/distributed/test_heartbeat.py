@@ -252,7 +252,7 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
         *tiny_run,
         "bs=1",
         "n_gpus=2",
-        f"step_timeout_s={30 if fault == 'stop' else 600}",
+        f"step_timeout_s={12 if fault == 'stop' else 600}",
         "eval.max_val_samples=2",
     ]
     with ranks_of(["-c", MEMBER, fault, *arguments]) as members:

@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from maskshards.train.distributed.stop_signals import (
     StopSignals,
 )
 from maskshards.train.tracking.metrics_log import read_metrics
+from tests.forked import ForkedPython
 from tests.train.launch import ended, ranks_of
 
 ROOT = Path(__file__).parents[3]
@@ -71,8 +71,7 @@ def test_a_late_second_interrupt_is_obeyed_at_once(monkeypatch: pytest.MonkeyPat
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def wait_for(member: subprocess.Popen[str], words: str) -> None:
-    assert member.stderr is not None
+def wait_for(member: ForkedPython, words: str) -> None:
     lines = []
     for line in member.stderr:
         lines.append(line)

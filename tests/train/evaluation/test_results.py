@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maskshards.train.evaluation.metrics import ImageScore, score
-from maskshards.train.evaluation.results import as_json, format_table, write_results
+from maskshards.train.evaluation.results import as_json, write_results
 
 CONFUSION = np.array([[6, 0, 0, 0], [0, 0, 0, 0], [0, 2, 2, 0], [0, 0, 0, 0]])
 NAMES = ["wall", 'door, "front"', "<sea>", "tür"]
@@ -42,21 +42,11 @@ def test_csv_reads_back_with_names_that_need_quotes(result, tmp_path):
     assert [row["iou"] for row in rows[2:]] == ["100.00", "0.00", "50.00", ""]
 
 
-def test_table_shows_what_is_present_and_names_what_is_absent(result):
-    table = format_table(result).splitlines()
-    assert [line.split()[0] for line in table[1:4]] == ["wall", "door,", "<sea>"]
-    assert "-" in table[2]  # accuracy of a class that is only predicted
-    assert table[4] == "1 absent from labels and predictions, not in the means: tür"
-    assert "mIoU 50.00" in table[5]
-    assert "7 images" in table[6]
-
-
 def test_an_empty_evaluation_can_be_written(tmp_path):
     empty = score(np.zeros((2, 2), np.int64), "ab", num_images=0)
     path, _ = write_results(empty, tmp_path)
     assert json.loads(path.read_text())["mIoU"] is None
     assert math.isnan(empty.miou)
-    assert "mIoU nan" in format_table(empty)
 
 
 def test_extras_are_written_where_they_were_asked_for(result, tmp_path):
@@ -70,8 +60,7 @@ def test_extras_are_written_where_they_were_asked_for(result, tmp_path):
     assert [c["boundary_iou"] for c in document["classes"]] == [40.0, 43.0, None, None]
     listed = (tmp_path / "results-semantic-segmentation-images.csv").read_text().splitlines()
     assert listed == ["key,mIoU,aAcc", "a,12.35,50.00", "b,70.00,80.00", "c,,"]
-    assert "boundary mIoU 41.50" in format_table(full)
-    assert "boundary" not in format_table(result) + json.dumps(as_json(result))
+    assert "boundary" not in json.dumps(as_json(result))
 
 
 def test_results_replace_older_ones_and_never_write_through_a_link(result, tmp_path):

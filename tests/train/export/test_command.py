@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskshards.train.checkpoint.checkpoint import TrainState, save_final
-from maskshards.train.config.load import TrainConfig, to_plain
 from maskshards.train.export import command as module
 from maskshards.train.export.command import ExportError, main, parse, parse_size
 from maskshards.train.export.graph import run_onnx
-from maskshards.train.trainer.build import build_model
+from tests.train.trained_run import save_run
 
 NAMES = ["sky", "sea", "sand"]
 
@@ -20,24 +18,7 @@ NAMES = ["sky", "sea", "sand"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a linear head: model_final.pth with its facts."""
-    config = TrainConfig()
-    config.model.dino_hub, config.model.weights = "dinov3_tiny16", "random"
-    config.datasets.root = "/nowhere"
-    config.decoder_head.type, config.decoder_head.num_classes = "linear", len(NAMES)
-    config.transforms.eval.img_size, config.eval.crop_size, config.eval.stride = 48, 48, 32
-    segmenter = build_model(config, torch.device("cpu"))
-    state = TrainState(
-        step=1,
-        position=2,
-        fingerprint="f",
-        global_batch=2,
-        seed=0,
-        backbone="dinov3_tiny16",
-        backbone_digest=segmenter.backbone.digest,
-        class_names=NAMES,
-        config=to_plain(config),
-    )
-    return save_final(tmp_path_factory.mktemp("run"), state, segmenter.decoder.state_dict())
+    return save_run(tmp_path_factory.mktemp("run"), names=NAMES)
 
 
 def words(run: Path, output: Path, *more: str, format: str = "torch") -> list[str]:

@@ -3,7 +3,6 @@
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +20,7 @@ from maskshards.train.export.graph import (
     save_program,
     smallest_px,
 )
-from maskshards.train.model.backbone.load import load_backbone
-from maskshards.train.model.segmenter import build_segmenter
+from tests.train.model.tiny_segmenter import tiny_segmenter
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 ONNX = pytest.mark.skipif(
@@ -37,16 +35,7 @@ KINDS = [
 
 
 def graph_of(kind: str, name: str = "dinov3_tiny16") -> InferenceGraph:
-    head = SimpleNamespace(
-        type=kind,
-        backbone_out_layers="FOUR_LAST",
-        num_classes=5,
-        hidden_dim=32,
-        ffn_dim=64,
-        num_queries=10,
-        dropout=0.1,
-    )
-    segmenter = build_segmenter(load_backbone(name, "random"), head)
+    segmenter = tiny_segmenter(kind, name, num_classes=5, num_queries=10)
     return InferenceGraph(segmenter, MEAN, STD).eval()
 
 

@@ -3,8 +3,6 @@
 import itertools
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +32,7 @@ from maskshards.train.losses.point_sampling import (
     shifted,
 )
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
+from tests.forked import ForkedPython
 
 CLASSES, QUERIES, SIZE = 7, 6, 32
 SETTINGS = LossSettings(num_points=50)
@@ -300,18 +299,13 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     }  # fmt: skip
     torch.save(inputs, tmp_path / "inputs.pt")
     members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(rank), str(tmp_path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[3],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+        ForkedPython(["-c", MEMBER, str(rank), str(tmp_path)], env=dict(os.environ)) for rank in range(2)
+    ]
     scale = torch.tensor(0.7, requires_grad=True)
     predictions = [Prediction(scale * c, scale * m) for c, m in logits]
     whole = MatchedLoss(SETTINGS, CLASSES)(predictions, crops, seed=3, world_reduce=None).total
     (gradient,) = torch.autograd.grad(whole, scale)
-    outputs = [member.communicate(timeout=900) for member in members]
+    outputs = [member.communicate(900) for member in members]
     assert [member.returncode for member in members] == [0, 0], outputs
     expected = [whole.item(), gradient.item(), 4.5]
     for out, _ in outputs:

@@ -6,8 +6,6 @@ The interpreter must be chosen before Triton is imported, so the cases run in pr
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +15,7 @@ import torch
 from maskshards.train.losses.matched_loss import loss_kernels_fit
 from maskshards.train.losses.point_sums import Sampler
 from maskshards.train.losses.settings import LossSettings
+from tests import forked
 
 pytest.importorskip("triton")
 
@@ -77,18 +76,15 @@ class _Moved:
 
 
 def interpreted(*command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=HERE.parents[3], capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = forked.run([*command], env={**os.environ, "TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
 def test_interpreted_sums_equal_a_loop_over_dense_masks() -> None:
     told = interpreted(
-        "-W", "error", "-c",
-        "import importlib.util, torch;"
+        "-c",
+        "import importlib.util, torch, warnings; warnings.simplefilter('error');"
         f"spec = importlib.util.spec_from_file_location('cases', {str(HERE)!r});"
         "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases);"
         "print(*(cases.check(name, 'cpu', torch.float32) for name in cases.CASES), sep=', ');"

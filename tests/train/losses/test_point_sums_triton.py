@@ -18,8 +18,7 @@ pytest.importorskip("triton")
 
 COMPILE = """
 import json
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from tests.train.model.compiled_kernels import compiled
 from maskshards.train.losses import point_sums_triton as fused
 
 POINTERS = {
@@ -40,10 +39,7 @@ for kernel, fixed in KERNELS:
     for maps, chip in (("*bf16", 90), ("*fp32", 80)):
         types = dict.fromkeys(kernel.arg_names, "*fp32") | POINTERS | {"maps": maps}
         types |= {name: "i32" for name in kernel.arg_names if name.startswith(COUNTS)}
-        types = {name: types[name] for name in kernel.arg_names} | dict.fromkeys(fixed, "constexpr")
-        constants = {(kernel.arg_names.index(name),): number for name, number in fixed.items()}
-        source = ASTSource(kernel, types, constants)
-        done = compile(source, target=GPUTarget("cuda", chip, 32), options=fused.OPTIONS)
+        done = compiled(kernel, types, fixed, chip, fused.OPTIONS)
         sizes[f"{kernel.__name__}-{maps}-sm{chip}"] = len(done.asm["cubin"])
 print(json.dumps(sizes))
 """

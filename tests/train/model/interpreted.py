@@ -5,20 +5,14 @@ Both need a process of their own: the interpreter must be chosen before Triton i
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+from tests import forked
 
 
 def run(code: str, **environment: str) -> Any:
     """The JSON value that `code` prints last."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=ROOT, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = forked.run(["-c", code], env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -2,22 +2,21 @@
 eager.
 """
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import begin_step, compile_in_place, uses_cuda_graphs
-from maskshards.train.model.heads import pixel_decoder
+from maskshards.train.model.heads import pixel_decoder, query_decoder
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops import deformable_attention
 from maskshards.train.model.ops.activation_checkpoint import set_recompute
-from maskshards.train.model.segmenter import Segmenter, build_segmenter
+from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.tracking.phase_timer import PhaseClock, mark_after
+from tests.train.model.tiny_segmenter import tiny_segmenter
 
 # Dynamo looks at .grad of everything that goes into a graph and hides this warning from people itself, but it
 # cannot hide what a test turned into an error.
@@ -36,22 +35,13 @@ def _fresh_compiler() -> Any:
 
 
 def tiny(kind: str = "m2f", device: torch.device = CPU) -> Segmenter:
-    head = SimpleNamespace(
-        type=kind,
-        backbone_out_layers="FOUR_LAST",
-        num_classes=3,
-        hidden_dim=32,
-        ffn_dim=64,
-        num_queries=8,
-        dropout=0.1,
-    )
-    segmenter = build_segmenter(load_backbone("dinov3_tiny16", "random", device=device), head).to(device)
+    segmenter = tiny_segmenter(kind, device=device)
     segmenter.decoder.train()
     return segmenter
 
 
 def step(segmenter: Segmenter, autocast: torch.dtype | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    """Twenty maps of ten predictions, and gradients of all parameters followed by the batch statistics."""
+    """Two maps of each prediction, and gradients of all parameters followed by the batch statistics."""
     decoder = segmenter.decoder
     decoder.zero_grad(set_to_none=True)
     device = next(decoder.parameters()).device
@@ -71,11 +61,12 @@ def total(predictions: list[Prediction]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "backend",
+    ("backend", "layers"),
     [
-        "aot_eager",
+        ("aot_eager", (2, 3)),  # every layer is traced anew; each kind, and each level of the pyramid, once
         pytest.param(
             "inductor",
+            (pixel_decoder.NUM_LAYERS, query_decoder.NUM_LAYERS),
             marks=[
                 pytest.mark.slow,
                 pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
@@ -83,7 +74,11 @@ def total(predictions: list[Prediction]) -> Tensor:
         ),
     ],
 )
-def test_a_compiled_step_equals_the_eager_one_without_a_graph_break(backend: str) -> None:
+def test_a_compiled_step_equals_the_eager_one_without_a_graph_break(
+    backend: str, layers: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_decoder, "NUM_LAYERS", layers[0])
+    monkeypatch.setattr(query_decoder, "NUM_LAYERS", layers[1])
     expected = [step(segmenter) for segmenter in [tiny()] for _ in range(2)]
     segmenter = tiny()
     keys = list(segmenter.state_dict())
@@ -97,7 +92,7 @@ def test_a_compiled_step_equals_the_eager_one_without_a_graph_break(backend: str
     for maps, tensors in expected:
         clock.start()
         found = step(segmenter)
-        assert len(maps) == 20
+        assert len(maps) == 2 * (layers[1] + 1)
         for ours, theirs in zip(found[0], maps, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         for ours, theirs in zip(found[1], tensors, strict=True):

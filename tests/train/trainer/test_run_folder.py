@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,9 @@ from maskshards.train.config.schema import ConfigError
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.trainer import run_folder
 from maskshards.train.trainer.run_folder import LOCK
+from tests.forked import ForkedPython
+from tests.train.launch import ranks_of
 
-ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 
 # `maskshards train` of a user who does not wait for the other run.
@@ -37,22 +36,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "PATIENCE_S", 0.0)
 
 
-def start(program: list[str], arguments: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, text=True,
-    )  # fmt: skip
-
-
 @pytest.mark.usefixtures("impatient")
 def test_a_second_run_is_refused_until_the_first_is_killed(
     tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*tiny_run, "log.interval=1", "checkpoint.interval=1", "eval.eval_interval=4000"]
     again = [*arguments, "resume_from=auto"]
-    with start(["-m", "train"], [*again, "scheduler.total_iter=4000"]) as first:
+    words = ["-m", "train", *again, "scheduler.total_iter=4000"]
+    with ForkedPython(words, env={**os.environ, "OMP_NUM_THREADS": "1"}) as first:
         try:
-            assert first.stderr is not None
             next(line for line in first.stderr if "step 3/" in line)
             refused = [main(again), main([*arguments, f"load_from={tmp_path / 'run'}"])]
         finally:
@@ -71,17 +63,12 @@ def test_a_second_run_is_refused_until_the_first_is_killed(
 
 
 def test_all_ranks_are_refused_together(tiny_run: list[str], tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     (tmp_path / "run").mkdir()
-    with held(tmp_path / "run" / LOCK, 0):
-        members = [
-            start(["-c", IMPATIENT], [*tiny_run, "bs=1"], **shared, RANK=str(rank), LOCAL_RANK=str(rank))
-            for rank in range(2)
-        ]
-        outputs = [member.communicate(timeout=900) for member in members]
+    with (
+        held(tmp_path / "run" / LOCK, 0),
+        ranks_of(["-c", IMPATIENT, *tiny_run, "bs=1"]) as members,
+    ):
+        outputs = [member.communicate(900) for member in members]
     assert [member.returncode for member in members] == [2, 2], outputs
     for (_, err), words in zip(
         outputs, ("error: output_dir", "error: rank 0 gave up: output_dir"), strict=True

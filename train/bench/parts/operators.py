@@ -22,10 +22,10 @@ from maskshards.train.bench.parts.made_images import encoded_batch
 from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.bench.synthetic import synthetic_batch
 from maskshards.train.model.backbone.architectures import architecture
+from maskshards.train.model.heads.rules import NORM_GROUPS
 from maskshards.train.model.ops.upsample2x import doubled
 from maskshards.train.trainer.build import crop_settings
 
-NUM_GROUPS = 32  # of the pixel decoder's group norms
 TOKEN_STRIDES = (8, 16, 32)
 MATCHED_ROWS = 10 * 16 * 9  # layers, images, labels an image: what `topk` sees at batch 16
 
@@ -125,7 +125,7 @@ def depthwise(weight: Tensor, maps: Tensor) -> Tensor:
 
 
 def grouped(weight: Tensor, maps: Tensor) -> Tensor:
-    return F.group_norm(maps, NUM_GROUPS, weight, weight)
+    return F.group_norm(maps, NORM_GROUPS, weight, weight)
 
 
 def noise(setting: Setting, *shape: int) -> Tensor:

@@ -67,5 +67,5 @@ def cached_commit(hub_id: str, branch: str) -> str | None:
         commit = read_text(folder / "refs" / branch).strip()
     except (OSError, UnicodeDecodeError):
         return None
-    whole = WHOLE.fullmatch(commit) and (folder / "snapshots" / commit / "config.json").exists()
+    whole = WHOLE.fullmatch(commit) and (folder / "snapshots" / commit / constants.CONFIG_NAME).exists()
     return commit if whole else None

@@ -15,6 +15,12 @@ from typing import Any, NoReturn
 
 import huggingface_hub
 import torch
+from huggingface_hub.constants import (
+    CONFIG_NAME,
+    PYTORCH_WEIGHTS_NAME,
+    SAFETENSORS_INDEX_FILE,
+    SAFETENSORS_SINGLE_FILE,
+)
 from safetensors import safe_open
 from torch import Tensor
 
@@ -71,7 +77,7 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
         folder = huggingface_hub.snapshot_download(
             hub_id,
             revision=revision,
-            allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
+            allow_patterns=[CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"],
         )
     except Exception as error:
         raise WeightsError(
@@ -125,7 +131,7 @@ def read_entries(path: Path) -> tuple[list[str], Iterator[Named]]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder."""
-    path = folder / "config.json"
+    path = folder / CONFIG_NAME
     try:
         config = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -174,7 +180,7 @@ def _safetensors_entries(path: Path) -> Iterator[Named]:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / SAFETENSORS_INDEX_FILE
     if index.is_file():
         try:
             names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
@@ -184,7 +190,7 @@ def _files_of(folder: Path) -> list[Path]:
                 "be cut short. Download the folder again"
             ) from error
         return [folder / Path(name).name for name in names]
-    for pattern in ("model.safetensors", "*.safetensors", "pytorch_model.bin"):
+    for pattern in (SAFETENSORS_SINGLE_FILE, "*.safetensors", PYTORCH_WEIGHTS_NAME):
         found = sorted(folder.glob(pattern))
         if found:
             return found

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskshards.train.model.heads.adapter import to_map, to_tokens
+from maskshards.train.model.heads.rules import FEED_FORWARD, MIXED, NORM_GROUPS
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
 from maskshards.train.model.ops.autocast_norms import GroupNorm, LayerNorm
 from maskshards.train.model.ops.deformable_attention import DeformableAttention, Shapes, reference_points
@@ -21,9 +22,6 @@ from maskshards.train.model.ops.upsample2x import doubled
 
 NUM_LAYERS = 6
 NUM_LEVELS = 3
-FEED_FORWARD = 4096  # inner width of the feed-forward layers in published heads, whatever the hidden width
-NUM_GROUPS = 32
-PRECISIONS = ("mixed", "reference")
 
 
 class EncoderLayer(nn.Module):
@@ -91,7 +89,7 @@ class NormedConv(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
         super().__init__(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
-        self.norm = GroupNorm(NUM_GROUPS, channels_out)
+        self.norm = GroupNorm(NORM_GROUPS, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(super().forward(x))
@@ -107,12 +105,12 @@ class PixelDecoder(nn.Module):
     fused: bool = True
 
     def __init__(
-        self, channels: int, width: int, precision: str = "mixed", ffn_dim: int = FEED_FORWARD
+        self, channels: int, width: int, precision: str = MIXED, ffn_dim: int = FEED_FORWARD
     ) -> None:
         super().__init__()
         self.precision = precision
         self.input_convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, 1), GroupNorm(NUM_GROUPS, width))
+            nn.Sequential(nn.Conv2d(channels, width, 1), GroupNorm(NORM_GROUPS, width))
             for _ in range(NUM_LEVELS)
         )
         self.encoder = PyramidEncoder(width, ffn_dim)
@@ -142,7 +140,7 @@ class PixelDecoder(nn.Module):
         """Four (B, D, ., .) maps, fine to coarse -> mask features (B, C, H/4, W/4) and maps at strides 32,
         16, 8.
         """
-        if self.precision == "mixed":
+        if self.precision == MIXED:
             return self._decode(pyramid)
         with torch.autocast(pyramid[0].device.type, enabled=False):
             return self._decode(tuple(level.float() for level in pyramid))

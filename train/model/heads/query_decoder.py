@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskshards.train.model.heads.adapter import to_tokens
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
+from maskshards.train.model.heads.rules import FEED_FORWARD, NUM_QUERIES
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
 from maskshards.train.model.ops.autocast_norms import lowered
 from maskshards.train.model.ops.resize import resized
@@ -24,7 +25,6 @@ NUM_LAYERS = 9
 NUM_LEVELS = 3
 NUM_HEADS = 16
 WIDENED = {"cpu"}  # devices whose kernels of attention take 16-bit heads badly
-NUM_QUERIES, FEED_FORWARD = 100, 4096  # as in published heads, whatever the width
 
 
 class Attention(nn.Module):

@@ -14,7 +14,10 @@ from typing import Any, Protocol
 from maskshards.train.keys import ConfigError
 from maskshards.train.model.backbone.architectures import num_layers
 
-WIDTH_MULTIPLE = 32  # normalisation groups of the pixel decoder
+NORM_GROUPS = 32  # of the pixel decoder, whose width divides by them
+FEED_FORWARD = 4096  # inner width of the feed-forward layers in published heads, whatever the hidden width
+PRECISIONS = MIXED, REFERENCE = "mixed", "reference"  # of the pixel decoder
+NUM_QUERIES = 100  # of published heads
 
 
 class HeadSettings(Protocol):
@@ -63,9 +66,9 @@ class HeadRules:
                 "say FOUR_EVEN_INTERVALS or FOUR_LAST"
             )
         width = settings.hidden_dim
-        if self.has_width and (width < WIDTH_MULTIPLE or width % WIDTH_MULTIPLE):
+        if self.has_width and (width < NORM_GROUPS or width % NORM_GROUPS):
             raise ConfigError(
-                f"decoder_head.hidden_dim is {width}, expected a multiple of {WIDTH_MULTIPLE}, "
+                f"decoder_head.hidden_dim is {width}, expected a multiple of {NORM_GROUPS}, "
                 "for example 256 or 2048"
             )
 

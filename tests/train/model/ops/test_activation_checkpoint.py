@@ -1,26 +1,11 @@
 """Recomputing saves memory and changes no number: not outputs, gradients or batch statistics."""
 
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor
 
-from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.ops.activation_checkpoint import Recomputing, set_recompute
-from maskshards.train.model.segmenter import Segmenter, build_segmenter
-
-
-def tiny(checkpointing: bool) -> Segmenter:
-    head = SimpleNamespace(
-        type="m2f",
-        backbone_out_layers="FOUR_LAST",
-        num_classes=3,
-        hidden_dim=32,
-        ffn_dim=64,
-        num_queries=8,
-        dropout=0.1,
-    )
-    return build_segmenter(load_backbone("dinov3_tiny16", "random"), head, checkpointing=checkpointing)
+from maskshards.train.model.segmenter import Segmenter
+from tests.train.model.tiny_segmenter import tiny_segmenter
 
 
 def step(segmenter: Segmenter, autocast: bool = False) -> tuple[list[Tensor], int]:
@@ -54,15 +39,15 @@ def step(segmenter: Segmenter, autocast: bool = False) -> tuple[list[Tensor], in
 
 def test_gradients_and_statistics_are_the_same_and_memory_is_saved() -> None:
     for autocast in (False, True):
-        plain, much = step(tiny(False), autocast)
-        again, little = step(tiny(True), autocast)
+        plain, much = step(tiny_segmenter(checkpointing=False), autocast)
+        again, little = step(tiny_segmenter(checkpointing=True), autocast)
         for a, b in zip(plain, again, strict=True):
             assert torch.equal(a, b)
         assert little < 0.8 * much
 
 
 def test_the_switch_reaches_every_part() -> None:
-    segmenter = tiny(True)
+    segmenter = tiny_segmenter(checkpointing=True)
     parts = [m for m in segmenter.modules() if isinstance(m, Recomputing)]
     assert len(parts) == 3  # adapter, pixel decoder, query decoder
     assert all(part.recompute for part in parts)

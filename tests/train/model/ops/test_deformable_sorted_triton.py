@@ -66,8 +66,7 @@ def test_shares_beyond_32_bits_are_left_to_atomics() -> None:
 
 COMPILE = """
 import json
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from tests.train.model.compiled_kernels import compiled
 from maskshards.train.model.ops import deformable_sorted_triton as fused
 
 COUNTS = {"table": "*i32", "counts": "*i32", "cursor": "*i32", "starts": "*i32", "of_query": "*i32"}
@@ -83,10 +82,7 @@ sizes = {}
 for kernel, fixed, options in WORK:
     for chip in (80, 90, 100):
         types = dict.fromkeys(kernel.arg_names, "*fp32") | COUNTS | NUMBERS | LOW
-        types = {name: types[name] for name in kernel.arg_names} | dict.fromkeys(fixed, "constexpr")
-        constants = {(kernel.arg_names.index(name),): number for name, number in fixed.items()}
-        source = ASTSource(kernel, types, constants)
-        done = compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+        done = compiled(kernel, types, fixed, chip, options)
         sizes[f"{kernel.__name__}-sm{chip}"] = len(done.asm["cubin"])
 print(json.dumps(sizes))
 """

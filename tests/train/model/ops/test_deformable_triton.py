@@ -127,8 +127,7 @@ def test_the_operator_stands_in_a_compiled_graph(interpreted: dict[str, dict[str
 
 COMPILE = """
 import json, sys
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from tests.train.model.compiled_kernels import compiled
 from maskshards.train.model.ops import deformable_triton as fused
 
 sizes = {}
@@ -138,12 +137,9 @@ for kernel in (fused._forward, fused._backward):
         fixed = dict(M=16, D=width, L=3, P=4, BLOCK_Q=block[0], BLOCK_D=block[1])
         fixed |= {"ADD_VALUES": True} if kernel is fused._backward else {}
         pointers = {"table": "*i32", "value": values, "out": values, "grad_out": values}
-        types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(fixed, "constexpr")
-        types |= {name: pointers[name] for name in kernel.arg_names if name in pointers}
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | pointers
         types |= {"num_queries": "i32", "num_places": "i32"}
-        constants = {(kernel.arg_names.index(name),): number for name, number in fixed.items()}
-        source = ASTSource(kernel, types, constants)
-        done = compile(source, target=GPUTarget("cuda", chip, 32), options=fused.OPTIONS)
+        done = compiled(kernel, types, fixed, chip, fused.OPTIONS)
         sizes[f"{kernel.__name__}-{values}-{width}-sm{chip}"] = len(done.asm["cubin"])
 print(json.dumps(sizes))
 """

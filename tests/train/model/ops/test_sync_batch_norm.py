@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskshards.train.model.ops.sync_batch_norm import SyncedBatchNorm, gradients, normalise, sync_batch_norms
+from tests.forked import ForkedPython
 
 HOST_WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
 COUNTS = {2: (2, 3), 3: (2, 3, 1)}  # images of each rank
@@ -91,16 +90,15 @@ def learned(norm: nn.BatchNorm2d, images: Tensor, grad: Tensor, layout: str = "r
 def test_ranks_equal_one_process_with_the_whole_batch(
     ranks: int, cases: list[tuple[str, str]], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", MEMBER, str(tmp_path / "store")]
+    command = ["-c", MEMBER, str(tmp_path / "store")]
     members = [
-        subprocess.Popen(
+        ForkedPython(
             [*command, str(rank), str(ranks), *(":".join(case) for case in cases)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            cwd=Path(__file__).parents[4], stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
         )
         for rank in range(ranks)
-    ]  # fmt: skip
-    errors = [member.communicate(timeout=900)[1] for member in members]
+    ]
+    errors = [member.communicate(900)[1] for member in members]
     assert [member.returncode for member in members] == [0] * ranks, errors
     answers = [load_file(tmp_path / f"store-{rank}") for rank in range(ranks)]
     for dtype, layout in cases:

@@ -78,18 +78,15 @@ def test_the_operator_passes_torchs_own_checks(interpreted: dict[str, dict[str, 
 
 COMPILE = """
 import json
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from tests.train.model.compiled_kernels import compiled
 from maskshards.train.model.ops import upsample2x_triton as fused
 
 sizes = {}
 for grads, together, chip in (("*bf16", "i32", 90), ("*fp32", "constexpr", 80)):
     types = {"grad": grads, "out": grads, "entries": "i32", "height": "i32", "width": "i32"}
-    types |= {"together": together, "BLOCK": "constexpr"}
+    types |= {"together": together}
     fixed = {"BLOCK": fused.BLOCK} | ({"together": 1} if together == "constexpr" else {})
-    constants = {(fused._gather.arg_names.index(name),): number for name, number in fixed.items()}
-    source = ASTSource(fused._gather, types, constants)
-    done = compile(source, target=GPUTarget("cuda", chip, 32), options=fused.OPTIONS)
+    done = compiled(fused._gather, types, fixed, chip, fused.OPTIONS)
     assert "atom" not in done.asm["ptx"] and "red." not in done.asm["ptx"]
     sizes[f"{grads}-sm{chip}"] = len(done.asm["cubin"])
 print(json.dumps(sizes))

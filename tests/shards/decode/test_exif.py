@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from maskshards.preprocess.inputs.exif import ORIENTATION, has_exif_segment, orientation, turned
+from maskshards.shards.decode.exif import ORIENTATION, has_exif_segment, orientation, turned
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
