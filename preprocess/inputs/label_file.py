@@ -49,8 +49,8 @@ def decode_label_file(data: bytes) -> np.ndarray:
             raise RejectedInput(f"{what}; expected PNG, TIFF, GIF or NPY: get the original label maps")
         return _decode_png(data)
     except RejectedInput as error:
-        said = str(error)
-        raise RejectedInput(said if said.startswith("label map") else f"label map: {said}") from error
+        reason = str(error)
+        raise RejectedInput(reason if reason.startswith("label map") else f"label map: {reason}") from error
 
 
 def npy_bytes(values: np.ndarray) -> bytes:

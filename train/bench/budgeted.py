@@ -75,7 +75,7 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def run_parts(parts: Sequence[Part], budget: Budget, journal: Journal, said: TextIO = sys.stderr) -> None:
+def run_parts(parts: Sequence[Part], budget: Budget, journal: Journal, stream: TextIO = sys.stderr) -> None:
     """Run what fits, in order; one line a part goes to `said`. Ctrl-C ends the part in hand and the rest."""
     broken = ""
     for part in parts:
@@ -89,8 +89,8 @@ def run_parts(parts: Sequence[Part], budget: Budget, journal: Journal, said: Tex
             if result.status == FAILED and not device_answers():
                 broken = f"the device answers no more after {part.name!r}"
         journal.add(result)
-        said.write(f"{part.name}: {result.status} in {result.seconds:.1f} s {result.reason}".rstrip() + "\n")
-        said.flush()
+        stream.write(f"{part.name}: {result.status} in {result.seconds:.1f} s {result.reason}".rstrip() + "\n")
+        stream.flush()
         if result.reason == KeyboardInterrupt.__name__:
             return
 

@@ -59,16 +59,16 @@ class Diagnosis:
         The gradients of the step must still stand.
         """
         bad = [one for one in seen if not torch.isfinite(one.total)]
-        said = self._all_find(first_output, step, bad)
-        if not any(said):
-            said = self._all_find(first_gradient, step, seen)
-        if not any(said):
-            said = self.ranks.gather("; ".join(keep(self.folder, step, one) for one in bad or seen))
-            said = [text and f"computed again alone, everything is finite: {text}" for text in said]
+        accounts = self._all_find(first_output, step, bad)
+        if not any(accounts):
+            accounts = self._all_find(first_gradient, step, seen)
+        if not any(accounts):
+            accounts = self.ranks.gather("; ".join(keep(self.folder, step, one) for one in bad or seen))
+            accounts = [text and f"computed again alone, everything is finite: {text}" for text in accounts]
         if not self.ranks.is_first:  # one account is enough
             return f"step {step}: the gradient is not finite, rank 0 says why"
         several = self.ranks.world.num_ranks > 1
-        found = [f"rank {rank}: {text}" if several else text for rank, text in enumerate(said) if text]
+        found = [f"rank {rank}: {text}" if several else text for rank, text in enumerate(accounts) if text]
         return "\n  ".join([f"step {step}: {bad_parameters(self.decoder)}", *found])
 
     def _all_find(self, look: Look, step: int, batches: Sequence[Seen]) -> list[str]:
@@ -161,12 +161,12 @@ def first_gradient(model: nn.Module, loss_of: Callable[[CropBatch], Tensor], cro
         return str(error).removesuffix(".")
     except torch.OutOfMemoryError:
         return "too little memory was left to look for the module"
-    said = "the loss is finite, but the first gradient that is not is that of"
+    blame = "the loss is finite, but the first gradient that is not is that of"
     if found:
-        return f"{said} the output of {found[0]}"
+        return f"{blame} the output of {found[0]}"
     named = zip(trainable, gradients, strict=True)
     bad = [name for name, gradient in named if gradient is not None and not torch.isfinite(gradient).all()]
-    return f"{said} {bad[0]}" if bad else ""
+    return f"{blame} {bad[0]}" if bad else ""
 
 
 @contextmanager

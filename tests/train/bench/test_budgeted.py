@@ -32,7 +32,7 @@ def raising(error: BaseException):  # type: ignore[no-untyped-def]
 
 def run(tmp_path: Path, *parts: Part, seconds: float = 60) -> list[tuple[str, str, str]]:
     journal = Journal(tmp_path / "out" / "gpu.jsonl")
-    run_parts(parts, Budget(seconds), journal, said=io.StringIO())
+    run_parts(parts, Budget(seconds), journal, stream=io.StringIO())
     return [(result.part, result.status, result.reason) for result in journal.results]
 
 

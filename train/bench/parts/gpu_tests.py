@@ -37,11 +37,11 @@ def gpu_tests(setting: Setting, limit_s: float, paths: tuple[str, ...] = ("tests
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1
-    said = log.read_text(encoding="utf-8", errors="replace")
+    output = log.read_text(encoding="utf-8", errors="replace")
     return {
         "exit": code,
-        "end": "ran past its limit" if code == -1 else last_line(said),
-        "failures": list(failures(said))[:SHOWN_FAILURES],
+        "end": "ran past its limit" if code == -1 else last_line(output),
+        "failures": list(failures(output))[:SHOWN_FAILURES],
     }
 
 
@@ -62,14 +62,14 @@ def python_path() -> str:
     return os.pathsep.join([str(ROOT / "src"), str(ROOT), *([rest] if rest else [])])
 
 
-def last_line(said: str) -> str:
+def last_line(output: str) -> str:
     """What pytest counted."""
-    lines = [line.strip("= ") for line in said.splitlines() if line.strip()]
+    lines = [line.strip("= ") for line in output.splitlines() if line.strip()]
     return lines[-1] if lines else "pytest said nothing"
 
 
-def failures(said: str) -> Iterator[str]:
+def failures(output: str) -> Iterator[str]:
     """Names of tests that failed and of files that could not be imported."""
-    for line in said.splitlines():
+    for line in output.splitlines():
         if line.startswith(("FAILED ", "ERROR ")):
             yield line[:160]
