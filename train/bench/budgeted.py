@@ -89,7 +89,8 @@ def run_parts(parts: Sequence[Part], budget: Budget, journal: Journal, stream: T
             if result.status == FAILED and not device_answers():
                 broken = f"the device answers no more after {part.name!r}"
         journal.add(result)
-        stream.write(f"{part.name}: {result.status} in {result.seconds:.1f} s {result.reason}".rstrip() + "\n")
+        line = f"{part.name}: {result.status} in {result.seconds:.1f} s {result.reason}"
+        stream.write(line.rstrip() + "\n")
         stream.flush()
         if result.reason == KeyboardInterrupt.__name__:
             return
