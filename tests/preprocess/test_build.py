@@ -523,5 +523,5 @@ def test_images_that_two_lists_name_are_told(make_root, tmp_path, capsys):
     (root / "lists/train.txt").write_text("training_0000\ntraining_0001\n")
     (root / "lists/val.txt").write_text("training_0001\ntraining_0002\n")
     flat = ["--images-folder", "images/training", "--labels-folder", "annotations/training"]
-    assert main(words(root, tmp_path / "out", *flat, "--lists", "lists")) == 0
+    assert main(build_words(root, tmp_path / "out", *flat, "--lists", "lists")) == 0
     assert "note: train and val share 1 images, such as training_0001.jpg" in capsys.readouterr().err
