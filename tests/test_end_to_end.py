@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from maskshards.train.__main__ import main as train
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -32,17 +33,15 @@ SMALL = [
 ]
 
 
-def _run(*words, expect=0):
+def _run(*words, start=forked.run):
     """`python -m WORDS` as a user would run it; its output, after its exit status was checked."""
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
+    done = start(["-m", *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def _afresh(words, env):
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def _score_by_hand(labels, annotations, num_classes):
 
 def test_from_source_images_to_prediction_pictures(shards, tmp_path, monkeypatch, capsys):
     run, places = tmp_path / "run", [f"datasets.root={shards}"]
-    trained = _run("train", *SMALL, *places, f"output_dir={run}")
+    trained = _run("train", *SMALL, *places, f"output_dir={run}", start=_afresh)
     assert "mIoU" in trained.stdout
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
