@@ -24,7 +24,7 @@ import torch
 from maskshards.shards.augment.crop import crop, draw_crops
 from maskshards.train.bench.command import SYNTHETIC, open_input, parse
 from maskshards.train.bench.parts.parity import answers, relative
-from maskshards.train.bench.step import Rig, build_rig
+from maskshards.train.bench.step import BenchStep, build_bench_step
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.evaluation.evaluate import evaluate, evaluation_settings
@@ -38,15 +38,15 @@ COLOURS = {"mixed": "#c0392b", "reference": "#2c3e50"}
 WINDOW = 20  # steps that one point of a curve averages
 
 
-def rig_of(config: TrainConfig, device: torch.device, precision: str) -> Rig:
+def bench_step_of(config: TrainConfig, device: torch.device, precision: str) -> BenchStep:
     """The head in `float32`, or under bfloat16 autocast with the pixel decoder in it (`mixed`) or not
     (`reference`). The frozen features are the same for all three.
     """
-    rig = build_rig(config, device)
-    for module in rig.segmenter.decoder.modules():
+    bench = build_bench_step(config, device)
+    for module in bench.segmenter.decoder.modules():
         if hasattr(module, "precision"):
             module.precision = "reference" if precision == "reference" else "mixed"
-    return replace(rig, autocast=None if precision == "float32" else torch.bfloat16)
+    return replace(bench, autocast=None if precision == "float32" else torch.bfloat16)
 
 
 def compare(config: TrainConfig, device: torch.device) -> dict[str, dict[str, float]]:
@@ -54,10 +54,10 @@ def compare(config: TrainConfig, device: torch.device) -> dict[str, dict[str, fl
     settings = crop_settings(config)
     batch = next(open_input(config, device)).to(device)
     crops = crop(batch, draw_crops(batch, config.seed, settings), settings)
-    exact = answers(rig_of(config, device, "float32"), crops)
+    exact = answers(bench_step_of(config, device, "float32"), crops)
     table = {}
     for kind in COLOURS:
-        ours = answers(rig_of(config, device, kind), crops)
+        ours = answers(bench_step_of(config, device, kind), crops)
         table[kind] = {
             "class logits, relative error": relative(ours.class_logits, exact.class_logits),
             "mask logits, relative error": relative(ours.mask_logits, exact.mask_logits),
@@ -70,20 +70,20 @@ def compare(config: TrainConfig, device: torch.device) -> dict[str, dict[str, fl
 
 def run(config: TrainConfig, device: torch.device, kind: str, steps: int) -> tuple[list[float], float | None]:
     """The loss of every step of a short run, and the mIoU of its last weights where there are shards."""
-    rig = rig_of(config, device, kind)
+    bench = bench_step_of(config, device, kind)
     schedule = build_schedule(config.scheduler)
     batches, clock, losses = open_input(config, device), PhaseClock(device), []
     for step in range(steps):
-        set_rates(rig.optimizer, schedule, step)
-        losses.append(rig.step(batches, clock))
-    score = None if config.datasets.root == SYNTHETIC else miou(rig)
+        set_rates(bench.optimizer, schedule, step)
+        losses.append(bench.step(batches, clock))
+    score = None if config.datasets.root == SYNTHETIC else miou(bench)
     return torch.stack(losses).tolist(), score
 
 
-def miou(rig: Rig) -> float:
-    settings = evaluation_settings(rig.config)
-    split = open_validation_split(rig.config)
-    result = evaluate(rig.segmenter, split, settings, device=rig.device, autocast_dtype=rig.autocast)
+def miou(bench: BenchStep) -> float:
+    settings = evaluation_settings(bench.config)
+    split = open_validation_split(bench.config)
+    result = evaluate(bench.segmenter, split, settings, device=bench.device, autocast_dtype=bench.autocast)
     return result.metric("mIoU")
 
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from maskshards.train.bench.budgeted import Budget
 from maskshards.train.bench.cuda_rules import CudaRules
 from maskshards.train.bench.parts.setting import Setting
-from maskshards.train.bench.step import Rig
+from maskshards.train.bench.step import BenchStep
 from maskshards.train.bench.synthetic import synthetic_batches
 from maskshards.train.tracking.phase_timer import PhaseClock, phase_modules
 
@@ -98,7 +98,7 @@ def has_cuda_kernel(name: str) -> bool:
 
 
 @contextmanager
-def doors(rig: Rig) -> Iterator[dict[str, list[Tensor]]]:
+def doors(bench: BenchStep) -> Iterator[dict[str, list[Tensor]]]:
     """What each part of the model hands on, by its name."""
     seen: dict[str, list[Tensor]] = {}
 
@@ -110,7 +110,7 @@ def doors(rig: Rig) -> Iterator[dict[str, list[Tensor]]]:
 
         return look
 
-    handles = [m.register_forward_hook(note(name)) for name, m in phase_modules(rig.segmenter).items()]
+    handles = [m.register_forward_hook(note(name)) for name, m in phase_modules(bench.segmenter).items()]
     try:
         yield seen
     finally:
@@ -119,19 +119,21 @@ def doors(rig: Rig) -> Iterator[dict[str, list[Tensor]]]:
 
 
 @pytest.fixture(scope="module")
-def step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Watch, dict[str, list[Tensor]], Rig]:
+def step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Watch, dict[str, list[Tensor]], BenchStep]:
     """The third step of a tiny model, watched."""
     setting = Setting(torch.device("cpu"), tmp_path_factory.mktemp("out"), Budget(600), True)
-    rig, batches = setting.rig(WIDTH), synthetic_batches(2, 6, pin=False)
+    bench, batches = setting.bench(WIDTH), synthetic_batches(2, 6, pin=False)
     for _ in range(2):
-        rig.step(batches, PhaseClock(rig.device))
+        bench.step(batches, PhaseClock(bench.device))
     watch = Watch()
-    with doors(rig) as seen, CudaRules(), watch:
-        rig.step(batches, PhaseClock(rig.device))
-    return watch, seen, rig
+    with doors(bench) as seen, CudaRules(), watch:
+        bench.step(batches, PhaseClock(bench.device))
+    return watch, seen, bench
 
 
-def test_what_passes_the_doors_has_autocasts_type(step: tuple[Watch, dict[str, list[Tensor]], Rig]) -> None:
+def test_what_passes_the_doors_has_autocasts_type(
+    step: tuple[Watch, dict[str, list[Tensor]], BenchStep],
+) -> None:
     _, seen, _ = step
     assert {t.dtype for t in seen["adapter"]} == {LOW}
     assert {t.dtype for t in seen["pixel decoder"]} == {LOW}
@@ -140,7 +142,7 @@ def test_what_passes_the_doors_has_autocasts_type(step: tuple[Watch, dict[str, l
 
 
 def test_no_map_at_stride_4_becomes_float32_but_where_it_is_meant(
-    step: tuple[Watch, dict[str, list[Tensor]], Rig],
+    step: tuple[Watch, dict[str, list[Tensor]], BenchStep],
 ) -> None:
     """Statistics are float32 inside the kernels; a map of that size in float32 is twice the traffic."""
     wrong = Counter(name for name, dtype in step[0].stride_4 if dtype is torch.float32)
@@ -148,12 +150,12 @@ def test_no_map_at_stride_4_becomes_float32_but_where_it_is_meant(
 
 
 def test_the_host_waits_for_nothing_but_the_matching_costs(
-    step: tuple[Watch, dict[str, list[Tensor]], Rig],
+    step: tuple[Watch, dict[str, list[Tensor]], BenchStep],
 ) -> None:
     assert step[0].waits == {}
 
 
-def test_every_operator_has_a_kernel_on_cuda(step: tuple[Watch, dict[str, list[Tensor]], Rig]) -> None:
+def test_every_operator_has_a_kernel_on_cuda(step: tuple[Watch, dict[str, list[Tensor]], BenchStep]) -> None:
     names = {func._schema.name.partition("::")[2]: func for func in step[0].operators}
     assert len(names) > 60
     missing = []
@@ -184,9 +186,9 @@ def test_without_the_helper_a_resize_would_be_seen(monkeypatch: pytest.MonkeyPat
     from maskshards.train.model.heads import adapter
 
     monkeypatch.setattr(adapter, "resized", lambda m, size: F.interpolate(m, size, mode="bilinear"))
-    rig = Setting(torch.device("cpu"), tmp_path, Budget(600), True).rig(WIDTH)
+    bench = Setting(torch.device("cpu"), tmp_path, Budget(600), True).bench(WIDTH)
     watch = Watch()
     (batch,) = islice(synthetic_batches(2, 6, pin=False), 1)
     with CudaRules(), watch:
-        rig.step(iter([batch]), PhaseClock(rig.device))
+        bench.step(iter([batch]), PhaseClock(bench.device))
     assert ("upsample_bilinear2d", torch.float32) in watch.stride_4

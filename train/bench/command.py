@@ -26,7 +26,7 @@ from maskshards.shards.order.order import World
 from maskshards.train.bench.activation_memory import count_memory
 from maskshards.train.bench.hardware import count_flops, count_syncs, matmul_tflops, peak_gib, reset_peak
 from maskshards.train.bench.paired import attention_ms, loss_ms
-from maskshards.train.bench.step import Rig, build_rig
+from maskshards.train.bench.step import BenchStep, build_bench_step
 from maskshards.train.bench.synthetic import synthetic_batch, synthetic_batches
 from maskshards.train.config.load import load_config, read_recipe, split_arguments
 from maskshards.train.config.schema import TrainConfig
@@ -187,18 +187,18 @@ def measure_step(
     name: str, config: TrainConfig, options: argparse.Namespace, device: torch.device, reference: bool
 ) -> StepFigures:
     reset_peak(device)
-    rig = build_rig(config, device, reference=reference)
+    bench = build_bench_step(config, device, reference=reference)
     with_input = open_input(config, device)
-    phases = rig.run(with_input, options.warmup, options.steps)
+    phases = bench.run(with_input, options.warmup, options.steps)
     peak = peak_gib(device)
-    flops = count_flops(lambda: one_step(rig, with_input)) / config.bs / 1e12
-    syncs = count_syncs(lambda: one_step(rig, with_input), device)
+    flops = count_flops(lambda: one_step(bench, with_input)) / config.bs / 1e12
+    syncs = count_syncs(lambda: one_step(bench, with_input), device)
     rate = 1000 * config.bs / phases["step"]
     return StepFigures(name, rate, phases, flops, flops * rate, peak, syncs)
 
 
-def one_step(rig: Rig, batches: Iterator[RaggedBatch]) -> None:
-    rig.step(batches, PhaseClock(rig.device))
+def one_step(bench: BenchStep, batches: Iterator[RaggedBatch]) -> None:
+    bench.step(batches, PhaseClock(bench.device))
 
 
 def open_input(config: TrainConfig, device: torch.device) -> Iterator[RaggedBatch]:
@@ -217,15 +217,15 @@ def open_input(config: TrainConfig, device: torch.device) -> Iterator[RaggedBatc
 
 def measure_validation(config: TrainConfig, device: torch.device, step_ms: float | None) -> dict[str, float]:
     """Images a second of sliding evaluation, and the share of a whole run that its validations take."""
-    rig = build_rig(config, device)
-    rig.segmenter.eval()
+    bench = build_bench_step(config, device)
+    bench.segmenter.eval()
     batch = synthetic_batch(4, config.decoder_head.classes).to(device)
     images = list(batch.pixels.view(4, batch.heights[0], batch.widths[0], 3))
     settings = evaluation_settings(config).inference
-    label_maps(rig.segmenter, images[:1], settings, rig.autocast)[0].cpu()
+    label_maps(bench.segmenter, images[:1], settings, bench.autocast)[0].cpu()
     since = time.perf_counter()
     for image in images:
-        label_maps(rig.segmenter, [image], settings, rig.autocast)[0].cpu()
+        label_maps(bench.segmenter, [image], settings, bench.autocast)[0].cpu()
     rate = len(images) / (time.perf_counter() - since)
     figures = {"images_per_s": rate}
     if step_ms is not None:

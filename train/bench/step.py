@@ -36,7 +36,7 @@ Loss = Callable[..., Tensor]  # of a head's answer, crops and, if given, what to
 
 
 @dataclass
-class Rig:
+class BenchStep:
     """All that one measured step needs."""
 
     config: TrainConfig
@@ -108,7 +108,7 @@ class Rig:
         return clock.medians_ms(warmup)
 
 
-def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = False) -> Rig:
+def build_bench_step(config: TrainConfig, device: torch.device, *, reference: bool = False) -> BenchStep:
     """The model of `config` with a fresh head, its optimiser and its loss, all on `device`.
 
     `reference`: what the reference has no switch for is off, whatever `config` says.
@@ -127,7 +127,7 @@ def build_rig(config: TrainConfig, device: torch.device, *, reference: bool = Fa
     optimizer = build_optimizer(segmenter.decoder, config.optimizer)
     loss = build_loss(config, device, reference)
     ahead = device.type == "cuda" and not reference and not uses_cuda_graphs(config.compile_mode)
-    return Rig(
+    return BenchStep(
         config, segmenter, optimizer, loss, crop_settings(config), device, autocast_dtype(config, device),
         looks_ahead=ahead,
     )  # fmt: skip

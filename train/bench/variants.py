@@ -14,7 +14,7 @@ from torch import nn
 
 from maskshards.shards.batch import RaggedBatch
 from maskshards.train.bench.hardware import count_flops, count_syncs, peak_gib, reset_peak
-from maskshards.train.bench.step import Rig, build_loss
+from maskshards.train.bench.step import BenchStep, build_loss
 from maskshards.train.model.compile import compile_in_place, run_eagerly, uses_cuda_graphs
 from maskshards.train.tracking.phase_timer import PhaseClock
 
@@ -29,32 +29,32 @@ class Variant:
     compile: str = "none"
     compile_mode: str = "default"
     reference: bool = False  # like the published code: float32 pixel decoder, plain attention, loss by layer
-    looks_ahead: bool = True  # where the rig does at all
+    looks_ahead: bool = True  # where the bench does at all
     tf32: bool = False  # float32 products on the matrix units
     switches: tuple[tuple[str, Any], ...] = ()  # attributes set on every module that has them
 
 
 @contextmanager
-def switched(rig: Rig, variant: Variant, compiler: dict[str, Any] | None = None) -> Iterator[Rig]:
-    """`rig` as `variant` wants it, for the body only; weights and moments are shared with `rig`.
+def switched(bench: BenchStep, variant: Variant, compiler: dict[str, Any] | None = None) -> Iterator[BenchStep]:
+    """`bench` as `variant` wants it, for the body only; weights and moments are shared with `bench`.
 
     `compiler`: more options of torch.compile.
     """
     switches = dict(variant.switches) | (REFERENCE_SWITCHES if variant.reference else {})
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    kept = set_switches(rig.segmenter.decoder, switches)
-    compile_in_place(rig.segmenter, variant.compile, mode=variant.compile_mode, **(compiler or {}))
+    kept = set_switches(bench.segmenter.decoder, switches)
+    compile_in_place(bench.segmenter, variant.compile, mode=variant.compile_mode, **(compiler or {}))
     torch.set_float32_matmul_precision("high" if variant.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = variant.tf32
     try:
-        config = replace(rig.config, compile=variant.compile, compile_mode=variant.compile_mode)
-        loss = build_loss(rig.config, rig.device, True) if variant.reference else rig.loss
+        config = replace(bench.config, compile=variant.compile, compile_mode=variant.compile_mode)
+        loss = build_loss(bench.config, bench.device, True) if variant.reference else bench.loss
         ahead = variant.looks_ahead and not variant.reference and not uses_cuda_graphs(variant.compile_mode)
-        yield replace(rig, config=config, loss=loss, norm=None, looks_ahead=rig.looks_ahead and ahead)
+        yield replace(bench, config=config, loss=loss, norm=None, looks_ahead=bench.looks_ahead and ahead)
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
-        run_eagerly(rig.segmenter)
+        run_eagerly(bench.segmenter)
         for module, name, value in kept:
             setattr(module, name, value)
 
@@ -71,7 +71,7 @@ def set_switches(model: nn.Module, switches: dict[str, Any]) -> list[tuple[nn.Mo
 
 
 def measured(
-    rig: Rig,
+    bench: BenchStep,
     batches: Iterator[RaggedBatch],
     size: int,
     *,
@@ -84,16 +84,16 @@ def measured(
     `peak_gib` is of all that this process holds; `held_gib` is what it held before the first step. `tflop` an
     image, if it was counted before.
     """
-    reset_peak(rig.device)
-    held = torch.cuda.memory_allocated(rig.device) / 2**30 if rig.device.type == "cuda" else None
-    phases = rig.run(batches, warmup, steps)
-    peak = peak_gib(rig.device)
-    syncs = count_syncs(lambda: rig.step(batches, PhaseClock(rig.device)), rig.device)
+    reset_peak(bench.device)
+    held = torch.cuda.memory_allocated(bench.device) / 2**30 if bench.device.type == "cuda" else None
+    phases = bench.run(batches, warmup, steps)
+    peak = peak_gib(bench.device)
+    syncs = count_syncs(lambda: bench.step(batches, PhaseClock(bench.device)), bench.device)
     rate = 1000 * size / phases["step"]
     figures: Figures = {"images_per_s": rate, "phases_ms": phases, "peak_gib": peak, "held_gib": held}
     return figures | {"syncs": syncs, "tflop_per_s": None if tflop is None else tflop * rate}
 
 
-def tflop_per_image(rig: Rig, batches: Iterator[RaggedBatch], size: int) -> float:
+def tflop_per_image(bench: BenchStep, batches: Iterator[RaggedBatch], size: int) -> float:
     """10^12 operations of one image's share of a step, by PyTorch's counter."""
-    return count_flops(lambda: rig.step(batches, PhaseClock(rig.device))) / size / 1e12
+    return count_flops(lambda: bench.step(batches, PhaseClock(bench.device))) / size / 1e12

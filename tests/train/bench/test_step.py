@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskshards.train.bench.hardware import count_syncs
-from maskshards.train.bench.step import build_loss, build_rig
+from maskshards.train.bench.step import build_bench_step, build_loss
 from maskshards.train.bench.synthetic import synthetic_batches
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
@@ -27,26 +27,26 @@ def tiny(*more: str) -> TrainConfig:
 
 
 def test_a_step_changes_the_head_and_marks_every_phase() -> None:
-    rig = build_rig(tiny(), CPU)
-    before = [p.detach().clone() for p in rig.segmenter.decoder.parameters()]
-    phases = rig.run(synthetic_batches(1, 6, pin=False), warmup=0, steps=1)
+    bench = build_bench_step(tiny(), CPU)
+    before = [p.detach().clone() for p in bench.segmenter.decoder.parameters()]
+    phases = bench.run(synthetic_batches(1, 6, pin=False), warmup=0, steps=1)
     assert list(phases) == [
         "wait", "copy", "crop", "backbone", "adapter", "pixel decoder", "query decoder", "loss", "backward",
         "optimiser", "step",
     ]  # fmt: skip
     assert phases["step"] == pytest.approx(sum(phases.values()) - phases["step"], rel=0.1)
-    after = list(rig.segmenter.decoder.parameters())
+    after = list(bench.segmenter.decoder.parameters())
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > 0.9 * len(after)
 
 
 def test_a_step_that_looks_ahead_computes_the_same() -> None:
     losses = []
     for ahead in (False, True):
-        rig = build_rig(tiny(), CPU)
-        rig.looks_ahead = ahead
+        bench = build_bench_step(tiny(), CPU)
+        bench.looks_ahead = ahead
         batches, clock = islice(synthetic_batches(1, 6, pin=False), 3), PhaseClock(CPU)
-        losses.append([float(rig.step(batches, clock)) for _ in range(3)])
-        assert rig.prepared is None
+        losses.append([float(bench.step(batches, clock)) for _ in range(3)])
+        assert bench.prepared is None
         assert list(batches) == []
     assert losses[0] == losses[1]
 
@@ -56,9 +56,9 @@ def test_the_reference_step_computes_the_same_function() -> None:
     losses = []
     for reference in (False, True):
         torch.manual_seed(0)
-        rig = build_rig(tiny("m2f_train.num_points=2000"), CPU, reference=reference)
+        bench = build_bench_step(tiny("m2f_train.num_points=2000"), CPU, reference=reference)
         (batch,) = islice(synthetic_batches(1, 6, pin=False), 1)
-        losses.append(float(rig.step(iter([batch]), PhaseClock(CPU))))
+        losses.append(float(bench.step(iter([batch]), PhaseClock(CPU))))
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
@@ -73,12 +73,12 @@ def test_the_reference_knows_none_of_our_switches(monkeypatch: pytest.MonkeyPatc
         "compile_mode=reduce-overhead",
         "activation_checkpointing=True",
     ]
-    rig = build_rig(tiny(*ours), CPU, reference=True)
+    bench = build_bench_step(tiny(*ours), CPU, reference=True)
     assert asked == ["none default"]
-    kinds = [m for m in rig.segmenter.decoder.modules() if isinstance(m, DeformableAttention)]
+    kinds = [m for m in bench.segmenter.decoder.modules() if isinstance(m, DeformableAttention)]
     assert kinds
     assert not any(m.fused or m.resample for m in kinds)
-    assert not rig.config.activation_checkpointing
+    assert not bench.config.activation_checkpointing
 
 
 def test_the_measured_step_is_compiled_as_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,13 +87,13 @@ def test_the_measured_step_is_compiled_as_the_config_says(monkeypatch: pytest.Mo
         "maskshards.train.bench.step.compile_in_place",
         lambda _, what, *, mode: asked.append(f"{what} {mode}"),
     )
-    build_rig(tiny("compile=backbone"), CPU)
+    build_bench_step(tiny("compile=backbone"), CPU)
     assert asked == ["backbone default"]
 
 
 def test_the_linear_head_has_its_own_phases_and_loss() -> None:
     config = tiny("decoder_head.type=linear", "decoder_head.backbone_out_layers=LAST")
-    phases = build_rig(config, CPU).run(synthetic_batches(1, 6, pin=False), warmup=0, steps=1)
+    phases = build_bench_step(config, CPU).run(synthetic_batches(1, 6, pin=False), warmup=0, steps=1)
     assert "linear head" in phases
     assert build_loss(config, CPU, False) is not None
 
@@ -102,13 +102,13 @@ def test_the_linear_head_has_its_own_phases_and_loss() -> None:
 def test_a_step_waits_for_the_device_at_the_matchers_copy_only() -> None:
     """PyTorch's sync debug mode does not see that one: it waits for an event."""
     device = torch.device("cuda")
-    rig = build_rig(tiny("model_dtype=BFLOAT16"), device)
+    bench = build_bench_step(tiny("model_dtype=BFLOAT16"), device)
     batches = synthetic_batches(1, 6, pin=True)
     for _ in range(3):
-        rig.step(batches, PhaseClock(device))
-    assert count_syncs(lambda: rig.step(batches, PhaseClock(device)), device) == 0
+        bench.step(batches, PhaseClock(device))
+    assert count_syncs(lambda: bench.step(batches, PhaseClock(device)), device) == 0
     torch.cuda.set_sync_debug_mode("error")
     try:
-        rig.step(batches, PhaseClock(device))
+        bench.step(batches, PhaseClock(device))
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -18,7 +18,7 @@ from maskshards.shards.augment.crop import crop, draw_crops
 from maskshards.shards.batch import CropBatch
 from maskshards.train.bench.budgeted import Figures
 from maskshards.train.bench.parts.setting import RECIPE, TINY, Setting
-from maskshards.train.bench.step import Rig, build_loss, build_rig
+from maskshards.train.bench.step import BenchStep, build_bench_step, build_loss
 from maskshards.train.bench.synthetic import synthetic_batch
 from maskshards.train.config.load import load_config
 from maskshards.train.tracking.phase_timer import phase_modules
@@ -46,20 +46,20 @@ class Answers:
     gradients: dict[str, Tensor]  # flat, by part of the head
 
 
-def answers(rig: Rig, crops: CropBatch, backend: SDPBackend | None = None) -> Answers:
+def answers(bench: BenchStep, crops: CropBatch, backend: SDPBackend | None = None) -> Answers:
     """The step's predictions, loss and gradients; attention by `backend` where it can, plain elsewhere."""
-    decoder = rig.segmenter.decoder
+    decoder = bench.segmenter.decoder
     decoder.zero_grad(set_to_none=True)
     chosen = nullcontext() if backend is None else sdpa_kernel([backend, SDPBackend.MATH])
-    dtype = rig.autocast or torch.bfloat16
+    dtype = bench.autocast or torch.bfloat16
     with chosen:
-        with torch.autocast(rig.device.type, dtype, enabled=rig.autocast is not None):
-            predictions = decoder(crops.images, rig.segmenter.features(crops.images))
-        total = rig.loss(predictions, crops)
+        with torch.autocast(bench.device.type, dtype, enabled=bench.autocast is not None):
+            predictions = decoder(crops.images, bench.segmenter.features(crops.images))
+        total = bench.loss(predictions, crops)
         total.backward()
     gradients = {
         name: torch.cat([p.grad.flatten().float().cpu() for p in module.parameters() if p.grad is not None])
-        for name, module in phase_modules(rig.segmenter).items()
+        for name, module in phase_modules(bench.segmenter).items()
         if name != "backbone"
     }
     last = predictions[-1]
@@ -98,7 +98,7 @@ class Twins:
                 *TINY, *SIZE, f"model_dtype={dtype}",
             ]
         )  # fmt: skip
-        self.here = build_rig(config, CPU)
+        self.here = build_bench_step(config, CPU)
         # Copied, not built: weights drawn on a device would be others.
         there = deepcopy(self.here.segmenter).to(self.device)
         loss = build_loss(config, self.device, False)

@@ -11,7 +11,7 @@ import torch
 
 from maskshards.shards.batch import RaggedBatch
 from maskshards.train.bench.budgeted import Budget
-from maskshards.train.bench.step import Rig, build_rig
+from maskshards.train.bench.step import BenchStep, build_bench_step
 from maskshards.train.bench.synthetic import synthetic_batches
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
@@ -38,7 +38,7 @@ class Setting:
     given: tuple[str, ...] = ()  # key=value settings of the user's, last word
     shards: Path | None = None
     copy_gb_per_s: float | None = None  # as the first part found it
-    rigs: dict[int, Rig] = field(default_factory=dict)
+    benches: dict[int, BenchStep] = field(default_factory=dict)
     tflop: dict[int, float] = field(default_factory=dict)  # an image, by width
 
     @property
@@ -66,11 +66,11 @@ class Setting:
             ]
         )  # fmt: skip
 
-    def rig(self, width: int) -> Rig:
+    def bench(self, width: int) -> BenchStep:
         """The model of this width with its optimiser, built when first asked for."""
-        if width not in self.rigs:
-            self.rigs[width] = build_rig(self.config(width), self.device)
-        return self.rigs[width]
+        if width not in self.benches:
+            self.benches[width] = build_bench_step(self.config(width), self.device)
+        return self.benches[width]
 
     def batches(self, size: int) -> Iterator[RaggedBatch]:
         """Made-up batches without end, in pinned memory on CUDA."""

@@ -22,7 +22,7 @@ from maskshards.train.bench.hardware import peak_gib, reset_peak
 from maskshards.train.bench.parts.made_images import write_made_split
 from maskshards.train.bench.parts.operators import sorting
 from maskshards.train.bench.parts.setting import PROFILE_ROWS, REFERENCE_BATCH, Setting
-from maskshards.train.bench.step import Rig, build_rig
+from maskshards.train.bench.step import BenchStep, build_bench_step
 from maskshards.train.bench.variants import Variant, measured, switched, tflop_per_image
 from maskshards.train.optim.lr_schedule import build_schedule
 from maskshards.train.optim.optimizer import set_rates
@@ -41,20 +41,20 @@ LEVERS = {  # off, and the gain of having it at batch 16 and width 256 (docs/ben
 
 def eager(setting: Setting, width: int) -> Figures:
     """The step as it is without a compiler; a profile of one step goes to a file."""
-    rig = setting.rig(width)
-    size, batches = rig.config.bs, setting.batches(rig.config.bs)
-    rig.step(batches, PhaseClock(setting.device))
-    setting.tflop[width] = tflop_per_image(rig, batches, size)
-    found = step_figures(setting, rig, batches, size, width)
-    rows = profiled(setting, lambda: rig.step(batches, PhaseClock(setting.device)), f"profile-{width}.txt")
+    bench = setting.bench(width)
+    size, batches = bench.config.bs, setting.batches(bench.config.bs)
+    bench.step(batches, PhaseClock(setting.device))
+    setting.tflop[width] = tflop_per_image(bench, batches, size)
+    found = step_figures(setting, bench, batches, size, width)
+    rows = profiled(setting, lambda: bench.step(batches, PhaseClock(setting.device)), f"profile-{width}.txt")
     return found | {"tflop_per_image": setting.tflop[width], "profile": rows}
 
 
 def step_figures(
-    setting: Setting, rig: Rig, batches: Iterator[RaggedBatch], size: int, width: int
+    setting: Setting, bench: BenchStep, batches: Iterator[RaggedBatch], size: int, width: int
 ) -> Figures:
     warmup, steps = setting.steps
-    return measured(rig, batches, size, warmup=warmup, steps=steps, tflop=setting.tflop.get(width))
+    return measured(bench, batches, size, warmup=warmup, steps=steps, tflop=setting.tflop.get(width))
 
 
 def profiled(setting: Setting, call: Callable[[], object], name: str) -> str:
@@ -74,49 +74,49 @@ def compiled(setting: Setting, width: int, what: str, mode: str = "default") -> 
     """The step with `what` compiled, on the same weights."""
     if mode != "default" and setting.device.type != "cuda":
         raise NotHere("CUDA graphs need a CUDA device")
-    rig = setting.rig(width)
+    bench = setting.bench(width)
     torch.compiler.reset()
     compiler = setting.compiler
-    with switched(rig, Variant(compile=what, compile_mode=mode), compiler) as ours:
-        return step_figures(setting, ours, setting.batches(rig.config.bs), rig.config.bs, width)
+    with switched(bench, Variant(compile=what, compile_mode=mode), compiler) as ours:
+        return step_figures(setting, ours, setting.batches(bench.config.bs), bench.config.bs, width)
 
 
 def plain_attention(setting: Setting, width: int) -> Figures:
     """What the fused kernels give: the step without them."""
-    rig = setting.rig(width)
-    with switched(rig, Variant(switches=(("fused", False),))) as other:
-        return step_figures(setting, other, setting.batches(rig.config.bs), rig.config.bs, width)
+    bench = setting.bench(width)
+    with switched(bench, Variant(switches=(("fused", False),))) as other:
+        return step_figures(setting, other, setting.batches(bench.config.bs), bench.config.bs, width)
 
 
 def without(setting: Setting, width: int) -> Figures:
     """The step without one of its levers at a time, beside what a count says that the lever gains."""
-    rig = setting.rig(width)
+    bench = setting.bench(width)
     found: Figures = {"predicted gain, ms": {name: gain for name, (_, gain) in LEVERS.items()}}
     for name, (variant, _) in LEVERS.items():
-        with switched(rig, variant) as other:
-            batches = setting.batches(rig.config.bs)
-            found[name] = step_figures(setting, other, batches, rig.config.bs, width)
+        with switched(bench, variant) as other:
+            batches = setting.batches(bench.config.bs)
+            found[name] = step_figures(setting, other, batches, bench.config.bs, width)
     return found
 
 
 def sorted_gradients(setting: Setting, width: int) -> Figures:
     """What sorting the value gradients of the deformable attention gives, for every head width."""
-    rig = setting.rig(width)
+    bench = setting.bench(width)
     with sorting(setting, 1):
-        return step_figures(setting, rig, setting.batches(rig.config.bs), rig.config.bs, width)
+        return step_figures(setting, bench, setting.batches(bench.config.bs), bench.config.bs, width)
 
 
 def reference(setting: Setting, width: int) -> Figures:
     """The step like the published code, with float32 and TF32 products, and ours at the same batch."""
-    rig = setting.rig(width)
-    size = rig.config.bs if setting.tiny else REFERENCE_BATCH
+    bench = setting.bench(width)
+    size = bench.config.bs if setting.tiny else REFERENCE_BATCH
     found: Figures = {}
     for name, variant in (
         ("ours", Variant()),
         ("float32", Variant(reference=True)),
         ("TF32", Variant(reference=True, tf32=True)),
     ):
-        with switched(rig, variant) as other:
+        with switched(bench, variant) as other:
             few = replace(other, config=replace(other.config, bs=size))
             found[name] = step_figures(setting, few, setting.batches(size), size, width)
     for name in ("float32", "TF32"):
@@ -130,16 +130,16 @@ def from_shards(setting: Setting) -> Figures:
     The user's own shards where they are given, else made ones of the same size.
     """
     width = setting.widths[0]
-    rig, root = setting.rig(width), setting.shards
+    bench, root = setting.bench(width), setting.shards
     if root is None:
         folder = setting.out / "made-shards"
         shutil.rmtree(folder, ignore_errors=True)
         samples = 8 if setting.tiny else MADE_SAMPLES
-        root = write_made_split(folder, samples, rig.config.decoder_head.classes)
+        root = write_made_split(folder, samples, bench.config.decoder_head.classes)
     config = setting.config(width, f"datasets.root={root}", "datasets.train=training")
     with on_cores(CORES), open_loader(config.bs, root, setting) as loader:
         batches = iter(DevicePrefetcher(loader, setting.device))
-        figures = step_figures(setting, rig, batches, config.bs, width)
+        figures = step_figures(setting, bench, batches, config.bs, width)
     phases = figures["phases_ms"]
     return figures | {"shards": str(setting.shards or "made"), "waiting": phases["wait"] / phases["step"]}
 
@@ -172,14 +172,14 @@ def on_cores(number: int) -> Iterator[None]:
 
 def large_backbone(setting: Setting) -> Figures:
     """The largest frozen backbone with the widest head, one image a step: does it fit?"""
-    setting.rigs.clear()  # the others would count, and are not needed any more
+    setting.benches.clear()  # the others would count, and are not needed any more
     name = "dinov3_tiny16" if setting.tiny else "dinov3_vit7b16"
     config = setting.config(setting.widths[1], f"model.dino_hub={name}", "bs=1")
     reset_peak(setting.device)
-    rig = build_rig(config, setting.device)
+    bench = build_bench_step(config, setting.device)
     built = peak_gib(setting.device)
     warmup, steps = setting.steps
-    found = measured(rig, setting.batches(1), 1, warmup=min(2, warmup), steps=max(1, steps // 3))
+    found = measured(bench, setting.batches(1), 1, warmup=min(2, warmup), steps=max(1, steps // 3))
     return found | {"backbone": name, "peak_while_building_gib": built}
 
 
@@ -190,16 +190,16 @@ def learning(setting: Setting, recorded: Path | None) -> Figures:
     """
     if setting.shards is None:
         raise NotHere("no --shards to learn from")
-    setting.rigs.clear()
+    setting.benches.clear()
     config = setting.config(setting.widths[0], f"datasets.root={setting.shards}", "datasets.train=training")
     steps = 3 if setting.tiny else CURVE_STEPS
-    rig, schedule = build_rig(config, setting.device), build_schedule(config.scheduler)
+    bench, schedule = build_bench_step(config, setting.device), build_schedule(config.scheduler)
     losses, clock = [], PhaseClock(setting.device)
     with open_loader(config.bs, setting.shards, setting) as loader:
         batches = iter(DevicePrefetcher(loader, setting.device))
         for step in range(steps):
-            set_rates(rig.optimizer, schedule, step)
-            losses.append(rig.step(batches, clock))
+            set_rates(bench.optimizer, schedule, step)
+            losses.append(bench.step(batches, clock))
     values = torch.stack(losses).tolist()
     window = min(CURVE_WINDOW, steps)
     found: Figures = {"steps": steps, "last": sum(values[-window:]) / window, "curve": values}

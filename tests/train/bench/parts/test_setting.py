@@ -31,8 +31,8 @@ def test_the_users_settings_have_the_last_word() -> None:
 
 def test_a_model_is_built_once_a_width() -> None:
     tiny = setting(True)
-    assert tiny.rig(32) is tiny.rig(32)
-    assert tiny.rig(64).config.decoder_head.hidden_dim == 64
+    assert tiny.bench(32) is tiny.bench(32)
+    assert tiny.bench(64).config.decoder_head.hidden_dim == 64
 
 
 def test_the_floor_is_known_once_the_bandwidth_is() -> None:

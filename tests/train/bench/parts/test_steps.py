@@ -31,10 +31,10 @@ def test_graphs_and_learning_say_what_they_lack(setting: Setting) -> None:
 
 
 def test_the_large_backbone_stands_alone(setting: Setting) -> None:
-    setting.rig(32)
+    setting.bench(32)
     found = steps.large_backbone(setting)
     assert found["images_per_s"] > 0
-    assert not setting.rigs
+    assert not setting.benches
 
 
 def test_learning_stands_beside_the_recorded_curve(
