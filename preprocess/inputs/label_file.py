@@ -12,10 +12,10 @@ import io
 import warnings
 
 import numpy as np
+from maskshards.preprocess.inputs.exif import ORIENTATION, orientation
 
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import png
-from maskshards.preprocess.inputs.exif import ORIENTATION, orientation
 from maskshards.preprocess.inputs.formats import TIFF_STARTS, format_name
 from maskshards.preprocess.inputs.labels import LARGEST_VALUE
 from maskshards.preprocess.inputs.pillow import check_size, opened
