@@ -12,13 +12,13 @@ import io
 import warnings
 
 import numpy as np
-from maskshards.preprocess.inputs.exif import ORIENTATION, orientation
 
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import png
 from maskshards.preprocess.inputs.formats import TIFF_STARTS, format_name
 from maskshards.preprocess.inputs.labels import LARGEST_VALUE
 from maskshards.preprocess.inputs.pillow import check_size, opened
+from maskshards.shards.decode.exif import ORIENTATION, orientation
 
 NPY_START, NPY_HEADER_BYTES = b"\x93NUMPY", 10_000
 GIF_START, JPEG_START = b"GIF8", b"\xff\xd8"
