@@ -7,3 +7,7 @@ def pytest_collection_finish():
     """Leave what is imported and collected by now out of every later look for garbage."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()

@@ -26,9 +26,9 @@ WARM = (
 READ_AT_IMPORT = "TRITON_INTERPRET"  # by Triton, which torch imports: a server for each value
 
 # Reads requests from descriptor 0: JSON beside two pipes to write to and one for the process id and the end.
-# The loop is left in the forked child only; it then becomes the program, as `python -m` and `-c` do it.
+# The loop is left in the forked child only; it then becomes the program, as `python -m` and `-c` run it.
 SERVER = """
-import importlib, json, os, runpy, select, socket, sys, types
+import atexit, importlib, json, os, runpy, select, socket, sys, threading, types
 for name in sys.argv[1:]:
     importlib.import_module(name)
 control, living = socket.socket(fileno=0), {}
@@ -63,11 +63,26 @@ kind, program, *words = wanted["words"]
 sys.argv = [kind if kind == "-c" else program, *words]
 given = [place for place in wanted["env"].get("PYTHONPATH", "").split(os.pathsep) if place]
 sys.path[:1] = ["" if kind == "-c" else wanted["cwd"], *given]
-if kind == "-m":
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
-else:
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(program, "<string>", "exec"), sys.modules["__main__"].__dict__)
+status = 0
+try:
+    if kind == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(program, "<string>", "exec"), sys.modules["__main__"].__dict__)
+except SystemExit as end:
+    status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+except BaseException:
+    sys.excepthook(*sys.exc_info())
+    status = 1
+# What the interpreter does at its end, but for taking its modules apart: in a fork that copies their memory.
+threading._shutdown()
+atexit._run_exitfuncs()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
 """
 
 

@@ -37,6 +37,12 @@ def test_a_fault_is_a_traceback_and_status_1() -> None:
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
+def test_what_is_left_at_the_end_is_done_and_a_text_is_an_exit_status_of_1() -> None:
+    code = "import atexit, sys; atexit.register(print, 'left'); print('first', end=' '); sys.exit('why')"
+    done = forked.run(["-c", code], env=dict(os.environ))
+    assert (done.stdout, done.stderr, done.returncode) == ("first left\n", "why\n", 1)
+
+
 def test_signals_reach_it_and_one_that_ends_it_is_its_status() -> None:
     code = "import signal; print('ready', flush=True); signal.pause()"
     with ForkedPython(["-c", code], env=dict(os.environ)) as process:
