@@ -1,1 +1,1 @@
-"""Encoded images to pixels, on the CPU or by nvJPEG."""
+"""Encoded images to pixels, on the CPU or by nvJPEG, and the way up that EXIF states."""
