@@ -111,7 +111,7 @@ class ForkedPython:
         return self._returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What stands in both pipes, read until the process ends; TimeoutError after `timeout` seconds."""
+        """What stands in both pipes, read to the end of the process; TimeoutError after `timeout` seconds."""
         readers = ThreadPoolExecutor(2)
         try:
             both = [readers.submit(pipe.read) for pipe in (self.stdout, self.stderr)]
@@ -122,6 +122,7 @@ class ForkedPython:
         finally:
             readers.shutdown()
         self.wait()
+        self._close()
         return out, err
 
     def send_signal(self, number: int) -> None:
@@ -141,6 +142,9 @@ class ForkedPython:
 
     def __exit__(self, *_: Any) -> None:
         self.wait()
+        self._close()
+
+    def _close(self) -> None:
         for pipe in (self.stdout, self.stderr, self._told):
             pipe.close()
 

@@ -6,6 +6,8 @@ The interpreter must be chosen before Triton is imported, so the cases run in pr
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -75,36 +77,38 @@ class _Moved:
         return type(sums)(*(getattr(sums, field).cpu() for field in sums.__dataclass_fields__))
 
 
-def interpreted(*command: str) -> str:
-    done = forked.run([*command], env={**os.environ, "TRITON_INTERPRET": "1"})
+def interpreted_tests(*options: str) -> str:
+    """What pytest prints of the tests of the loss; it wants to be the first to import what it rewrites."""
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", *options]
+    done = subprocess.run(
+        [sys.executable, *words, str(HERE.with_name("test_matched_loss.py"))], cwd=HERE.parents[3],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
 def test_interpreted_sums_equal_a_loop_over_dense_masks() -> None:
-    told = interpreted(
-        "-c",
+    code = (
         "import importlib.util, torch, warnings; warnings.simplefilter('error');"
         f"spec = importlib.util.spec_from_file_location('cases', {str(HERE)!r});"
         "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases);"
         "print(*(cases.check(name, 'cpu', torch.float32) for name in cases.CASES), sep=', ');"
-        "print(cases.check('void ignored', 'cpu', torch.bfloat16))",
-    )  # fmt: skip
-    assert told.splitlines() == [", ".join(CASES), "void ignored"]
+        "print(cases.check('void ignored', 'cpu', torch.bfloat16))"
+    )
+    done = forked.run(["-c", code], env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [", ".join(CASES), "void ignored"]
 
 
 def test_interpreted_loss_equals_the_reference_layer_by_layer() -> None:
-    tests = str(HERE.with_name("test_matched_loss.py"))
-    told = interpreted(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", tests, "-k", "reference and usual"
-    )
-    assert "2 passed" in told
+    assert "2 passed" in interpreted_tests("-k", "reference and usual")
 
 
 @pytest.mark.slow
 def test_every_test_of_the_loss_holds_for_the_interpreted_kernels() -> None:
-    tests = str(HERE.with_name("test_matched_loss.py"))
-    assert " passed" in interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", tests)
+    assert " passed" in interpreted_tests()
 
 
 @pytest.mark.gpu
