@@ -37,8 +37,8 @@ from maskshards.train.distributed.ranks import joined
 from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.evaluation.evaluate import evaluation_settings
 from maskshards.train.evaluation.inference import label_maps
+from maskshards.train.model.heads.mask2former import semantic_scores
 from maskshards.train.model.heads.prediction import Prediction
-from maskshards.train.model.segmenter import semantic_scores
 from maskshards.train.tracking.metrics_log import read_metrics
 from maskshards.train.trainer.build import crop_settings
 from maskshards.train.trainer.run import run
