@@ -35,7 +35,9 @@ class Variant:
 
 
 @contextmanager
-def switched(bench: BenchStep, variant: Variant, compiler: dict[str, Any] | None = None) -> Iterator[BenchStep]:
+def switched(
+    bench: BenchStep, variant: Variant, compiler: dict[str, Any] | None = None
+) -> Iterator[BenchStep]:
     """`bench` as `variant` wants it, for the body only; weights and moments are shared with `bench`.
 
     `compiler`: more options of torch.compile.
