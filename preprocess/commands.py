@@ -41,7 +41,7 @@ from maskshards.preprocess.sources.source import Source
 from maskshards.preprocess.sources.splits import resolve_split
 from maskshards.preprocess.verify import verify_split
 from maskshards.shards.errors import ShardError
-from maskshards.shards.format.class_pixels import class_notes, count_class_pixels
+from maskshards.shards.format.class_pixels import class_notes, count_class_pixels, named_classes
 from maskshards.shards.format.manifest import open_split, open_splits
 
 SHOWN_FAULTS = 20
@@ -158,6 +158,10 @@ def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
         split.close()
     lines = class_notes(counts)
     rules = [LabelRule.from_json(split.manifest.label_rule) for split in opened]
+    for rule, count in list(zip(rules, counts, strict=True))[:1]:  # one for all splits of a build
+        if gone := rule.classes_without_a_value():
+            names = named_classes(count.classes, gone)
+            lines.append(f"no pixel can be {names}: the label maps may hold {rule.describe()}")
     kinds = {split.manifest.settings.get("source", {}).get("kind") for split in opened}
     if (
         rules

@@ -146,6 +146,10 @@ class LabelRule:
                 return LabelledRuns(kept, found.lengths, owners)
         return encode_label_map(self.apply(values))
 
+    def classes_without_a_value(self) -> list[int]:
+        """The class ids that no value of a label map stands for: these classes can have no pixel."""
+        return sorted(set(range(self.num_classes)) - set(self.table().tolist()))
+
     def may_hide_a_mask(self) -> bool:
         """Whether label maps of 0 and 255 would pass, with 255 as void: masks of one class."""
         return self.mapping is None and self.ignore_index == USUAL_VOID and not self.reduce_zero_label

@@ -61,11 +61,11 @@ def class_notes(splits: Sequence[ClassPixels]) -> list[str]:
     absent = np.flatnonzero(~seen.any(axis=0))
     if len(absent):
         some = "1 class has" if len(absent) == 1 else f"{len(absent)} of {len(classes)} classes have"
-        notes.append(f"{some} no pixel: {_names(classes, absent)}")
+        notes.append(f"{some} no pixel: {named_classes(classes, absent)}")
     if len(alike) > 1:
         once = seen.sum(axis=0) == 1
         parts = [
-            f"{split.split}: {_names(classes, np.flatnonzero(once & row))}"
+            f"{split.split}: {named_classes(classes, np.flatnonzero(once & row))}"
             for split, row in zip(alike, seen, strict=True)
             if (once & row).any()
         ]
@@ -74,6 +74,7 @@ def class_notes(splits: Sequence[ClassPixels]) -> list[str]:
     return [*notes, f"void pixels: {shares}"]
 
 
-def _names(classes: tuple[str, ...], places: NDArray[np.int64]) -> str:
+def named_classes(classes: tuple[str, ...], places: Sequence[int] | NDArray[np.int64]) -> str:
+    """The first few of the classes at `places`, by name and id, and how many more there are."""
     shown = ", ".join(f"{classes[place]!r} ({place})" for place in places[:SHOWN_NAMES])
     return shown + (f" and {len(places) - SHOWN_NAMES} more" if len(places) > SHOWN_NAMES else "")

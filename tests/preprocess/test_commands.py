@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -67,6 +68,17 @@ def test_masks_of_0_and_255_are_refused_until_it_is_said_what_they_mean(
     told = capsys.readouterr().out
     assert "no pixel" not in told
     assert "void pixels: train 0.0%" in told
+
+
+def test_a_class_that_the_void_value_takes_is_named(tmp_path, write_image, write_label, build_and_check):
+    write_image(tmp_path / "root/images/train/a.jpg")
+    write_label(tmp_path / "root/masks/train/a.png", [0, 1, 2])
+    (tmp_path / "classes.txt").write_text("ground\nroof\nroad\n")
+    words = "folder", tmp_path / "root", "--classes", str(tmp_path / "classes.txt"), "--no-reduce-zero-label"
+    told = build_and_check(*words, "--ignore-index", "1").out
+    assert "classes: no pixel can be 'roof' (1): the label maps may hold 0..2, or 1 for void" in told
+    shutil.rmtree(tmp_path / "shards")
+    assert "no pixel can be" not in build_and_check(*words, "--ignore-index", "none").out
 
 
 def test_of_images_without_a_label_nothing_is_said_to_be_labelled(

@@ -143,3 +143,17 @@ def test_more_classes_than_a_batch_carries_are_refused():
     assert len(rule.encode(np.arange(254, dtype=np.uint16)[None]).labels) == 254
     with pytest.raises(RejectedInput, match="255 classes in one image, but a batch carries at most 254"):
         rule.encode(np.arange(255, dtype=np.uint16)[None])
+
+
+@pytest.mark.parametrize(
+    ("rule", "gone"),
+    [
+        (LabelRule(3), []),
+        (LabelRule(300), [255]),
+        (LabelRule(300, None), []),
+        (LabelRule(3, 2, True), [1]),
+        (LabelRule(3, None, mapping=((7, 2), (9, 0), (1, None))), [1]),
+    ],
+)
+def test_classes_that_no_value_stands_for_are_known(rule, gone):
+    assert rule.classes_without_a_value() == gone

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from maskshards.shards.errors import SampleError
 from maskshards.shards.format.record import Record, from_members, to_members
 from maskshards.shards.format.rle import encode_label_map
-from maskshards.shards.format.tar import TarWriter, read_members, tar_header
+from maskshards.shards.format.tar import TarWriter, read_image_and_runs, read_members, tar_header
 
 
 def records(count, seed=0):
@@ -174,6 +174,34 @@ def test_a_flipped_bit_in_any_byte_of_a_sample_is_named_or_harmless():
             named += (error.shard, error.key) == ("a.tar", entry.key)
     assert harmless == 512 + entry.runs_offset + entry.runs_size - entry.image_offset - named
     assert named == entry.image_size + entry.json_size + entry.runs_size
+
+
+def test_a_training_reads_image_and_runs_and_names_a_flipped_bit_in_either():
+    """Every byte of the two, one bit each; the JSON between them is passed over, and its harm too."""
+    data, entries, _ = written(2)
+    entry, (image, _, runs) = entries[1], [value for _, value in to_members(list(records(2))[1])]
+    for place in range(entry.image_offset - 512, entry.runs_offset + entry.runs_size):
+        broken = bytearray(data)
+        broken[place] ^= 1 << (place % 8)
+        name = next(
+            (
+                ending
+                for ending, offset, size in (
+                    (".png", entry.image_offset, entry.image_size),
+                    (".rle.zst", entry.runs_offset, entry.runs_size),
+                )
+                if offset <= place < offset + size
+            ),
+            None,
+        )
+        if name is None:
+            assert read_image_and_runs(reader_of(broken), entry, shard="a.tar") == (image, runs)
+            continue
+        with pytest.raises(SampleError, match=rf"{name} has crc32c") as caught:
+            read_image_and_runs(reader_of(broken), entry, shard="a.tar")
+        assert (caught.value.shard, caught.value.key) == ("a.tar", entry.key)
+    with pytest.raises(SampleError, match="cut short"):
+        read_image_and_runs(reader_of(data[: entry.runs_offset + 1]), entry, shard="a.tar")
 
 
 def test_a_shard_that_was_cut_short_is_named():
