@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT + SCALE, re.DOTALL)
 FILLED_IN = [
     "datasets.root has no default",
     "value 255 is void unless said otherwise, and it is also class 255",  # a number of the data set's
-    "no manifest.json", "No space left on device",
+    "no manifest.json", "is a pipe", "is a device", "No space left on device",
     "another run is writing here (process",
 ]  # fmt: skip
 

@@ -297,7 +297,8 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
         if not missing and (isinstance(error, LostRankError) or not known):
             raise
         own = "" if missing == str(error) else f" The collective's own words: {one_line(error)}"
-        raise LostRankError(f"{missing or 'the ranks have lost each other'}.{own}") from error
+        what = missing or "the ranks have lost each other"
+        raise LostRankError(f"{what}.{own}") from error
     except BaseException as error:
         heartbeat.end(last_word(error))
         raise
