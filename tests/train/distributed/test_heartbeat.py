@@ -314,12 +314,15 @@ def test_a_rank_that_hangs_or_stops_in_an_evaluation_or_a_save_ends_the_launch(
         said = members[1 - rank].communicate(timeout=900)[1]
         last = said.splitlines()[-1]
         assert members[1 - rank].returncode == 2, said
-        kind = "no progress of" if fault == "hang" else "no sign of life from"
+        # One that hangs ends itself after the same time, and may be gone when the others look.
+        kinds = ("no progress of", "no sign of life from")[fault == "stop" :]
         if fault == "stop" and rank == 0:  # and with it the store, as srun starts it
             assert last.startswith("error: the launch's store does not answer any more; it lives with rank 0")
         else:
-            assert last.startswith(f"error: {kind} rank {rank} (last heard in step "), said
-            assert f", {doing}" in last
+            heard = [f"error: {kind} rank {rank} (last heard in step " for kind in kinds]
+            assert last.startswith(tuple(heard)), said
+            if (fault, place) != ("stop", "data"):  # reading ahead, it may be stopped while it does anything
+                assert f", {doing}" in last
         assert "Traceback" not in said
         if fault == "hang":  # it cannot be woken, and ends all the same
             words = members[rank].communicate(timeout=900)[1]
