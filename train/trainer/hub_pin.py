@@ -1,8 +1,9 @@
 """One commit of the hub, and one rule for positions, for all lives of a run and for what follows it.
 
 Nothing comes from the hub without a commit (`weight_files`); the first start of a run looks up the newest
-one. A head is used with the backbone that it was trained on. Whoever continues a run in its folder or
-evaluates its weights need not repeat either: they stand in the run's `config.yaml` and in every checkpoint.
+one. A head is used with the backbone that it was trained on. Whoever continues a run, in its folder or in
+another, or evaluates its weights need not repeat either: they stand in the run's `config.yaml` and in every
+checkpoint.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from typing import Any
 import yaml
 
 from maskshards.shards.storage.foreign_file import read_text
+from maskshards.train.checkpoint.checkpoint import STATE
+from maskshards.train.checkpoint.train_state import CheckpointError, read_state
 from maskshards.train.config.load import WRITTEN
 from maskshards.train.config.model import ModelConfig
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.backbone.architectures import position_rule, trained_position_rule
 from maskshards.train.model.backbone.hub_commit import WHOLE, hub_id_of, newest_commit
+from maskshards.train.trainer.resume import newest_in
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +57,10 @@ def with_rule(config: TrainConfig, earlier: Mapping[str, Any] | None) -> TrainCo
 
 
 def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
-    """Both from `config.yaml` of the run in this folder, which the first rank reads for all."""
+    """Both from the run that goes on in this folder, as the first rank reads it for all."""
 
     def look() -> dict[str, str | None]:
-        last = last_config(run)
+        last = earlier_config(config, run)
         model = with_rule(with_commit(config, last), last).model
         return {"revision": commit_of(model), "position_rule": model.position_rule}
 
@@ -74,6 +78,18 @@ def commit_of(model: ModelConfig) -> str | None:
     commit = newest_commit(hub_id, model.revision)
     logger.info("the backbone is %s at commit %s; config.yaml keeps it", hub_id, commit)
     return commit
+
+
+def earlier_config(config: TrainConfig, run: Path) -> dict[str, Any] | None:
+    """The configuration, as plain values, of the run that goes on in the folder `run`: of the checkpoint that
+    `resume_from` names, else `config.yaml` there. None for a fresh start, and where it cannot be read.
+    """
+    if config.resume_from in (None, "auto"):
+        return last_config(run)
+    try:
+        return read_state(newest_in(Path(config.resume_from)) / STATE).config
+    except CheckpointError:
+        return None  # `begin` reads it too, and says what is wrong
 
 
 def last_config(run: Path) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from maskshards.train.trainer.cpu_type import with_cpu_type
 from maskshards.train.trainer.data_facts import with_data_facts
 from maskshards.train.trainer.diagnosis import Diagnosis
 from maskshards.train.trainer.guards import Guard
-from maskshards.train.trainer.hub_pin import last_config, like_last_run, with_commit, with_rule
+from maskshards.train.trainer.hub_pin import earlier_config, like_last_run, with_commit, with_rule
 from maskshards.train.trainer.instruments import Instruments
 from maskshards.train.trainer.loop import train
 from maskshards.train.trainer.resume import begin
@@ -54,7 +54,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
     """Start or continue the run of `output_dir` and take it to its end."""
     with run_folder(config, ranks) as folder:
         config = with_data_facts(like_last_run(config, folder, ranks))
-        config = with_cpu_type(config, ranks, lambda: last_config(folder))
+        config = with_cpu_type(config, ranks, lambda: earlier_config(config, folder))
         check_trackers(config, ranks)
         parts = build_parts(config, ranks)
         check_same_data(parts, ranks)

@@ -18,10 +18,18 @@ from safetensors.torch import load_file, save_file
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from maskshards.shards.order.order import World
-from maskshards.train.config.load import load_config, write_config
+from maskshards.train.checkpoint.checkpoint import save_best
+from maskshards.train.config.load import load_config, to_plain, write_config
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.backbone.architectures import ModelError, architecture
-from maskshards.train.trainer.hub_pin import last_config, like_last_run, with_commit, with_rule
+from maskshards.train.trainer.hub_pin import (
+    earlier_config,
+    last_config,
+    like_last_run,
+    with_commit,
+    with_rule,
+)
+from tests.train.trained_run import small_config, trained
 
 ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
@@ -165,6 +173,23 @@ def test_the_last_config_of_a_folder(tiny_run: list[str], tmp_path: Path) -> Non
         assert last_config(tmp_path) is None
     write_config(replace(config, model=replace(config.model, revision=OLD)), tmp_path / "config.yaml")
     assert like_last_run(config, tmp_path, ALONE).model.revision == OLD
+
+
+def test_what_resume_from_names_comes_before_what_the_folder_holds(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    config = load_config([*tiny_run, f"model.weights={NAME}"])
+    here, there = (replace(config, model=replace(config.model, revision=commit)) for commit in (NEW, OLD))
+    write_config(here, tmp_path / "config.yaml")
+    _, state = trained(small_config())
+    saved = save_best(tmp_path / "other", replace(state, config=to_plain(there)), {})
+    path = saved.rename(saved.with_name("step-00000001"))
+    for named in (path, tmp_path / "other"):
+        onward = replace(config, resume_from=str(named))
+        assert like_last_run(onward, tmp_path, ALONE).model.revision == OLD
+    assert earlier_config(replace(config, resume_from="auto"), tmp_path) == last_config(tmp_path)
+    (path / "state.json").write_text("{")
+    assert earlier_config(onward, tmp_path) is None  # and not the folder's
 
 
 DINOV2 = ["model.dino_hub=dinov2_tiny14", "transforms.train.crop_size=[224,224]"]

@@ -10,6 +10,7 @@ from maskshards.train.config.schema import ConfigError
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.tracking.metrics_log import read_metrics
+from maskshards.train.trainer import cpu_type
 from maskshards.train.trainer.run import run
 from tests.train.conftest import CLASSES, write_shards
 
@@ -111,3 +112,17 @@ def test_a_linked_config_is_replaced_not_followed(arguments: list[str], tmp_path
         (tmp_path / "run" / name).symlink_to(outside)
     go(arguments)
     assert outside.read_text() == "keep"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_that_goes_on_in_another_folder_computes_as_it_did(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    monkeypatch.setattr(cpu_type, "has_bfloat16_units", lambda: not before)  # another processor
+    given = [*arguments, "model_dtype=BFLOAT16", "eval.eval_interval=1"]
+    go([*given, "scheduler.total_iter=1", f"cpu_autocast={before}"])
+    elsewhere = [*given, f"resume_from={tmp_path / 'run'}", f"output_dir={tmp_path / 'next'}"]
+    go(elsewhere)
+    assert f"cpu_autocast: {str(before).lower()}\n" in (tmp_path / "next" / "config.yaml").read_text()
+    go([*elsewhere, f"output_dir={tmp_path / 'other'}", f"cpu_autocast={not before}"])
+    assert f"cpu_autocast: {str(not before).lower()}\n" in (tmp_path / "other" / "config.yaml").read_text()
