@@ -242,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("drop", "silent"):
             self.close_connection = True
             self.server.waiting.set()
-            return self.server.ended.wait(60) if fault == "silent" else None
+            return self.server.ended.wait(3600) if fault == "silent" else None
         data = path.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         first, last = (int(asked[1]), min(int(asked[2]), len(data) - 1)) if asked else (0, len(data) - 1)

@@ -189,12 +189,12 @@ class Heartbeat:
             except RuntimeError as error:
                 logger.debug("no answer from the store: %s", error)
                 warning, verdict = "", self._judge_alone()
+            if warning and (self.rank == 0 or "rank 0 " in warning):
+                logger.error("%s", warning)
             self.verdict = self.verdict or verdict
             if self.verdict:
                 self._end_process()
                 return
-            if warning and (self.rank == 0 or "rank 0 " in warning):
-                logger.error("%s", warning)
 
     def _judge(self) -> tuple[str, str]:
         """(warning that is due, why the launch has to end), each possibly empty. RuntimeError without the

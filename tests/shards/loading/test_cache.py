@@ -335,11 +335,11 @@ def test_closing_ends_a_download_and_a_wait_for_another_reader(server, made, tmp
     for store in stores:
         threads.append(threading.Thread(target=read, args=(store,), daemon=True))
         threads[-1].start()
-        assert server.waiting.wait(50)
+        assert server.waiting.wait(600)
     for store in reversed(stores):
         store.close()
     for thread in threads:
-        thread.join(50)
+        thread.join(600)
     assert ["closed" in error for error in errors] == [True, True]
 
 

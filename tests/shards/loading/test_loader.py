@@ -311,13 +311,13 @@ except KeyboardInterrupt:
 def test_an_interrupt_ends_the_wait_for_a_silent_server(make_split, serve, tmp_path, with_cache):
     made = make_split("silent", [4])
     server = serve(made.folder)
-    server.faults["training-00000.tar"] = ["silent"] * 99  # for a minute each
+    server.faults["training-00000.tar"] = ["silent"] * 99  # for an hour each
     words = [server.url, *([str(tmp_path / "cache")] if with_cache else [])]
     program = subprocess.Popen([sys.executable, "-c", INTERRUPTED, *words], stdout=subprocess.PIPE)
     try:
-        assert server.waiting.wait(100)
+        assert server.waiting.wait(600)
         program.send_signal(signal.SIGINT)
-        assert program.communicate(timeout=50)[0] == b"interrupted\n"
+        assert program.communicate(timeout=600)[0] == b"interrupted\n"
     finally:
         program.kill()
         with program:  # closes its pipes

@@ -80,7 +80,7 @@ def test_stopping_from_another_thread_ends_a_wait():
 def gone(threads):
     """Wait for their end, and say whether it came."""
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     return not live_threads()
 
 
@@ -98,13 +98,13 @@ def test_dropping_the_iterator_ends_what_all_threads_wait_for():
 
     def work(task):
         if task:
-            silent.wait(60)
-            assert closed.wait(60)
+            silent.wait(600)
+            assert closed.wait(600)
         return task
 
     results = in_order(iter(range(100)), work, 2, 2, closed.set)
     assert next(results) == 0
-    silent.wait(60)
+    silent.wait(600)
     threads = live_threads()
     del results
     assert gone(threads)

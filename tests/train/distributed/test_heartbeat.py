@@ -215,24 +215,30 @@ def test_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytes
     assert 6.5 < clock.s < 30
 
 
-# Short times, and a rank that stops itself or fails in the third step's crop.
+# Short times, and a rank that stops itself or fails in the third step's crop. Until then none is judged.
 MEMBER = """
 import os, signal, sys
+from pathlib import Path
 import maskshards.train.trainer.step
 from maskshards.train.__main__ import main
 from maskshards.train.distributed import lost_ranks
 lost_ranks.BEAT_S, lost_ranks.WARN_S = 0.2, 1.0
-fault, arguments = sys.argv[1], sys.argv[2:]
-whole = maskshards.train.trainer.step.crop
+fault, place, arguments = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+whole, judge = maskshards.train.trainer.step.crop, lost_ranks.Watch.verdict
+
+def verdict(watch, records, now):
+    watch.silence_s = 2.0
+    return judge(watch, records, now) if place.exists() else ""
 
 def crop(batch, numbers, settings):
     if batch.positions[0] == 5:  # of the third step; the second of two ranks reads the odd ones
+        place.touch()
         if fault == "fail":
             raise OSError("disk on fire")
         os.kill(os.getpid(), signal.SIGSTOP if fault == "stop" else signal.SIGKILL)
     return whole(batch, numbers, settings)
 
-maskshards.train.trainer.step.crop = crop
+maskshards.train.trainer.step.crop, lost_ranks.Watch.verdict = crop, verdict
 sys.exit(main(arguments))
 """
 
@@ -246,16 +252,10 @@ sys.exit(main(arguments))
     ],
 )
 def test_the_rank_that_is_lost_in_a_step_is_named(
-    tiny_run: list[str], fault: str, words: tuple[str, ...]
+    tiny_run: list[str], tmp_path: Path, fault: str, words: tuple[str, ...]
 ) -> None:
-    arguments = [
-        *tiny_run,
-        "bs=1",
-        "n_gpus=2",
-        f"step_timeout_s={12 if fault == 'stop' else 600}",
-        "eval.max_val_samples=2",
-    ]
-    with ranks_of(["-c", MEMBER, fault, *arguments]) as members:
+    arguments = [*tiny_run, "bs=1", "n_gpus=2", "step_timeout_s=600", "eval.max_val_samples=2"]
+    with ranks_of(["-c", MEMBER, fault, str(tmp_path / "lost"), *arguments]) as members:
         said = members[0].communicate(timeout=900)[1]
     assert members[0].returncode == 2, said
     assert "Traceback" not in said
@@ -263,16 +263,19 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
         assert each in said
 
 
-# A rank that hangs, or stops itself, at a place of a whole run.
+# A rank that hangs, or stops itself once it has told where it is, at a place of a whole run.
 HANGS = """
 import os, signal, sys, threading
 import maskshards.shards.storage.local, maskshards.train.checkpoint.checkpoint
 import maskshards.train.evaluation.evaluate
 from maskshards.train.__main__ import main
 from maskshards.train.distributed import lost_ranks
+from maskshards.train.distributed.heartbeat import Heartbeat
 
 lost_ranks.BEAT_S, lost_ranks.WARN_S = 0.2, 1.0
 fault, place, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+write, wrote = Heartbeat._write, threading.Semaphore(0)
+Heartbeat._write = lambda *words, **named: (write(*words, **named), wrote.release())
 owner, name, rank, first = {
     "evaluation": (maskshards.train.evaluation.evaluate, "label_maps", "1", 2),
     "saving": (maskshards.train.checkpoint.checkpoint, "write_through", "0", 2),
@@ -283,7 +286,9 @@ whole, calls = getattr(owner, name), []
 def hangs(*words, **named):
     calls.append(1) if place != "data" or str(words[1]).endswith(".tar") else None
     if len(calls) >= first:
-        if fault == "stop":
+        while wrote.acquire(blocking=False):
+            pass
+        if fault == "stop" and wrote.acquire() and wrote.acquire():
             os.kill(os.getpid(), signal.SIGSTOP)
         threading.Event().wait()
     return whole(*words, **named)

@@ -107,8 +107,11 @@ from maskshards.train.distributed.ranks import joined
 lost_ranks.BEAT_S, lost_ranks.WARN_S = 0.05, 0.5
 heartbeat.GRACE_S = 5.0 if os.environ["RANK"] == "0" else 0.2  # rank 0 ends by itself
 try:
-    with joined(step_timeout=timedelta(seconds=10)) as ranks:
+    with joined(step_timeout=timedelta(seconds=600)) as ranks:
         ranks.any(0)
+        ranks.heartbeat.patience_s = 3.0  # from here on; who only begins is given time
+        if ranks.is_first:
+            ranks.heartbeat._watch.silence_s = 3.0
         ranks.at(7, "waiting for data")
         if not ranks.is_first and sys.argv[1] == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
