@@ -47,9 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--zero-is-void", action="store_true")
-    words = parser.parse_args()
-    files = [path.read_bytes() for path in sorted(words.folder.rglob("*.png"))]
-    shift = np.uint16(1 if words.zero_is_void else 0)
+    args = parser.parse_args()
+    files = [path.read_bytes() for path in sorted(args.folder.rglob("*.png"))]
+    shift = np.uint16(1 if args.zero_is_void else 0)
     maps = [np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16) - shift for data in files]
     runs = [encode_label_map(class_map) for class_map in maps]
     packed = [pack_runs(run, *class_map.shape) for run, class_map in zip(runs, maps, strict=True)]

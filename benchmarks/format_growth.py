@@ -85,22 +85,22 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=196)
     parser.add_argument("--samples-per-shard", type=int, default=256)
     parser.add_argument("--read", action="store_true", help="only measure reading what is there")
-    words = parser.parse_args()
-    if words.read:
-        sys.stdout.write(json.dumps(read(words.out)) + "\n")
+    args = parser.parse_args()
+    if args.read:
+        sys.stdout.write(json.dumps(read(args.out)) + "\n")
         return
-    words.out.mkdir(parents=True)
+    args.out.mkdir(parents=True)
     start = time.perf_counter()
-    write(words.out, words.shards, words.samples_per_shard)
+    write(args.out, args.shards, args.samples_per_shard)
     facts = {
-        "samples": words.shards * words.samples_per_shard,
-        "shards": words.shards,
+        "samples": args.shards * args.samples_per_shard,
+        "shards": args.shards,
         "write_s": round(time.perf_counter() - start, 1),
-        "manifest_mb": round(os.path.getsize(words.out / MANIFEST_NAME) / 1e6, 2),
-        "index_mb": round(os.path.getsize(words.out / INDEX_NAME) / 1e6, 2),
+        "manifest_mb": round(os.path.getsize(args.out / MANIFEST_NAME) / 1e6, 2),
+        "index_mb": round(os.path.getsize(args.out / INDEX_NAME) / 1e6, 2),
         "writer_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
     }
-    again = [sys.executable, __file__, "--out", str(words.out), "--read"]
+    again = [sys.executable, __file__, "--out", str(args.out), "--read"]
     facts |= json.loads(subprocess.run(again, capture_output=True, check=True, text=True).stdout)
     sys.stdout.write(json.dumps(facts) + "\n")
 

@@ -42,5 +42,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=50_000)
-    words = parser.parse_args()
-    write(words.out, words.samples)
+    args = parser.parse_args()
+    write(args.out, args.samples)

@@ -88,15 +88,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--one", choices=["start", "resume", "memory"])
-    words = parser.parse_args()
-    if words.one:
-        sys.stdout.write(json.dumps(one(words.folder, words.one)))
+    args = parser.parse_args()
+    if args.one:
+        sys.stdout.write(json.dumps(one(args.folder, args.one)))
         return
-    if not (words.folder / "manifest.json").exists():
-        build(words.folder)
+    if not (args.folder / "manifest.json").exists():
+        build(args.folder)
     results: dict[str, object] = {}
     for kind in ("start", "resume", "memory"):
-        command = [sys.executable, __file__, str(words.folder), "--one", kind]
+        command = [sys.executable, __file__, str(args.folder), "--one", kind]
         runs = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(5)]
         results[kind] = {name: sorted(run[name] for run in runs)[2] for name in runs[0]}
     results["plan of 1e8 samples"] = plan_of(100_000_000)

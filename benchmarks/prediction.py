@@ -78,11 +78,11 @@ def large(run, folder, name, height, width, *more):
 
 
 def main():
-    words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("run")
-    words.add_argument("folder", type=Path)
-    words.add_argument("--only", choices=("photos", "mosaic", "strips"))
-    given = words.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", choices=("photos", "mosaic", "strips"))
+    given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.only in (None, "photos"):
         pace_of_photos(given.run, given.folder)

@@ -19,10 +19,10 @@ from maskshards.shards.errors import ShardError
 
 def main(arguments: list[str]) -> int:
     """Run one command; the exit status."""
-    words = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        told = COMMANDS[words.command](words)
+        told = COMMANDS[args.command](args)
         _show(told)
     except (BuildError, ShardError, OSError) as error:
         print("error: " + printable(str(error), kept="\n"), file=sys.stderr)

@@ -169,27 +169,25 @@ def _add_workers(group: argparse._ActionsContainer) -> None:
     group.add_argument("--workers", type=int, default=_cores(), help="processes; default: all cores")
 
 
-def source_request(words: argparse.Namespace) -> SourceRequest:
+def source_request(args: argparse.Namespace) -> SourceRequest:
     """The source as the user described it."""
-    named = {
-        field.name: getattr(words, field.name) for field in fields(SourceRequest) if field.name != "kind"
-    }
-    return SourceRequest(kind=words.dataset, **named)
+    named = {field.name: getattr(args, field.name) for field in fields(SourceRequest) if field.name != "kind"}
+    return SourceRequest(kind=args.dataset, **named)
 
 
-def build_settings(words: argparse.Namespace) -> BuildSettings:
+def build_settings(args: argparse.Namespace) -> BuildSettings:
     """Everything besides the source that decides bytes."""
-    scale, bands = scale_of(words.scale), bands_of(words.bands)
-    tile_overlap = words.tile // 8 if words.tile_overlap is None else words.tile_overlap
+    scale, bands = scale_of(args.scale), bands_of(args.bands)
+    tile_overlap = args.tile // 8 if args.tile_overlap is None else args.tile_overlap
     policy = ImagePolicy(
-        convert=words.convert or bool(scale or bands),  # who says what values mean wants them read
-        max_short_side=words.max_short_side,
+        convert=args.convert or bool(scale or bands),  # who says what values mean wants them read
+        max_short_side=args.max_short_side,
         scale=scale,
         bands=bands,
-        tile=words.tile,
+        tile=args.tile,
         overlap=tile_overlap,
     )
-    return BuildSettings(words.samples_per_shard, words.seed, policy)
+    return BuildSettings(args.samples_per_shard, args.seed, policy)
 
 
 def scale_of(word: str | None) -> tuple[float, float] | None:

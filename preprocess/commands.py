@@ -47,29 +47,29 @@ from maskshards.shards.format.manifest import open_split, open_splits
 SHOWN_FAULTS = 20
 
 
-def run_build(words: argparse.Namespace) -> str:
+def run_build(args: argparse.Namespace) -> str:
     """Build and publish, or build one part; BuildError, ShardError or OSError where that cannot be done."""
-    place, settings = Place(words.out), build_settings(words)
-    place.check_workers(words.workers)
-    part = part_of(words.part) if words.part else WHOLE
-    request = source_request(words)
+    place, settings = Place(args.out), build_settings(args)
+    place.check_workers(args.workers)
+    part = part_of(args.part) if args.part else WHOLE
+    request = source_request(args)
     source = open_source(request)
-    found = source.splits() if not words.splits else ()
-    splits = tuple(dict.fromkeys(resolve_split(word, source) for word in words.splits)) or found
-    notes = [] if words.splits else list(source.left_out())
-    with place.lock((part.index, part.count) if words.part else None), _executor(words) as executor:
+    found = source.splits() if not args.splits else ()
+    splits = tuple(dict.fromkeys(resolve_split(word, source) for word in args.splits)) or found
+    notes = [] if args.splits else list(source.left_out())
+    with place.lock((part.index, part.count) if args.part else None), _executor(args) as executor:
         jobs = plan_jobs(source, splits, settings, place.split)
-        if not words.part:  # the limit for parts is that of `finish`
-            refuse_listed(jobs, words.allow_rejects)
+        if not args.part:  # the limit for parts is that of `finish`
+            refuse_listed(jobs, args.allow_rejects)
         notes += shared_images(jobs, source)
         _tell([*notes, *(note for job in jobs for note in job.plan.notes)])
         total = sum(job.num_samples(part) for job in jobs)
         guard = MaskGuard(source.label_rule, void_is_said(request), total)
-        outcomes = _execute(jobs, source, settings, executor, words.quiet, part, guard)
-        if words.part:
-            return _part_summary(words.out, part, outcomes)
-        done = publish_splits([job.destination for job in jobs], words.allow_rejects)
-        told = _describe(place, words.license) if done else []
+        outcomes = _execute(jobs, source, settings, executor, args.quiet, part, guard)
+        if args.part:
+            return _part_summary(args.out, part, outcomes)
+        done = publish_splits([job.destination for job in jobs], args.allow_rejects)
+        told = _describe(place, args.license) if done else []
     fresh = {entry.manifest.split for entry in done}
     lines = [f"{place.split(name)}: published already, nothing to do" for name in splits if name not in fresh]
     return "\n".join([*(_summary(entry) for entry in done), *lines, *told, *_class_lines(place, splits)])
@@ -97,13 +97,13 @@ def _execute(
     return outcomes
 
 
-def _executor(words: argparse.Namespace) -> AbstractContextManager[Executor]:
+def _executor(args: argparse.Namespace) -> AbstractContextManager[Executor]:
     """Local workers start here, while the data set is being listed."""
-    if words.executor == "local":
-        return warm_pool(build_shard, words.workers)
-    if not words.scheduler:
+    if args.executor == "local":
+        return warm_pool(build_shard, args.workers)
+    if not args.scheduler:
         raise BuildError("--executor dask needs --scheduler ADDRESS, such as tcp://10.0.0.1:8786")
-    return nullcontext(partial(run_on_dask, scheduler=words.scheduler))
+    return nullcontext(partial(run_on_dask, scheduler=args.scheduler))
 
 
 def _part_summary(out: str, part: Part, outcomes: list[ShardOutcome]) -> str:
@@ -115,17 +115,17 @@ def _part_summary(out: str, part: Part, outcomes: list[ShardOutcome]) -> str:
     )
 
 
-def run_finish(words: argparse.Namespace) -> str:
+def run_finish(args: argparse.Namespace) -> str:
     """Publish what the parts of an array job built; BuildError names the shards that are missing."""
-    place = Place(words.out)
+    place = Place(args.out)
     with place.lock():
         destinations = place.unfinished()
         if not destinations:
             raise BuildError(
-                f"{words.out}: nothing to finish there; build its parts: maskshards build ... --part I/N"
+                f"{args.out}: nothing to finish there; build its parts: maskshards build ... --part I/N"
             )
-        done = publish_splits(destinations, words.allow_rejects)
-        told = _describe(place, words.license)
+        done = publish_splits(destinations, args.allow_rejects)
+        told = _describe(place, args.license)
     splits = tuple(entry.manifest.split for entry in done)
     return "\n".join([*(_summary(entry) for entry in done), *told, *_class_lines(place, splits)])
 
@@ -191,12 +191,12 @@ def _summary(done: Published) -> str:
     )
 
 
-def run_verify(words: argparse.Namespace) -> str:
+def run_verify(args: argparse.Namespace) -> str:
     """Compare with the source; BuildError lists what differs."""
     lines, faults = [], []
-    for split in open_splits(words.out):
+    for split in open_splits(args.out):
         folder = split.base
-        check = verify_split(split, words.against, partial(run_tasks, workers=words.workers))
+        check = verify_split(split, args.against, partial(run_tasks, workers=args.workers))
         lines.append(
             f"{folder}: {check.samples} samples, {check.pixels} label pixels compared,"
             f" {len(check.faults)} differences"
@@ -209,21 +209,21 @@ def run_verify(words: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def run_scenes(words: argparse.Namespace) -> str:
+def run_scenes(args: argparse.Namespace) -> str:
     """Make the demo's data set."""
-    write_scenes(words.out, training=words.training, validation=words.validation, seed=words.seed)
-    return f"{words.out}: {words.training} training and {words.validation} validation scenes"
+    write_scenes(args.out, training=args.training, validation=args.validation, seed=args.seed)
+    return f"{args.out}: {args.training} training and {args.validation} validation scenes"
 
 
-def run_bench(words: argparse.Namespace) -> str:
+def run_bench(args: argparse.Namespace) -> str:
     """Measure on the first of the named splits."""
-    source = open_source(source_request(words))
-    split = (tuple(words.splits) or source.splits())[0]
-    if words.peers:
-        beside = bench_peers(source, split, words.rounds)
-        return json.dumps(beside.to_json(), indent=1) if words.json else beside.to_markdown()
-    found = bench(source, split, workers=tuple(words.workers), rounds=words.rounds, chunks=words.chunks)
-    return json.dumps(found.to_json(), indent=1) if words.json else found.to_markdown()
+    source = open_source(source_request(args))
+    split = (tuple(args.splits) or source.splits())[0]
+    if args.peers:
+        beside = bench_peers(source, split, args.rounds)
+        return json.dumps(beside.to_json(), indent=1) if args.json else beside.to_markdown()
+    found = bench(source, split, workers=tuple(args.workers), rounds=args.rounds, chunks=args.chunks)
+    return json.dumps(found.to_json(), indent=1) if args.json else found.to_markdown()
 
 
 COMMANDS = {

@@ -1,6 +1,6 @@
 """`maskshards info|check|preview|diff|plan|bench loader`: look at shards and check them.
 
-A command's module is loaded when it is used. It offers `add_arguments(parser)`, `run(words) -> facts` and
+A command's module is loaded when it is used. It offers `add_arguments(parser)`, `run(args) -> facts` and
 `as_text(facts) -> str`; `--json` prints the facts themselves. Exit status 0; 1 where `facts["ok"]` is false
 (damage or a difference was found); 2 where the question could not be answered, with one block on stderr.
 """
@@ -43,10 +43,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=prog, description=what, epilog=f"example: {prog} {example}")
     command.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    words = parser.parse_args(arguments[1:])
+    args = parser.parse_args(arguments[1:])
     try:
-        facts = command.run(words)
-        print(json.dumps(facts, indent=1) if words.json else command.as_text(facts))
+        facts = command.run(args)
+        print(json.dumps(facts, indent=1) if args.json else command.as_text(facts))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -40,7 +40,7 @@ Task = TypeVar("Task")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of the command."""
+    """The arguments of the command."""
     parser.add_argument("url", help="a split, or a folder of splits (its training split)")
     parser.add_argument("--batch", type=int, default=8, help="images a batch (default 8)")
     parser.add_argument("--batches", type=int, default=16, help="batches a round (default 16)")
@@ -65,46 +65,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(words: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; facts as JSON values. ValueError or OSError where the split cannot be read."""
-    device = torch.device(words.device)
+    device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no CUDA device here; say --device cpu")
-    settings = CropSettings(
-        crop_px=(words.crop, words.crop), image_px=words.crop, photometric=words.photometric
-    )
+    settings = CropSettings(crop_px=(args.crop, args.crop), image_px=args.crop, photometric=args.photometric)
     for name in ("batch", "batches", "rounds", "threads"):
-        if getattr(words, name) < 1:
-            raise ValueError(f"--{name} is {getattr(words, name)}; expected at least 1")
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; expected at least 1")
     # Of several splits the one that is trained on.
-    split = max(open_splits(words.url), key=lambda split: split.manifest.split == "training")
+    split = max(open_splits(args.url), key=lambda split: split.manifest.split == "training")
     torch.set_num_threads(1)  # figures are compared thread for thread
-    facts = {name: getattr(words, name) for name in ("batch", "batches", "threads", "crop", "photometric")}
-    if words.baselines:
+    facts = {name: getattr(args, name) for name in ("batch", "batches", "threads", "crop", "photometric")}
+    if args.baselines:
         from maskshards.shards.commands.baselines import compare
 
-        return facts | {
-            "ways": compare(split, settings, words.batch, words.batches, words.threads, words.rounds)
-        }
-    if words.peers:
+        return facts | {"ways": compare(split, settings, args.batch, args.batches, args.threads, args.rounds)}
+    if args.peers:
         from maskshards.shards.commands.peers import compare_peers
 
-        found, absent = compare_peers(split, words.batch, words.batches, words.threads, words.rounds)
+        found, absent = compare_peers(split, args.batch, args.batches, args.threads, args.rounds)
         return facts | {"peers": found, "absent": absent}
-    if words.interference:
-        with Loader(split, batch_per_rank=words.batch, threads=words.threads) as loader:
-            turns = max(1, words.rounds * 8)
+    if args.interference:
+        with Loader(split, batch_per_rank=args.batch, threads=args.threads) as loader:
+            turns = max(1, args.rounds * 8)
             return facts | {"interference": interference(iter(loader), turns=turns)}
-    decoder = GpuDecoder(device) if words.decode == "gpu" else None
-    bench = Bench(split, words.batch, words.batches, words.threads, device, settings, decoder)
-    best = best_of(bench.timings(), words.rounds)
+    decoder = GpuDecoder(device) if args.decode == "gpu" else None
+    bench = Bench(split, args.batch, args.batches, args.threads, device, settings, decoder)
+    best = best_of(bench.timings(), args.rounds)
     alone = [name for name in best if name not in ("loader", "all", "limit")]
     slowest = max(alone, key=lambda name: best[name]["wall_ms"])
     return facts | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "stages": best,
         "bottleneck": slowest,
-        "crop_ms_per_batch": best["crop"]["wall_ms"] * words.batch,
+        "crop_ms_per_batch": best["crop"]["wall_ms"] * args.batch,
         "of_limit": best["limit"]["wall_ms"] / best["loader"]["wall_ms"],
         "of_limit_cpu": best["limit"]["cpu_ms"] / best["loader"]["cpu_ms"],
     }

@@ -29,14 +29,14 @@ PARTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of the command."""
+    """The arguments of the command."""
     for name in ("a", "b"):
         parser.add_argument(name, help="a data set (OUT) or one of its splits (OUT/SPLIT); a folder or a URL")
 
 
-def run(words: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """The comparison of every split; two single splits are compared whatever their names are."""
-    left, right = open_splits(words.a), open_splits(words.b)
+    left, right = open_splits(args.a), open_splits(args.b)
     if len(left) == len(right) == 1:
         pairs = [(left[0], right[0])]
         alone = []

@@ -18,13 +18,13 @@ BAR = 30  # characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of the command."""
+    """The arguments of the command."""
     parser.add_argument("url", help="a data set (OUT) or one of its splits (OUT/SPLIT); a folder or a URL")
 
 
-def run(words: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Facts of every split."""
-    return {"splits": [survey(split) for split in open_splits(words.url)]}
+    return {"splits": [survey(split) for split in open_splits(args.url)]}
 
 
 def survey(split: Split) -> dict[str, Any]:

@@ -34,18 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, default=0, help="optimiser step, from 0 (default 0)")
 
 
-def run(words: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """The plan as JSON values; `keys` are the rank's samples of the step in the order of its batches."""
-    world = World(words.rank, words.ranks)
-    if words.step < 0:
-        raise ValueError(f"step {words.step} is negative")
-    batch_per_rank = words.batch_per_rank or max(1, words.global_batch // words.ranks)
-    micro_steps = num_micro_steps(words.global_batch, batch_per_rank, words.ranks)
-    split = open_split(words.url)
-    order = Order(split.manifest.shard_samples, words.seed, words.global_batch, words.epoch_end)
+    world = World(args.rank, args.ranks)
+    if args.step < 0:
+        raise ValueError(f"step {args.step} is negative")
+    batch_per_rank = args.batch_per_rank or max(1, args.global_batch // args.ranks)
+    micro_steps = num_micro_steps(args.global_batch, batch_per_rank, args.ranks)
+    split = open_split(args.url)
+    order = Order(split.manifest.shard_samples, args.seed, args.global_batch, args.epoch_end)
     samples = []
     for micro_step in range(micro_steps):
-        positions = micro_batch_positions(words.step, micro_step, world, batch_per_rank, words.global_batch)
+        positions = micro_batch_positions(args.step, micro_step, world, batch_per_rank, args.global_batch)
         shards, places = order.samples(positions)
         indexes = {int(shard): split.index(int(shard)) for shard in set(shards.tolist())}
         samples += [
@@ -63,11 +63,11 @@ def run(words: argparse.Namespace) -> dict[str, Any]:
     return {
         "fingerprint": split.manifest.fingerprint,
         "order_version": ORDER_VERSION,
-        "seed": words.seed,
-        "global_batch": words.global_batch,
-        "rank": words.rank,
-        "ranks": words.ranks,
-        "step": words.step,
+        "seed": args.seed,
+        "global_batch": args.global_batch,
+        "rank": args.rank,
+        "ranks": args.ranks,
+        "step": args.step,
         "keys": [sample["key"] for sample in samples],
         "samples": samples,
     }

@@ -32,7 +32,7 @@ GOLDEN_TURN = 0.61803399  # of the colour circle; neighbours in number are then 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of the command."""
+    """The arguments of the command."""
     parser.add_argument("url", help="a data set (OUT) or one of its splits (OUT/SPLIT); a folder or a URL")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML file to write")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="pictures of each split (24)")
@@ -45,19 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(words: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the page; where it is and how much stands on it."""
-    if words.out.is_dir() or not words.out.parent.is_dir():
-        folder = "is a folder" if words.out.is_dir() else "lies in a folder that does not exist"
-        raise OSError(f"--out {words.out} {folder}; name an HTML file in one that does, such as preview.html")
-    if words.samples < 1 or words.examples < 0:
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        folder = "is a folder" if args.out.is_dir() else "lies in a folder that does not exist"
+        raise OSError(f"--out {args.out} {folder}; name an HTML file in one that does, such as preview.html")
+    if args.samples < 1 or args.examples < 0:
         raise ValueError("--samples must be at least 1 and --examples at least 0")
-    sections = [_section(split, words.samples, words.examples) for split in open_splits(words.url)]
+    sections = [_section(split, args.samples, args.examples) for split in open_splits(args.url)]
     page = html_page(sections)
-    with replacing(words.out) as hidden, hidden.open("x", encoding="utf-8") as file:  # through no link
+    with replacing(args.out) as hidden, hidden.open("x", encoding="utf-8") as file:  # through no link
         file.write(page)
     pictures = sum(len(section.mosaic) + len(section.examples) for section in sections)
-    return {"out": str(words.out), "bytes": len(page.encode()), "pictures": pictures}
+    return {"out": str(args.out), "bytes": len(page.encode()), "pictures": pictures}
 
 
 def as_text(facts: dict[str, Any]) -> str:

@@ -51,18 +51,18 @@ class Fault:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of the command."""
+    """The arguments of the command."""
     parser.add_argument("url", help="a data set (OUT) or one of its splits (OUT/SPLIT); a folder or a URL")
     parser.add_argument("--sample", type=int, metavar="N", help="check only N samples of each split")
     parser.add_argument("--deep", action="store_true", help="decode every image as well")
 
 
-def run(words: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """The verdict on every split."""
-    if words.sample is not None and words.sample < 1:
-        raise ValueError(f"--sample {words.sample}: give a number of samples, at least 1")
-    verdicts = [check_split(split, words.sample, words.deep) for split in open_splits(words.url)]
-    faults, notes = root_faults(open_store(words.url))
+    if args.sample is not None and args.sample < 1:
+        raise ValueError(f"--sample {args.sample}: give a number of samples, at least 1")
+    verdicts = [check_split(split, args.sample, args.deep) for split in open_splits(args.url)]
+    faults, notes = root_faults(open_store(args.url))
     ok = not faults and all(verdict["ok"] for verdict in verdicts)
     return {"ok": ok, "splits": verdicts, "root_faults": faults, "root_notes": notes}
 

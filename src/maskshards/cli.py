@@ -1,6 +1,6 @@
 """The command `maskshards`: one table of commands; the module behind a command is loaded when it is called.
 
-Each entry is a function that takes the command's words and returns the exit status, so that words are checked
+Each entry is a function that takes the command's arguments and returns the exit status. They are checked
 before anything heavy is imported, and Ctrl-C until then ends the process without a traceback.
 """
 
@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 
 BUILD, SHARDS = "maskshards.preprocess.__main__:main", "maskshards.shards.__main__:main"
-# Name -> (function, words that it is given before the user's, what the command does).
+# Name -> (function, arguments that come before the user's, what the command does).
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "build": (BUILD, ("build",), "build shards from a data set; run again, it goes on"),
     "finish": (BUILD, ("finish",), "publish what the parts of an array job built"),
@@ -55,9 +55,9 @@ STATUSES = """exit status:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
-    words = sys.argv[1:] if arguments is None else arguments
+    args = sys.argv[1:] if arguments is None else arguments
     try:
-        return dispatch(words, COMMANDS, "maskshards")
+        return dispatch(args, COMMANDS, "maskshards")
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
@@ -71,17 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-def dispatch(words: list[str], table: dict[str, tuple[str, tuple[str, ...], str]], program: str) -> int:
-    """Find the command that `words` begin with and give it the rest."""
-    if not words or words[0] in ("-h", "--help"):
-        (sys.stdout if words else sys.stderr).write(listing(table, program) + "\n")
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
+def dispatch(args: list[str], table: dict[str, tuple[str, tuple[str, ...], str]], program: str) -> int:
+    """Find the command that `args` begin with and give it the rest."""
+    if not args or args[0] in ("-h", "--help"):
+        (sys.stdout if args else sys.stderr).write(listing(table, program) + "\n")
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
         from maskshards import __version__
 
         sys.stdout.write(f"maskshards {__version__}\n")
         return 0
-    name, rest = words[0], words[1:]
+    name, rest = args[0], args[1:]
     if name == "bench" and table is COMMANDS:
         return dispatch(rest, BENCHES, "maskshards bench")
     if name not in table:

@@ -34,9 +34,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit status, 2 for a fault of the user's, told in one line on stderr."""
-    words = parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
-        sys.stdout.write(f"{report(words.runs, words.out.expanduser())}\n")
+        sys.stdout.write(f"{report(args.runs, args.out.expanduser())}\n")
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -28,12 +28,12 @@ def boundary_px(height: int, width: int) -> int:
     return max(1, round(DIAGONAL_SHARE * math.hypot(height, width)))
 
 
-def boundary(label_map: Tensor, reach_px: int) -> Tensor:
+def boundary(class_map: Tensor, reach_px: int) -> Tensor:
     """(H, W) bool: pixels with another id, or the image's border, within `reach_px` rows and columns."""
-    near = torch.ones_like(label_map, dtype=torch.bool)
-    height, width = label_map.shape
+    near = torch.ones_like(class_map, dtype=torch.bool)
+    height, width = class_map.shape
     if min(height, width) > 2 * reach_px:
-        ids = label_map[None, None].float()  # exact below 2^24
+        ids = class_map[None, None].float()  # exact below 2^24
         uniform = _sliding_max(ids, reach_px) == -_sliding_max(-ids, reach_px)
         near[reach_px : height - reach_px, reach_px : width - reach_px] = ~uniform[0, 0]
     return near

@@ -45,7 +45,7 @@ class LossTerms:
     classify: Tensor  # (L,) cross entropy of the classes
     total: Tensor  # scalar: the weighted sum over terms and layers; carries the graph
     num_segments: int  # of this rank's crops: matched rows of one layer
-    carried: np.ndarray | None = None  # the `carry` values of this call, now on the host
+    flags_on_host: np.ndarray | None = None  # the `flags` values of this call, now on the host
 
 
 class MatchedLoss:
@@ -75,14 +75,14 @@ class MatchedLoss:
         *,
         seed: int,
         world_reduce: Callable[[Tensor], Tensor] | None,
-        carry: Tensor | None = None,
+        flags: Tensor | None = None,
         meanwhile: Callable[[], None] | None = None,
         dump_dir: Path | None = None,
     ) -> LossTerms:
         """The terms of this micro-step.
 
         `world_reduce` sums a small tensor over all ranks (None in a single process), so that R ranks
-        which average their gradients train as one process with all their images would. `carry` (n,):
+        which average their gradients train as one process with all their images would. `flags` (n,):
         device values, flags for instance, that travel to the host with the costs instead of waiting for
         a copy of their own. `meanwhile` is called when that copy is queued, before it is waited for: work
         that it queues runs while the host waits and matches. Raises NonFiniteError when a matching cost is
@@ -100,14 +100,14 @@ class MatchedLoss:
                 costs = matching_costs(
                     predictions, crops.labels, sampler.pair_sums(predictions), self._weights
                 )
-                copy = HostCopy(_packed(costs, labels_present(crops.owner_map, crops.labels.shape[1]), carry))
+                copy = HostCopy(_packed(costs, labels_present(crops.owner_map, crops.labels.shape[1]), flags))
             if meanwhile is not None:
                 meanwhile()
-            host_costs, present, carried = _unpacked(copy.wait(), costs.shape)
+            host_costs, present, flags_on_host = _unpacked(copy.wait(), costs.shape)
             check_costs(host_costs, predictions, crops, dump_dir)
             rows = self._assign(host_costs, present)
             terms = self._terms(predictions, crops, rows, sampler, world_reduce)
-            return terms if carry is None else replace(terms, carried=carried)
+            return terms if flags is None else replace(terms, flags_on_host=flags_on_host)
 
     def _sampler(self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor) -> Sampler:
         num_labels = crops.labels.shape[1]
@@ -173,17 +173,17 @@ def mask_terms(sums: RowSums) -> tuple[Tensor, Tensor]:
     return sums.entropy / sums.counted.clamp(min=1.0), 1 - (2 * sums.overlap + 1) / (area + 1)
 
 
-def _packed(costs: Tensor, present: Tensor, carry: Tensor | None) -> Tensor:
+def _packed(costs: Tensor, present: Tensor, flags: Tensor | None) -> Tensor:
     """Everything that the host wants to know, in one flat float32 tensor."""
     parts = [costs.flatten(), present.flatten().float()]
-    return torch.cat(parts if carry is None else [*parts, carry.detach().flatten().float()])
+    return torch.cat(parts if flags is None else [*parts, flags.detach().flatten().float()])
 
 
 def _unpacked(values: np.ndarray, shape: torch.Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Costs (L, B, Q, K), which labels are present (B, K) bool, and the carried values."""
+    """Costs (L, B, Q, K), which labels are present (B, K) bool, and the flags."""
     _, num_images, _, num_labels = shape
-    costs, present, carried = np.split(values, [math.prod(shape), math.prod(shape) + num_images * num_labels])
-    return costs.reshape(shape), present.reshape(num_images, num_labels) > 0, carried
+    costs, present, flags = np.split(values, [math.prod(shape), math.prod(shape) + num_images * num_labels])
+    return costs.reshape(shape), present.reshape(num_images, num_labels) > 0, flags
 
 
 def _normalisers(

@@ -39,34 +39,34 @@ def _distance(choices: np.ndarray, colour: np.ndarray) -> np.ndarray:
     return ((choices - colour) ** 2) @ np.array(CHANNEL_WEIGHTS, np.float64)
 
 
-def paint(label_map: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def paint(class_map: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: each pixel in its class's colour, black where the id is no class."""
     table = np.vstack([colours, np.array([VOID_COLOUR], np.uint8)])
-    known = (label_map >= 0) & (label_map < len(colours))
-    return table[np.where(known, label_map, len(colours))]
+    known = (class_map >= 0) & (class_map < len(colours))
+    return table[np.where(known, class_map, len(colours))]
 
 
 def overlay(
-    image: np.ndarray, label_map: np.ndarray, colours: np.ndarray, opacity: float = 0.55
+    image: np.ndarray, class_map: np.ndarray, colours: np.ndarray, opacity: float = 0.55
 ) -> np.ndarray:
     """(H, W, 3) uint8: the image under its painted label map, with a dark line where two classes meet."""
-    mixed = np.rint((1 - opacity) * image + opacity * paint(label_map, colours).astype(np.float64))
-    border = np.zeros(label_map.shape, bool)
-    border[:, 1:] |= label_map[:, 1:] != label_map[:, :-1]
-    border[1:] |= label_map[1:] != label_map[:-1]
+    mixed = np.rint((1 - opacity) * image + opacity * paint(class_map, colours).astype(np.float64))
+    border = np.zeros(class_map.shape, bool)
+    border[:, 1:] |= class_map[:, 1:] != class_map[:, :-1]
+    border[1:] |= class_map[1:] != class_map[:-1]
     mixed[border] *= 0.4
     return mixed.astype(np.uint8)
 
 
 def with_legend(
-    picture: np.ndarray, label_map: np.ndarray, class_names: Sequence[str], colours: np.ndarray
+    picture: np.ndarray, class_map: np.ndarray, class_names: Sequence[str], colours: np.ndarray
 ) -> Image.Image:
     """The picture with a panel on its right: colour, name and share of every class in it, largest first."""
     counts = np.bincount(
-        label_map[(label_map >= 0) & (label_map < len(class_names))], minlength=len(class_names)
+        class_map[(class_map >= 0) & (class_map < len(class_names))], minlength=len(class_names)
     )
     order = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
-    rows = [f"{_plain(class_names[k])}  {100 * counts[k] / label_map.size:.1f} %" for k in order]
+    rows = [f"{_plain(class_names[k])}  {100 * counts[k] / class_map.size:.1f} %" for k in order]
     font = ImageFont.load_default(12)
     text_px = max((font.getlength(row) for row in rows), default=0)
     height, width = picture.shape[:2]

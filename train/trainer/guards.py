@@ -39,11 +39,11 @@ class Guard:
         optimizer: torch.optim.Optimizer,
         diagnose: Callable[[int, Sequence[Seen]], str],
         *,
-        carried: bool = False,
+        flag_with_loss: bool = False,
     ) -> None:
-        """`carried`: the objective brings the flag to the host; else each step sends a copy of its own."""
+        """`flag_with_loss`: the loss brings the flag to the host; else each step sends a copy of its own."""
         self.config, self.decoder, self.optimizer, self.diagnose = config, decoder, optimizer, diagnose
-        self.carried = carried
+        self.flag_with_loss = flag_with_loss
         self.skipped = 0  # steps left out because their gradient was not finite
         self._norms = [m for m in decoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._kept: list[Tensor] = []
@@ -75,12 +75,12 @@ class Guard:
         if self.config.non_finite == SKIP:
             for buffer, kept in zip(batch_statistics(self.decoder), self._kept, strict=True):
                 buffer.copy_(torch.where(flag > 0, kept, buffer))
-        self._pending = step, flag, None if self.carried else HostCopy(flag), seen
+        self._pending = step, flag, None if self.flag_with_loss else HostCopy(flag), seen
 
     @property
     def flag(self) -> Tensor | None:
-        """(1,) on the device: not 0 if the watched step was not finite; None if there is nothing to carry."""
-        return self._pending[1].view(1) if self._pending is not None and self.carried else None
+        """(1,) on the device: not 0 if the watched step was not finite; None if no loss takes it along."""
+        return self._pending[1].view(1) if self._pending is not None and self.flag_with_loss else None
 
     def resolve(self, brought: float | None = None) -> None:
         """Learn about the watched step, while its gradients still stand. `brought`: its flag, if it came to

@@ -74,7 +74,7 @@ class Instruments:
         """
         self.phases.mark("loss")
         if not self._seen:
-            self.guard.resolve(losses.carried)
+            self.guard.resolve(losses.flag_on_host)
         total = losses.total.detach()
         self._seen.append(Seen(losses.crops, total))
         self._digest = wrapped(self._digest + order_digest(losses.crops, losses.draws))

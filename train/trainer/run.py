@@ -101,8 +101,8 @@ def check_same_data(parts: Parts, ranks: Ranks) -> None:
 def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
     segmenter, folder = parts.segmenter, nonfinite_folder(config)
     diagnosis = Diagnosis(ranks, segmenter, segmenter.decoder, parts.objective.alone, folder)
-    carried = parts.objective.loss.carries
-    return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis, carried=carried)
+    flag_with_loss = parts.objective.loss.brings_flag
+    return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis, flag_with_loss=flag_with_loss)
 
 
 def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:

@@ -29,7 +29,7 @@ class Losses:
     parts: dict[str, Tensor]  # detached scalars by name, for the log
     crops: CropBatch
     draws: CropDraws
-    carried: float | None = None  # what was given to travel to the host
+    flag_on_host: float | None = None  # the `flag` that was handed in, as a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Objective:
     def __call__(
         self,
         batch: RaggedBatch | Prepared,
-        carry: Tensor | None = None,
+        flag: Tensor | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> Losses:
-        """The loss of a batch; `carry` (1,) comes back as a number where the head's loss carries it.
+        """The loss of a batch; `flag` (1,) comes back as a number where the head's loss has `brings_flag`.
 
         `meanwhile` is called once where the head's loss is about to wait for the device; what it queues runs
         while the host waits, and works on the answer.
@@ -73,9 +73,9 @@ class Objective:
         ready = batch if isinstance(batch, Prepared) else self.prepare(batch)
         answer = self.answer(ready.crops, self.decoder, ready.features)
         found = self.loss(
-            answer, ready.crops, seed=self.seed, reduce=self.reduce, carry=carry, meanwhile=meanwhile
+            answer, ready.crops, seed=self.seed, reduce=self.reduce, flag=flag, meanwhile=meanwhile
         )
-        return Losses(found.total, found.parts, ready.crops, ready.draws, found.carried)
+        return Losses(found.total, found.parts, ready.crops, ready.draws, found.flag_on_host)
 
     def prepare(self, batch: RaggedBatch) -> Prepared:
         """Crops and frozen features: a function of the batch alone, whenever it is computed."""

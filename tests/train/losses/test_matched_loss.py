@@ -378,13 +378,13 @@ def test_dense_targets_give_the_same_loss() -> None:
     assert torch.equal(ours.total, loss(predictions, crops, seed=5, world_reduce=None).total)
 
 
-def test_carried_values_come_back_on_the_host() -> None:
+def test_flags_come_back_on_the_host() -> None:
     crops, predictions = make_crops([[0, 1]]), make_predictions(1, 1)
     terms = MatchedLoss(SETTINGS, CLASSES)(
-        predictions, crops, seed=0, world_reduce=None, carry=torch.tensor([1.0, 0.5])
+        predictions, crops, seed=0, world_reduce=None, flags=torch.tensor([1.0, 0.5])
     )
-    assert terms.carried is not None
-    assert terms.carried.tolist() == [1.0, 0.5]
+    assert terms.flags_on_host is not None
+    assert terms.flags_on_host.tolist() == [1.0, 0.5]
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -113,7 +113,7 @@ def test_a_flag_that_was_brought_is_believed_and_not_read_again(tmp_path: Path, 
     head, _, optimizer = make(tmp_path)
     said = []
     guard = Guard(
-        GuardConfig(non_finite="skip"), head, optimizer, lambda *_: said.append(1) or "", carried=True
+        GuardConfig(non_finite="skip"), head, optimizer, lambda *_: said.append(1) or "", flag_with_loss=True
     )
     assert guard.flag is None
     take(head, guard, optimizer, crops())
@@ -124,7 +124,7 @@ def test_a_flag_that_was_brought_is_believed_and_not_read_again(tmp_path: Path, 
     assert guard.flag is None
 
 
-def test_without_a_carrier_there_is_no_flag_to_carry(tmp_path: Path) -> None:
+def test_without_such_a_loss_no_flag_goes_with_it(tmp_path: Path) -> None:
     head, guard, optimizer = make(tmp_path)
     take(head, guard, optimizer, crops())
     assert guard.flag is None

@@ -46,7 +46,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Instruments:
 
 def losses(total: float) -> Any:
     return SimpleNamespace(
-        total=torch.tensor(total), parts={"mask": torch.tensor(2 * total)}, crops=1, draws=2, carried=0.0
+        total=torch.tensor(total), parts={"mask": torch.tensor(2 * total)}, crops=1, draws=2, flag_on_host=0.0
     )
 
 

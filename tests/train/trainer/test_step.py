@@ -115,12 +115,12 @@ def test_drop_factors_are_the_decoders_and_already_on_the_device(
     assert drops_on(device, segmenter, [3], seed=7) is None
 
 
-@pytest.mark.parametrize(("head", "carried"), [("m2f", 0.75), ("linear", None)])
-def test_the_matching_carries_a_value_to_the_host(
-    tiny_run: list[str], head: str, carried: float | None
+@pytest.mark.parametrize(("head", "flag_on_host"), [("m2f", 0.75), ("linear", None)])
+def test_the_matching_brings_the_flag_to_the_host(
+    tiny_run: list[str], head: str, flag_on_host: float | None
 ) -> None:
     parts, _ = losses_of([*tiny_run, f"decoder_head.type={head}"])
     with open_loader(load_config(tiny_run), ALONE, parts.selection, 0) as loader:
         losses = parts.objective(next(iter(loader)), torch.tensor([0.75]))
-    assert losses.carried == carried
-    assert parts.objective.loss.carries is (carried is not None)
+    assert losses.flag_on_host == flag_on_host
+    assert parts.objective.loss.brings_flag is (flag_on_host is not None)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
-from maskshards.train.model.ops.autocast_norms import LayerNorm, lowered
+from maskshards.train.model.ops.autocast_norms import LayerNorm, to_autocast
 from maskshards.train.model.ops.deformable_attention import DeformableAttention, Shapes, reference_points
 from maskshards.train.model.ops.resize import resized
 
@@ -164,10 +164,12 @@ class Adapter(Recomputing):
         """
         # Channels side by side, as tokens are: one layout for the maps, and no sums that transpose.
         c1, *levels = self.spm(images.contiguous(memory_format=torch.channels_last))
-        features = tuple(lowered(feature) for feature in features)
+        features = tuple(to_autocast(feature) for feature in features)
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         # Under autocast the residual stream is kept in its type: float32 would double what is moved and kept.
-        pyramid = lowered(torch.cat([to_tokens(c) + self.level_embed[i] for i, c in enumerate(levels)], 1))
+        pyramid = to_autocast(
+            torch.cat([to_tokens(c) + self.level_embed[i] for i, c in enumerate(levels)], 1)
+        )
         coordinate = torch.promote_types(images.dtype, torch.float32)
         points = reference_points(shapes, images.device, coordinate)
         step = 0

@@ -54,13 +54,13 @@ class HeadLosses:
 
     total: Tensor  # scalar, carries the graph
     parts: dict[str, Tensor]  # detached scalars by name, for the log
-    carried: float | None = None  # the value that was given to travel to the host
+    flag_on_host: float | None = None  # the `flag` that was handed in, as a number
 
 
 class HeadLoss(ABC):
     """Compares a head's answer with crops."""
 
-    carries: ClassVar[bool]  # whether a value of the device can travel to the host with it, at no cost
+    brings_flag: ClassVar[bool]  # whether a value of the device can travel to the host with it, at no cost
 
     @abstractmethod
     def __call__(
@@ -70,12 +70,12 @@ class HeadLoss(ABC):
         *,
         seed: int,
         reduce: Reduce | None,
-        carry: Tensor | None = None,
+        flag: Tensor | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> HeadLosses:
         """The loss, such that the mean over ranks is what one process with all images would have.
 
-        `reduce` is None in a single process. `carry` (1,) comes back as a number if this loss carries.
+        `reduce` is None in a single process. `flag` (1,) comes back as a number if `brings_flag`.
         `meanwhile` is called before the host waits for the device, if this loss waits. What cannot be
         compared answers with a NaN total: an error here would leave the other ranks waiting.
         """

@@ -81,7 +81,7 @@ class PixelLoss(HeadLoss):
 
     weight: float
 
-    carries = False  # nothing of it goes to the host
+    brings_flag = False  # nothing of it goes to the host
 
     def __call__(
         self,
@@ -90,7 +90,7 @@ class PixelLoss(HeadLoss):
         *,
         seed: int,
         reduce: Reduce | None,
-        carry: Tensor | None = None,
+        flag: Tensor | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> HeadLosses:
         loss = linear_loss(answer, crops, reduce)

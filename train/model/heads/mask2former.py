@@ -98,7 +98,7 @@ class MaskLoss(HeadLoss):
 
     matched: MatchedLoss
 
-    carries = True  # with the matching costs, which the host waits for anyway
+    brings_flag = True  # with the matching costs, which the host waits for anyway
 
     def __call__(
         self,
@@ -107,12 +107,12 @@ class MaskLoss(HeadLoss):
         *,
         seed: int,
         reduce: Reduce | None,
-        carry: Tensor | None = None,
+        flag: Tensor | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> HeadLosses:
         try:
             terms = self.matched(
-                answer, crops, seed=seed, world_reduce=reduce, carry=carry, meanwhile=meanwhile
+                answer, crops, seed=seed, world_reduce=reduce, flags=flag, meanwhile=meanwhile
             )
         except NonFiniteError:
             if reduce is not None:  # the other ranks wait for our part of the normalisers
@@ -121,7 +121,9 @@ class MaskLoss(HeadLoss):
             return HeadLosses(poisoned(answer), dict.fromkeys(("mask", "dice", "class"), nan))
         parts = {"mask": terms.mask, "dice": terms.dice, "class": terms.classify}
         means = {name: value.detach().mean() for name, value in parts.items()}
-        return HeadLosses(terms.total, means, None if terms.carried is None else float(terms.carried[0]))
+        return HeadLosses(
+            terms.total, means, None if terms.flags_on_host is None else float(terms.flags_on_host[0])
+        )
 
     def alone(
         self, answer: list[Prediction], crops: CropBatch, *, seed: int, dump_dir: Path | None = None

@@ -17,7 +17,7 @@ from maskshards.train.model.heads.adapter import to_tokens
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 from maskshards.train.model.heads.rules import FEED_FORWARD, NUM_QUERIES
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
-from maskshards.train.model.ops.autocast_norms import lowered
+from maskshards.train.model.ops.autocast_norms import to_autocast
 from maskshards.train.model.ops.resize import resized
 from maskshards.train.model.ops.sine_position import sine_position
 
@@ -149,7 +149,7 @@ class QueryDecoder(Recomputing):
     def forward(self, mask_features: Tensor, maps: list[Tensor]) -> list[Prediction]:
         """mask_features (B, C, H/4, W/4); maps (B, C, ., .) at strides 32, 16, 8."""
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        memories = [lowered(to_tokens(m) + self.level_embed.weight[i]) for i, m in enumerate(maps)]
+        memories = [to_autocast(to_tokens(m) + self.level_embed.weight[i]) for i, m in enumerate(maps)]
         exact = torch.promote_types(memories[0].dtype, torch.float32)
         width, device = mask_features.shape[1], mask_features.device
         positions = [sine_position(shape, width, device, exact) for shape in shapes]

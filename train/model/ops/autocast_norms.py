@@ -21,7 +21,7 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def lowered(x: Tensor) -> Tensor:
+def to_autocast(x: Tensor) -> Tensor:
     """x in autocast's type: one copy for all the layers that read it."""
     dtype = autocast_type(x)
     return x if dtype is None else x.to(dtype)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskshards.train.model.ops.autocast_norms import lowered
+from maskshards.train.model.ops.autocast_norms import to_autocast
 from maskshards.train.model.ops.deformable_by_point import BILINEAR, ZEROS, attention_by_point
 from maskshards.train.model.ops.deformable_fused import deformable_attention_kernel, kernels_fit
 
@@ -243,7 +243,7 @@ class DeformableAttention(nn.Module):
         (Q, width) is added to the queries of every image.
         """
         grid = (self.num_heads, self.num_levels, self.num_points)
-        query = lowered(query)
+        query = to_autocast(query)
         value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
         exact = references.dtype
         # Offsets are in pixels of their level. Arithmetic on flat rows: broadcasting over pairs is slow.
@@ -254,19 +254,19 @@ class DeformableAttention(nn.Module):
         if self.resample and not (self.fused and kernels_fit(value)) and not torch.compiler.is_compiling():
             sampled = query.shape[0] * query.shape[1] * repeats * value.shape[-1]  # numbers of one level
             if sampled <= SAMPLED_BUDGET:
-                said = self._looks(query, position, exact, points_first=True)
+                projected = self._projected(query, position, exact, points_first=True)
                 keep = sampled * self.num_levels <= KEPT_BUDGET
                 return self.output_proj(
-                    attention_by_point(value, shapes, said, places, steps, self.num_points, keep)
+                    attention_by_point(value, shapes, projected, places, steps, self.num_points, keep)
                 )
-        offsets, weights = self._looks(query, position, exact).split([len(steps), len(steps) // 2], -1)
+        offsets, weights = self._projected(query, position, exact).split([len(steps), len(steps) // 2], -1)
         locations = torch.addcmul(places, offsets, steps).unflatten(-1, (*grid, 2))
         weights = weights.unflatten(-1, (grid[0], -1)).softmax(-1).unflatten(-1, grid[1:])
         return self.output_proj(
             deformable_attention(value, shapes, locations, weights, fused=self.fused, resample=self.resample)
         )
 
-    def _looks(
+    def _projected(
         self, query: Tensor, position: Tensor | None, exact: torch.dtype, points_first: bool = False
     ) -> Tensor:
         """(B, Q, 3 * M * L * P), or with its last two sides exchanged: what `sampling_offsets` and then
@@ -280,13 +280,13 @@ class DeformableAttention(nn.Module):
         weight, bias = torch.cat([layer.weight for layer in both]), torch.cat([layer.bias for layer in both])
         if points_first:
             each = weight.expand(len(query), -1, -1)
-            said = torch.baddbmm(bias[:, None], each, query.transpose(1, 2))
+            projected = torch.baddbmm(bias[:, None], each, query.transpose(1, 2))
             of_position = None if position is None else weight @ position.t()
         else:
-            said = F.linear(query, weight, bias)
+            projected = F.linear(query, weight, bias)
             of_position = None if position is None else F.linear(position, weight)
         # one pass either way: an addition of two types reads the lower one and writes the higher one
-        return said.to(exact) if of_position is None else said + of_position.to(exact)
+        return projected.to(exact) if of_position is None else projected + of_position.to(exact)
 
 
 def level_sizes(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -21,27 +21,33 @@ Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
 
 def attention_by_point(
-    value: Tensor, shapes: Shapes, said: Tensor, places: Tensor, steps: Tensor, points: int, keep: bool
+    value: Tensor,
+    shapes: Shapes,
+    projected: Tensor,
+    places: Tensor,
+    steps: Tensor,
+    points: int,
+    keep: bool,
 ) -> Tensor:
     """(B, Q, M * D) of value's type.
 
-    value (B, S, M, D) of any float type; said (B, 3 * M * L * P, Q), of the coordinates' type: offsets in
-    steps, two a point, then the weights before their softmax over a head's points. places (Q, 2 * M * L * P)
-    and steps (2 * M * L * P,): a query's place and the size of a step, as shares of the level, without
-    gradient. `keep` holds what was sampled for the backward pass instead of sampling it again.
+    value (B, S, M, D) of any float type; projected (B, 3 * M * L * P, Q), of the coordinates' type: offsets
+    in steps, two a point, then the weights before their softmax over a head's points. places
+    (Q, 2 * M * L * P) and steps (2 * M * L * P,): a query's place and the size of a step, as shares of the
+    level, without gradient. `keep` holds what was sampled for the backward pass instead of sampling it again.
     """
-    return _Attention.apply(value, said, places, steps, shapes, points, keep)
+    return _Attention.apply(value, projected, places, steps, shapes, points, keep)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, said: Tensor, places: Tensor, steps: Tensor, shapes: Shapes, points: int,
-        keep: bool,
+        ctx: Any, value: Tensor, projected: Tensor, places: Tensor, steps: Tensor, shapes: Shapes,
+        points: int, keep: bool,
     ) -> Tensor:  # fmt: skip
         batch, _, heads, width = value.shape
         grid = (heads, len(shapes), points)
-        offsets, weights = said.contiguous().split([len(steps), len(steps) // 2], 1)
+        offsets, weights = projected.contiguous().split([len(steps), len(steps) // 2], 1)
         # Rounded as the other way is: fresh heads look at exact centres, where the gradient has a step.
         spots = torch.addcmul(places.t(), offsets, steps[:, None]).mul_(2).sub_(1).unflatten(1, (*grid, 2))
         weights = weights.unflatten(1, (heads, -1)).softmax(2)
@@ -63,8 +69,8 @@ class _Attention(torch.autograd.Function):
         value, spots, weights, steps, *kept = ctx.saved_tensors
         batch, heads, levels, points, _, queries = spots.shape
         grad = grad.to(spots.dtype).transpose(1, 2).contiguous().view(batch * heads, -1, 1, queries)
-        of_said = spots.new_empty(batch, 3 * len(steps) // 2, queries)
-        of_offsets = of_said[:, : len(steps)].view(spots.shape)
+        of_both = spots.new_empty(batch, 3 * len(steps) // 2, queries)
+        of_offsets = of_both[:, : len(steps)].view(spots.shape)
         of_weights = torch.empty_like(weights)
         by_level = of_weights.view(batch, heads, levels, points, queries)
         scale = (2 * steps).view(heads, levels, points, 2, 1)
@@ -80,9 +86,9 @@ class _Attention(torch.autograd.Function):
             torch.mul(moved, scale[:, number], out=of_offsets[:, :, number])
             parts.append(of_maps.view(batch, heads, of_maps.shape[1], -1))
         before_softmax = torch._softmax_backward_data(of_weights, weights, 2, weights.dtype)
-        of_said[:, len(steps) :] = before_softmax.flatten(1, 2)
+        of_both[:, len(steps) :] = before_softmax.flatten(1, 2)
         of_value = torch.cat(parts, 3).permute(0, 3, 1, 2).to(value.dtype)
-        return of_value, of_said, *[None] * 5
+        return of_value, of_both, *[None] * 5
 
 
 def _levels(

@@ -45,7 +45,7 @@ def test_the_parts_that_are_timed_and_compiled_hold_all_that_is_trained(name: st
 def test_a_head_has_a_loss(name: str) -> None:
     head = HEADS[name]
     assert isinstance(
-        head.loss(TrainConfig(decoder_head=DecoderConfig(name, num_classes=CLASSES))).carries, bool
+        head.loss(TrainConfig(decoder_head=DecoderConfig(name, num_classes=CLASSES))).brings_flag, bool
     )
 
 

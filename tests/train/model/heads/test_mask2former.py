@@ -59,8 +59,8 @@ def test_what_cannot_be_matched_answers_nan_and_meets_the_other_ranks_all_the_sa
         loss.alone(list(answer), crops(), seed=0)
 
 
-def test_a_carried_value_comes_back() -> None:
+def test_a_flag_comes_back_as_a_number() -> None:
     loss = MaskLoss(MatchedLoss(LossSettings(num_points=20), CLASSES))
-    found = loss(predictions(), crops(), seed=0, reduce=None, carry=torch.tensor([0.25]))
-    assert found.carried == 0.25
+    found = loss(predictions(), crops(), seed=0, reduce=None, flag=torch.tensor([0.25]))
+    assert found.flag_on_host == 0.25
     assert found.total.item() == pytest.approx(loss.alone(predictions(), crops(), seed=0).item())

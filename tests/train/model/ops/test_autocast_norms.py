@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskshards.train.model.ops.autocast_norms import GroupNorm, LayerNorm, autocast_type, lowered
+from maskshards.train.model.ops.autocast_norms import GroupNorm, LayerNorm, autocast_type, to_autocast
 
 PAIRS = [(LayerNorm(64), nn.LayerNorm(64), (5, 64)), (GroupNorm(32, 64), nn.GroupNorm(32, 64), (2, 64, 6, 7))]
 
@@ -32,6 +32,6 @@ def test_double_precision_is_never_lowered() -> None:
     x = torch.randn(3, 64, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert autocast_type(x) is None
-        assert lowered(x) is x
-        assert lowered(x.float()).dtype is torch.bfloat16
-    assert lowered(x.float()).dtype is torch.float32
+        assert to_autocast(x) is x
+        assert to_autocast(x.float()).dtype is torch.bfloat16
+    assert to_autocast(x.float()).dtype is torch.float32
