@@ -40,7 +40,7 @@ Task = TypeVar("Task")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the options of this command to `parser`."""
     parser.add_argument("url", help="a split, or a folder of splits (its training split)")
     parser.add_argument("--batch", type=int, default=8, help="images a batch (default 8)")
     parser.add_argument("--batches", type=int, default=16, help="batches a round (default 16)")

@@ -29,7 +29,7 @@ PARTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the options of this command to `parser`."""
     for name in ("a", "b"):
         parser.add_argument(name, help="a data set (OUT) or one of its splits (OUT/SPLIT); a folder or a URL")
 

@@ -32,7 +32,7 @@ GOLDEN_TURN = 0.61803399  # of the colour circle; neighbours in number are then 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the options of this command to `parser`."""
     parser.add_argument("url", help="a data set (OUT) or one of its splits (OUT/SPLIT); a folder or a URL")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML file to write")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="pictures of each split (24)")

@@ -51,7 +51,7 @@ class Fault:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the options of this command to `parser`."""
     parser.add_argument("url", help="a data set (OUT) or one of its splits (OUT/SPLIT); a folder or a URL")
     parser.add_argument("--sample", type=int, metavar="N", help="check only N samples of each split")
     parser.add_argument("--deep", action="store_true", help="decode every image as well")
