@@ -30,8 +30,8 @@ from maskshards.preprocess.destinations.publish import Published, publish_splits
 from maskshards.preprocess.errors import BuildError, printable
 from maskshards.preprocess.executors.dask import run_on_dask
 from maskshards.preprocess.executors.pool import run_tasks, warm_pool
-from maskshards.preprocess.inputs.labels import MASK_MAPPING, LabelRule
-from maskshards.preprocess.mask_guard import MaskGuard
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.mask_guard import MaskGuard, mask_notes
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.same_images import same_image_lines
 from maskshards.preprocess.scenes import write_scenes
@@ -91,9 +91,10 @@ def _execute(
         def progress(outcome: ShardOutcome) -> None:
             outcomes.append(outcome)
             bar.update(outcome.planned)
-            guard.see(outcome)
+            guard.see(outcome.planned, outcome.kinds)
 
         execute(jobs, source, settings, executor, progress, part)
+    guard.finish()
     return outcomes
 
 
@@ -151,7 +152,7 @@ def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
     try:
         opened = [open_split(str(place.split(name))) for name in splits]
         counts = [count_class_pixels(split) for split in opened]
-        shared = same_image_lines(opened)
+        shared, masks = same_image_lines(opened), mask_notes(opened)
     except (ShardError, OSError) as error:  # what is published is published
         return [f"classes: they cannot be counted now: {error}"]
     for split in opened:
@@ -162,23 +163,7 @@ def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
         if gone := rule.classes_without_a_value():
             names = named_classes(count.classes, gone)
             lines.append(f"no pixel can be {names}: the label maps may hold {rule.describe()}")
-    kinds = {split.manifest.settings.get("source", {}).get("kind") for split in opened}
-    if (
-        rules
-        and kinds <= {"folder", "hf"}
-        and all(
-            rule.may_hide_a_mask() and count.pixels[1:].sum() == 0
-            for rule, count in zip(rules, counts, strict=True)
-        )
-    ):
-        if any(count.void_share > 0 for count in counts):
-            found = (
-                "all that is labelled is class 0"
-                if any(c.pixels[0] for c in counts)
-                else "nothing is labelled"
-            )
-            lines.append(f"{found}; if the label maps are masks of 0 and 255: {MASK_MAPPING}")
-    return [*(f"classes: {line}" for line in lines), *(f"images: {line}" for line in shared)]
+    return [*(f"classes: {line}" for line in [*lines, *masks]), *(f"images: {line}" for line in shared)]
 
 
 def _summary(done: Published) -> str:

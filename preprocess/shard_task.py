@@ -8,7 +8,7 @@ the index rows of one shard.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import google_crc32c
@@ -19,6 +19,8 @@ from maskshards.preprocess.destinations.local import Destination
 from maskshards.preprocess.errors import BuildError, Reject, RejectedInput, SourceUnavailable
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.source_files import may_pass
+from maskshards.preprocess.inputs.tiles import untiled_key
+from maskshards.preprocess.mask_guard import Group, Kinds, kind_of, together
 from maskshards.preprocess.sources.source import Source, SourceItem
 from maskshards.shards.errors import SampleError, ShardError
 from maskshards.shards.format.index import SampleEntry, ShardInfo
@@ -52,8 +54,7 @@ class ShardOutcome:
     planned: int  # samples in the plan, those refused included
     rejects: int
     reused: bool  # the shard was there already
-    class_ids: frozenset[int] = frozenset()  # that have a pixel in it
-    void_pixels: int = 0
+    kinds: Kinds = field(default_factory=dict)  # of its label maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +75,27 @@ def build_shard(task: ShardTask) -> ShardOutcome:
     sources = _digest([sample.stamp for sample in samples])
     journal = read_journal(task.destination, task.shard_name)
     if journal is not None and _is_current(journal, task, sources):
-        return _outcome(task, journal, reused=True)
+        return _outcome(task, journal, samples, reused=True)
     with task.destination.scratch(task.shard_name) as path:
         entries, rejects, shard, crc32c = _write(task, samples, path)
         _read_back(path, shard, crc32c, entries)
         task.destination.publish(path, task.shard_name, shard.sha256)
     journal = Journal(task.plan, sources, shard, entries, rejects)
     write_journal(task.destination, journal)
-    return _outcome(task, journal, reused=False)
+    return _outcome(task, journal, samples, reused=False)
 
 
-def _outcome(task: ShardTask, journal: Journal, *, reused: bool) -> ShardOutcome:
-    class_ids = frozenset(label for entry in journal.entries for label in entry.class_ids)
-    void = sum(entry.height * entry.width - sum(entry.areas) for entry in journal.entries)
-    return ShardOutcome(
-        task.shard_name, len(task.names), len(journal.rejects), reused, class_ids, void_pixels=void
+def _outcome(task: ShardTask, journal: Journal, samples: list[_Sample], *, reused: bool) -> ShardOutcome:
+    labels = {sample.item.key: sample.item.label_path for sample in samples if sample.item is not None}
+    kinds = together(
+        {
+            kind_of(entry.class_ids, entry.height * entry.width - sum(entry.areas)): Group(
+                1, (labels.get(entry.key) or labels.get(untiled_key(entry.key), entry.key),)
+            )
+        }
+        for entry in journal.entries
     )
+    return ShardOutcome(task.shard_name, len(task.names), len(journal.rejects), reused, kinds)
 
 
 def _is_current(journal: Journal, task: ShardTask, sources: str) -> bool:

@@ -1,7 +1,8 @@
 """Label maps that show each class in a colour of its own, and the table of those colours.
 
 The table is text: a class and its red, green and blue on each line (`road,128,64,128`), with or without a
-header. Several colours may stand for one class; `void` in the place of the class marks pixels of none.
+header, or what CamVid (`128 64 128 road`) and CVAT (`road:128,64,128::`) put beside their label maps. Several
+colours may stand for one class; `void` in the place of the class marks pixels of none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
 TIFF_BITS = 258  # tag: bits of each channel
 SHOWN = 5
+ROWS = (
+    re.compile(r"(?P<name>[^,;\t]+?)\s*[,;\t]\s*(?P<r>\d+)\s*[,;\t]\s*(?P<g>\d+)\s*[,;\t]\s*(?P<b>\d+)"),
+    re.compile(r"(?P<name>[^,;\t]+):(?P<r>\d+),(?P<g>\d+),(?P<b>\d+):[^:]*:.*"),  # labelmap.txt of CVAT
+    re.compile(r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>\S.*)"),  # CamVid's own
+)
 Color = tuple[int, int, int]
 
 
@@ -111,16 +117,15 @@ def read_colours(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str
 def _row(line: str, place: str, number: int) -> tuple[str, Color | None]:
     """Class and colour of one line; no colour for an empty line, a comment, or a header."""
     text = line.strip()
-    fields = [part.strip() for part in text.split(",")]
-    if len(fields) == 1:  # CamVid's own table: 64 128 64<tab>Animal
-        match = re.fullmatch(r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)", text)
-        fields = [match[4], *match.groups()[:3]] if match else fields
-    numbers = [int(part) for part in fields[1:4] if part.isdecimal()]
-    if not text or text.startswith("#") or (number == 1 and len(fields) >= 4 and not numbers):
+    if not text or text.startswith("#"):
         return "", None
-    if len(fields) != 4 or len(numbers) != 3 or max(numbers) > 255 or not fields[0]:
-        raise SourceError(f"{place}: expected class,r,g,b such as road,128,64,128, found {line!r}")
-    return fields[0], (numbers[0], numbers[1], numbers[2])
+    if match := next((found for row in ROWS if (found := row.fullmatch(text))), None):
+        red, green, blue = (int(match[channel]) for channel in "rgb")
+        if max(red, green, blue) <= 255:
+            return match["name"], (red, green, blue)
+    if number == 1 and not re.search(r"\d", text) and len(re.split(r"[,;\t]", text)) >= 4:
+        return "", None
+    raise SourceError(f"{place}: expected class,r,g,b such as road,128,64,128, found {line!r}")
 
 
 def _decode(data: bytes) -> np.ndarray:

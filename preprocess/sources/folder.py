@@ -104,7 +104,7 @@ class FolderSource(Source):
                 raise SourceError(
                     f"--val-share {self.val_share} leaves no image for {split}; give another, or --lists DIR"
                 )
-        names = self._pair(split, images, labels, rejects)
+        names = self._pair(split, images, labels, rejects, notes)
         return Listing(
             tuple(sorted(names)), tuple(sorted(rejects, key=lambda reject: reject.name)), tuple(notes)
         )
@@ -222,17 +222,24 @@ class FolderSource(Source):
         bare = without_ending(path, self.label_ending)
         return None if bare is None else self._labels.stem(split, bare)
 
-    def _pair(self, split: str, images: Found, labels: Found, rejects: list[Reject]) -> Iterable[str]:
-        """The names of complete pairs; everything else is added to `rejects`."""
+    def _pair(
+        self, split: str, images: Found, labels: Found, rejects: list[Reject], notes: list[str]
+    ) -> Iterable[str]:
+        """The names of complete pairs; everything else is added to `rejects`, what is odd to `notes`."""
         forms: dict[str, list[str]] = {}
         for stem in labels:
             forms.setdefault(same_form(stem), []).append(stem)
         names, paired = [], set()
-        for stem, paths in images.items():
+        users: Found = {}  # label map -> images
+        for stem, paths in sorted(images.items()):
             twins = [stem] if stem in labels else forms.get(same_form(stem), [])
             paired.update(twins)
             maps = [path for twin in twins for path in labels[twin]]
             fault = self._fault(split, stem, paths, maps)
+            for path in maps[: not fault]:
+                (others := users.setdefault(path, [])).append(paths[0])
+                if len(others) > 1 and not self.lists:  # names that are equal to the eye
+                    fault = f"{others[0]!r} has the same label map, {path}; rename or remove one of them"
             rejects += [Reject(self._image_path(split, path), fault) for path in paths if fault]
             if not fault:
                 usual = self._labels.path(split, stem) + self.label_ending
@@ -241,6 +248,13 @@ class FolderSource(Source):
             expected = f"{self._image_path(split, self._images.path(split, stem))}{self.image_ending or '.*'}"
             reason = f"label map without an image {expected}"
             rejects += [Reject(self._label_path(split, path), reason) for path in labels[stem]]
+        shared = sorted((path, images) for path, images in users.items() if len(images) > 1)
+        if shared and self.lists:
+            path, (first, second, *_) = shared[0]
+            notes.append(
+                f"{split}: its list gives {len(shared)} label maps to several images each, such as {path} to"
+                f" {first} and {second}"
+            )
         return names
 
     def _fault(self, split: str, stem: str, paths: list[str], maps: list[str]) -> str:
@@ -304,8 +318,8 @@ class FolderSource(Source):
         if not self._has_labels(split):
             labels = self._labels.base(split)
             if self.lists and (self.root / labels).is_dir():
-                wanted = self._wanted(split) or {}
-                raise SourceError(names_nothing(self._list(split), wanted, f"a label map in {labels}/"))
+                what = f"a label map in {labels}/"
+                raise SourceError(names_nothing(self._list(split), self._wanted(split) or {}, what))
             raise SourceError(
                 f"{self.root / self._labels.base(split)}: no such folder, so split {split!r} has no label "
                 f"maps; name the splits to build with --splits. {self._expected()}"

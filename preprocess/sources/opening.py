@@ -21,7 +21,7 @@ from maskshards.preprocess.sources.folder_pattern import find_images_folder, fin
 from maskshards.preprocess.sources.huggingface import HuggingFaceSource, open_hugging_face
 from maskshards.preprocess.sources.mapillary import open_mapillary
 from maskshards.preprocess.sources.source import Source
-from maskshards.preprocess.sources.voc import open_voc
+from maskshards.preprocess.sources.voc import OWN_CLASSES, OWN_COLOURS, VocLabels, open_voc, own_table
 
 HUGGING_FACE = "hf:"
 NO_VOID = -1  # what `ignore_index` is where no value is void
@@ -34,7 +34,7 @@ TAKES = {  # kind -> the words of a request that it knows, besides those that ev
     "coco-stuff": ("root", "reduce_zero_label"),
     "folder": ("root", *RULE, *LAYOUT, "lists", "val_share"),
     "mapillary": ("root", "labels_folder"),
-    "voc": ("root", "labels_folder"),
+    "voc": ("root", *RULE, *LAYOUT[1:], "lists", "val_share"),
     HUGGING_FACE: (*RULE, "image_column", "label_column", "config"),
 }
 
@@ -177,11 +177,8 @@ def _open_hugging_face(request: SourceRequest) -> Source:
 
 def _open_folder(request: SourceRequest, root: Path) -> Source:
     classes, rule, colours = _labels_of(request)
-    if not 0.0 <= request.val_share < 1.0:
-        raise SourceError(f"--val-share is {request.val_share}; expected a share such as 0.1")
-    if request.val_share and request.lists:
-        raise SourceError("--lists and --val-share both say which image is in which split; give one of them")
-    flat = bool(request.val_share or request.lists)
+    lists = _checked_lists(request, root)
+    flat = bool(request.val_share or lists)
     images = request.images_folder or ("images" if flat else find_images_folder(root))
     return FolderSource(
         root,
@@ -192,11 +189,33 @@ def _open_folder(request: SourceRequest, root: Path) -> Source:
         labels_folder=request.labels_folder or find_labels_folder(root),
         image_ending=_dotted(request.image_ending),
         label_ending=_dotted(request.label_ending) or ".png",
-        lists=_lists_of(request.lists, root) if request.lists else "",
+        lists=lists,
         val_share=request.val_share,
         colours=colours,
         palette=colours.palette() if colours else None,
     )
+
+
+def _open_voc(request: SourceRequest, root: Path) -> Source:
+    """The release, or a data set of one's own, whose classes are said, or stand in a table beside it."""
+    if not (request.classes or request.colours):
+        colours = own_table(root, OWN_COLOURS)
+        classes = None if colours else own_table(root, OWN_CLASSES)
+        request = replace(request, colours=colours, classes=classes)
+    said = any(getattr(request, word) not in (None, "") for word in RULE)
+    own = VocLabels(*_labels_of(request)) if said else None
+    endings = _dotted(request.image_ending), _dotted(request.label_ending)
+    lists = _checked_lists(request, root)
+    return open_voc(root, request.labels_folder, own, lists, request.val_share, endings)
+
+
+def _checked_lists(request: SourceRequest, root: Path) -> str:
+    """The folder of lists, '' without one. SourceError where splits are said twice, or by no share."""
+    if not 0.0 <= request.val_share < 1.0:
+        raise SourceError(f"--val-share is {request.val_share}; expected a share such as 0.1")
+    if request.val_share and request.lists:
+        raise SourceError("--lists and --val-share both say which image is in which split; give one of them")
+    return _lists_of(request.lists, root) if request.lists else ""
 
 
 def _dotted(ending: str) -> str:
@@ -220,7 +239,7 @@ OPENERS: dict[str, Callable[[SourceRequest, Path], Source]] = {
     "coco-stuff": lambda asked, root: open_coco_stuff(root, bool(asked.reduce_zero_label)),
     "folder": _open_folder,
     "mapillary": lambda request, root: open_mapillary(root, request.labels_folder),
-    "voc": lambda request, root: open_voc(root, request.labels_folder),
+    "voc": _open_voc,
 }
 SOURCES: dict[str, Callable[..., Source]] = {
     "ade20k": partial(Ade20kSource, allow_count_mismatch=True),

@@ -70,6 +70,27 @@ def test_masks_of_0_and_255_are_refused_until_it_is_said_what_they_mean(
     assert "void pixels: train 0.0%" in told
 
 
+def test_masks_of_0_and_1_among_masks_of_0_and_255_are_told_with_their_files(
+    tmp_path, write_image, write_label, build_and_check, capsys
+):
+    root = tmp_path / "root"
+    for number, values in enumerate(([0, 1], [0, 1], [0, 255], [0])):
+        write_image(root / f"images/train/{number}.jpg")
+        write_label(root / f"masks/train/{number}.png", values)
+    (root / "classes.txt").write_text("ground\nbuilding\n")
+    classes = ["--classes", str(root / "classes.txt")]
+    source = ["--dataset", "folder", "--root", str(root), *classes, "--workers", "1", "--quiet"]
+    assert main(["build", *source, "--out", str(tmp_path / "out"), "--samples-per-shard", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "(masks/train/2.png), and in none of the 2 that hold another class (masks/train/" in told
+    assert not (tmp_path / "out/train/manifest.json").exists()
+    said = build_and_check("folder", root, *classes, "--ignore-index", "255")
+    assert "class 0 and nothing else (2), and in none of the 2 that hold another class" in said.out
+    both = """{"0": 0, "1": 1, "255": 1}"""
+    assert main(["build", *source, "--out", str(tmp_path / "both"), "--mapping", both]) == 0
+    assert "void pixels: train 0.0%" in capsys.readouterr().out
+
+
 def test_a_class_that_the_void_value_takes_is_named(tmp_path, write_image, write_label, build_and_check):
     write_image(tmp_path / "root/images/train/a.jpg")
     write_label(tmp_path / "root/masks/train/a.png", [0, 1, 2])

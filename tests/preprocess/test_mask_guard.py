@@ -2,26 +2,32 @@ import pytest
 
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.inputs.labels import LabelRule
-from maskshards.preprocess.mask_guard import ENOUGH, MaskGuard
-from maskshards.preprocess.shard_task import ShardOutcome
+from maskshards.preprocess.mask_guard import ENOUGH, ENOUGH_OF_EACH, Group, MaskGuard, kind_of, together
 
 
-def outcome(samples, class_ids, void_pixels):
-    return ShardOutcome("a.tar", samples, 0, False, frozenset(class_ids), void_pixels)
+def kinds(*samples):
+    """Of label maps with (class ids, void pixels)."""
+    return together(
+        {kind_of(ids, void): Group(1, (f"{number}.png",))} for number, (ids, void) in enumerate(samples)
+    )
+
+
+def watching(total, *samples):
+    guard = MaskGuard(LabelRule(2), False, total)
+    guard.see(len(samples), kinds(*samples))
+    return guard
 
 
 def test_masks_are_noticed_in_the_first_shard_that_shows_enough():
-    guard = MaskGuard(LabelRule(2), False, total=1000)
-    guard.see(outcome(ENOUGH - 1, {0}, 10))
+    guard = watching(1000, *[({0}, 10)] * (ENOUGH - 1))
     with pytest.raises(BuildError, match=r"in 64 samples every pixel is class 0 or void .*--ignore-index"):
-        guard.see(outcome(1, {0}, 0))
+        guard.see(1, kinds(({0}, 0)))
 
 
 def test_of_few_samples_all_are_needed():
-    guard = MaskGuard(LabelRule(1), False, total=3)
-    guard.see(outcome(2, {0}, 10))
+    guard = watching(3, *[({0}, 10)] * 2)
     with pytest.raises(BuildError, match="in 3 samples"):
-        guard.see(outcome(1, {0}, 0))
+        guard.see(1, {})  # it was refused
 
 
 @pytest.mark.parametrize(
@@ -36,4 +42,33 @@ def test_of_few_samples_all_are_needed():
     ],
 )
 def test_other_sets_pass(rule, said, class_ids, void_pixels):
-    MaskGuard(rule, said, total=4).see(outcome(4, class_ids, void_pixels))
+    guard = MaskGuard(rule, said, total=4)
+    guard.see(4, kinds(*[(class_ids, void_pixels)] * 4))
+    guard.finish()
+
+
+def test_masks_of_two_kinds_are_told_with_files_of_each_once_there_are_many_or_all_was_seen():
+    many = [({0}, 10)] * ENOUGH_OF_EACH + [({0, 1}, 0)] * (ENOUGH_OF_EACH - 1)
+    guard = watching(1000, *many)
+    with pytest.raises(BuildError, match=r"32 label maps .*and in none of the 32 that hold another class"):
+        guard.see(1, kinds(({1}, 0)))
+    few = watching(3, ({0}, 10), ({0, 1}, 0), ({0, 1}, 0))
+    with pytest.raises(BuildError) as caught:
+        few.finish()
+    told = str(caught.value)
+    assert "in 1 label maps that hold class 0 and nothing else (0.png)" in told
+    assert "the 2 that hold another class (1.png, 2.png)" in told
+    assert """--mapping '{"0": 0, "1": 1, "255": 1}' reads both. If 255 is void indeed""" in told
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [({0}, 10), ({0, 1}, 0), ({0, 1}, 5)],  # void beside objects: it is void
+        [({0}, 10), ({1}, 5), ({0}, 0)],
+        [(set(), 10), ({0, 1}, 0)],  # an image without any label
+        [({0, 1}, 0), ({0}, 0)],
+    ],
+)
+def test_void_as_people_draw_it_is_no_second_kind_of_mask(samples):
+    watching(len(samples), *samples).finish()

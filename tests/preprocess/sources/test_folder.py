@@ -298,3 +298,23 @@ def test_old_settings_stay_as_they_were(tmp_path):
         "image_ending": "",
         "label_ending": ".png",
     }
+
+
+def test_one_label_map_of_two_images_is_refused_or_told(tmp_path):
+    composed = unicodedata.normalize("NFC", "é")
+    decomposed = unicodedata.normalize("NFD", "é")
+    touch(tmp_path, f"images/train/{composed}.jpg", f"images/train/{decomposed}.jpg")
+    touch(tmp_path, f"annotations/train/{composed}.png", "images/train/a.jpg", "annotations/train/a.png")
+    source = FolderSource(tmp_path, CLASSES, RULE)
+    assert len(source.listing("train").names) == 2
+    (reason,) = rejects_of(source).values()
+    assert f"has the same label map, {composed}.png; rename or remove one" in reason
+    flat = tmp_path / "flat"
+    touch(flat, "images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/m.png", "masks/c.png")
+    touch(flat, "lists/train.txt")
+    (flat / "lists/train.txt").write_text("a.jpg m.png\nb.jpg m.png\nc.jpg c.png\n")
+    listing = FolderSource(flat, CLASSES, RULE, labels_folder="masks", lists="lists").listing("train")
+    assert (len(listing.names), listing.rejects) == (3, ())
+    assert listing.notes == (
+        "train: its list gives 1 label maps to several images each, such as m.png to a.jpg and b.jpg",
+    )
