@@ -52,7 +52,9 @@ class MaskDecoder(Decoder):
     def forward(
         self, images: Tensor, features: tuple[Tensor, ...], drops: Tensor | None = None
     ) -> list[Prediction]:
-        """10 predictions, the last final: images (B, 3, H, W), features four (B, D, h, w), drops as drawn."""
+        """10 predictions, the last final (in eval mode that alone): images (B, 3, H, W), features four (B, D,
+        h, w), drops as drawn.
+        """
         adapter, head = self.segmentation_model
         return head(adapter(images, features, beside(drops, images)))
 

@@ -121,7 +121,8 @@ class MaskEmbedding(nn.Module):
 
 
 class QueryDecoder(Recomputing):
-    """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one.
+    """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one; in eval mode
+    the final one alone.
 
     `tells_product` lets the loss multiply matched masks out by themselves; False: all masks have a gradient.
     """
@@ -178,12 +179,12 @@ class QueryDecoder(Recomputing):
         return self.read_out(torch.stack(normed, 1), torch.stack(vectors, 1), mask_features)
 
     def read_out(self, normed: Tensor, vectors: Tensor, mask_features: Tensor) -> list[Prediction]:
-        """Class and mask logits of all layers' queries (B, L, Q, C) in one product each.
+        """Class and mask logits of all layers' queries (B, L, Q, C) in one product each; in eval mode the last's.
 
         One product has one gradient for the mask features; ten would each write one of their size, to be
         added up.
         """
-        if torch.compiler.is_exporting():  # a graph answers once: nine products less
+        if not self.training:  # only the last is asked for: nine products less
             normed, vectors = normed[:, -1:], vectors[:, -1:]
         masks = torch.einsum("blqc,bchw->blqhw", vectors, mask_features)
         classes = self.class_embed(normed)

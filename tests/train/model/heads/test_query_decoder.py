@@ -128,6 +128,18 @@ def test_all_ten_predictions_equal_the_published_algorithm() -> None:
         torch.testing.assert_close(prediction.mask_logits, masks, rtol=1e-8, atol=1e-8)
 
 
+def test_in_eval_mode_only_the_last_layer_is_read_out_and_the_same() -> None:
+    torch.manual_seed(0)
+    decoder = QueryDecoder(WIDTH, CLASSES, num_queries=7)
+    mask_features = torch.randn(2, WIDTH, 16, 8)
+    maps = [torch.randn(2, WIDTH, *side) for side in ((2, 1), (4, 2), (8, 4))]
+    *_, trained = decoder(mask_features, maps)
+    (answer,) = decoder.eval()(mask_features, maps)
+    torch.testing.assert_close(answer.class_logits, trained.class_logits)
+    torch.testing.assert_close(answer.mask_logits, trained.mask_logits)
+    assert answer.mask_logits.untyped_storage().nbytes() == 2 * 7 * 16 * 8 * 4  # and no other layer's is kept
+
+
 def test_queries_look_inside_their_mask_or_anywhere_if_it_is_empty() -> None:
     features = torch.full((1, 2, 8, 8), -1.0)
     features[0, 0, :4, :4] = 2.0  # the first query's mask is the top left quarter; the second's is empty
