@@ -52,7 +52,7 @@ def parse_and_run(argv: list[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from maskshards.train.trainer.launch import launch  # only now: it loads torch and transformers
 
-    return launch(config)
+    return launch(config, argv)
 
 
 if __name__ == "__main__":

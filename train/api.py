@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +58,11 @@ def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any
     from maskshards.train.evaluation.results import STEM
     from maskshards.train.trainer.run import run
 
-    settings = load_config(words_of(config, overrides))
+    words = words_of(config, overrides)
+    settings = load_config(words)
     try:
         with joined(step_timeout=timedelta(seconds=settings.step_timeout_s)) as ranks, StopSignals() as stop:
-            summary = run(settings, ranks, stop)
+            summary = run(settings, ranks, stop, words)
     except Stopped as stopped:
         raise KeyboardInterrupt(f"{stopped}; resume_from='auto' continues") from stopped
     folder = Path(settings.output_dir or "")
@@ -72,13 +74,25 @@ def words_of(config: str | Path | Mapping[str, Any] | None, overrides: Mapping[s
     """The words of a command line that say the same."""
     from maskshards.train.config.plain_values import flat
 
+    if not isinstance(config, str | Path | Mapping | None):
+        kind = type(config).__name__
+        raise ValueError(f"config is a {kind}, expected a recipe's name or path, or a dictionary of its keys")
     words = [f"config={config}"] if isinstance(config, str | Path) else []
     keys = [*(flat(config) if isinstance(config, Mapping) else []), *flat(overrides)]
-    return words + [f"{key}={as_word(value)}" for key, value in keys]
+    return words + [f"{key}={as_word(value, key)}" for key, value in keys]
 
 
-def as_word(value: Any) -> str:
-    """A value as it is written on a command line."""
+def as_word(value: Any, key: str = "value") -> str:
+    """A value as it is written on a command line; numbers of numpy and torch count as numbers. ValueError
+    for what has no such form.
+    """
     if isinstance(value, str | Path):
         return str(value)
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, Enum):
+        return value.name
+    try:
+        return json.dumps(value.tolist() if hasattr(value, "tolist") else value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{key} is a {type(value).__name__}, expected a number, text, a list of them, True, False or None"
+        ) from error

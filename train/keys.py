@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,26 @@ class ConfigError(ValueError):
     """The recipe or the command line asks for something that cannot be."""
 
 
-def nearest(word: str, choices: list[str]) -> str:
-    """A phrase that offers the choice closest to `word`: by the whole dotted name, else by its last part."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
-    if not close:
-        last = {choice.rsplit(".", 1)[-1]: choice for choice in reversed(choices)}
-        close = [last[name] for name in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=1)]
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(choices[:12])}"
+def closest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice closest to `word`, case aside: by the whole dotted name, else by its last part."""
+    whole = {choice.lower(): choice for choice in reversed(choices)}
+    last = {name.rsplit(".", 1)[-1]: choice for name, choice in whole.items()}
+    close = difflib.get_close_matches(word.lower(), list(whole), n=1, cutoff=0.7)
+    if close:
+        return whole[close[0]]
+    close = difflib.get_close_matches(word.lower().rsplit(".", 1)[-1], list(last), n=1)
+    return last[close[0]] if close else None
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """A phrase that offers the choice closest to `word`; where none is close, those of its section."""
+    close = closest(word, [choice for choice in choices if not word.startswith(f"{choice}.")])
+    if close is not None:
+        return f"did you mean {close!r}?"
+    section = word.rpartition(".")[0]
+    beside = [choice for choice in choices if section and choice.rpartition(".")[0] == section]
+    beside = beside or [choice for choice in choices if "." not in choice] or list(choices)
+    return f"known are {', '.join(beside[:16])}{' and more' if len(beside) > 16 else ''}"
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class Rule:
     at_most: float | None = None
     below: float | None = None
     one_of: tuple[str, ...] = ()
+    may_be_infinite: bool = False
 
     def complaint(self, value: Any) -> str | None:
         """What was expected instead of `value`; None where it fits."""
@@ -57,8 +71,10 @@ class Rule:
                 (self.below, "below", lambda bound: value < bound),
             ]
             set_bounds = [(bound, word, holds) for bound, word, holds in bounds if bound is not None]
-            if set_bounds and (math.isnan(value) or not all(holds(bound) for bound, _, holds in set_bounds)):
-                return "a number " + " and ".join(f"{word} {bound:g}" for bound, word, _ in set_bounds)
+            endless = not math.isfinite(value) and not (self.may_be_infinite and value == math.inf)
+            if endless or not all(holds(bound) for bound, _, holds in set_bounds):
+                words = " and ".join(f"{word} {bound:g}" for bound, word, _ in set_bounds)
+                return f"{'a finite number' if endless else 'a number'} {words}".rstrip()
         return None
 
 
@@ -91,7 +107,8 @@ def check_section(values: Any, prefix: str = "") -> None:
             check_section(value, f"{prefix}{field.name}.")
         elif (expected := rule_of(field).complaint(value)) is not None:
             found = repr(value) if isinstance(value, str) else value
-            hint = f" ({nearest(value, list(rule_of(field).one_of))})" if isinstance(value, str) else ""
+            close = closest(value, rule_of(field).one_of) if isinstance(value, str) else None
+            hint = f" (did you mean {close!r}?)" if close else ""
             raise ConfigError(f"{prefix}{field.name} is {found}, expected {expected}{hint}")
     if hasattr(values, "check"):
         values.check()

@@ -61,3 +61,18 @@ def test_every_field_has_its_rule() -> None:
 )
 def test_nearest_offers_something(word: str, offered: str) -> None:
     assert offered in nearest(word, ["bs", "optimizer.lr", "seed"])
+
+
+def test_nearest_knows_other_case_and_stays_in_the_section() -> None:
+    assert nearest("BS", ["bs", "seed"]) == "did you mean 'bs'?"
+    keys = ["bs", "optimizer", "optimizer.lr", "optimizer.beta1"]
+    assert nearest("optimizer.zzzzzzzzzzzzzzzz", keys) == "known are optimizer.lr, optimizer.beta1"
+    assert nearest("zzzzzz", keys) == "known are bs, optimizer"
+
+
+def test_infinity_is_a_number_only_where_a_rule_says_so() -> None:
+    assert Rule("", above=0).complaint(math.inf) == "a finite number above 0"
+    assert Rule("").complaint(math.nan) == "a finite number"
+    clip = Rule("", above=0, may_be_infinite=True)
+    assert clip.complaint(math.inf) is None
+    assert clip.complaint(-math.inf) == "a finite number above 0"

@@ -116,10 +116,12 @@ class TransformConfig:
                     f"transforms.{name} is {list(values)}, expected three values on the 0..255 scale, "
                     "std above 0"
                 )
-        if 0 < max(self.mean) <= 1:  # torchvision's figures: every pixel would come out hundreds too large
+        # torchvision's figures: every pixel would come out hundreds too large. A std of 1 leaves bytes alone.
+        small = {"mean": 0 < max(self.mean) <= 1, "std": max(self.std) < 1}
+        for name in (name for name, is_small in small.items() if is_small):
             raise ConfigError(
-                f"transforms.mean is {list(self.mean)}, which is on the 0..1 scale; expected the 0..255 "
-                "scale: multiply mean and std by 255"
+                f"transforms.{name} is {list(getattr(self, name))}, which is on the 0..1 scale; expected the "
+                "0..255 scale: multiply mean and std by 255"
             )
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import logging
 import math
 import os
-import re
+import shlex
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from maskshards.train.config.checks import check_config
 from maskshards.train.config.plain_values import check_plain, read_plain_text
 from maskshards.train.config.recipes import find_recipe
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.config.typed_words import MULTIPLIERS, as_typed, hints_of, misfit, multiplier
 from maskshards.train.keys import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ PLACES = (  # keys whose text may be a local path; `~` is the home folder in all
 MEANT = {  # sections whose name other tools give to one value -> what to say here
     "checkpoint": "; weights to evaluate are load_from=..., weights to start from init_from=..."
 }
+LEARNING_RATE = "it is optimizer.lr here"
+WHOLE = "a recipe names no other; copy that one's keys into it"
 STEPS = "a run is counted in optimiser steps: scheduler.total_iter"
 MICRO_STEPS = "global_batch=... is reached by as many micro-steps of bs images as it takes"
 ELSEWHERE = {  # words of other tools that are no key -> how the same is had here
@@ -54,14 +56,14 @@ ELSEWHERE = {  # words of other tools that are no key -> how the same is had her
     "fp16": "say model_dtype", "amp": "say model_dtype",
     "device": "training takes the CUDA devices that it sees, else the CPU",
     "world_size": "a process for each GPU: torchrun --nproc-per-node N --no-python maskshards train ...",
+    "learning_rate": LEARNING_RATE, "optimizer.learning_rate": LEARNING_RATE,
+    "batch_size": "bs=... is what a process takes at once, global_batch=... what a step takes",
+    "config": WHOLE, "defaults": WHOLE, "_base_": WHOLE,
 }  # fmt: skip
 KEPT_ABSOLUTE = (  # where there is such a file or folder, it is found again from anywhere
     "datasets.root", "model.weights", "model.pretrained_weights", "load_from", "init_from",
 )  # fmt: skip
 ALWAYS_PATHS = ("loader.cache_dir",)  # whether they are there yet or not
-SPLITS = ("datasets.train", "datasets.val")  # text that may be left to its default by null
-POWER_OF_TEN = re.compile(r"[0-9]+e[0-9]")  # a whole number for certain, and exact
-MULTIPLIERS = "optimizer.lr_multipliers."  # what follows it is one name, dots and all
 
 
 def load_config(argv: list[str]) -> TrainConfig:
@@ -81,12 +83,16 @@ def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
     """The dot-list without `config=`, and the recipe's path if one is named."""
     arguments, recipe = [], None
     for argument in argv:
+        if not argument.isprintable() and argument != argument.encode(errors="replace").decode():
+            raise ConfigError(f"argument {argument!r} holds bytes that are no UTF-8; no file could keep them")
         if "=" not in argument:
             raise ConfigError(
                 f"argument {argument!r} is not of the form key=value (for example optimizer.lr=1e-4)"
             )
         key, value = argument.split("=", 1)
         if key == RESERVED:
+            if recipe is not None and find_recipe(value) != recipe:
+                raise ConfigError(f"config= is given twice ({recipe} and {value}); a run has one recipe")
             recipe = find_recipe(value)
         else:
             arguments.append(f"{SHORT.get(key, key)}={value}")
@@ -117,7 +123,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_plain_text(path))))
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"config file {path} cannot be read as YAML: {error}") from error
+        hint = "; indent by spaces, not by tabs" if r"'\t'" in str(error) else ""
+        raise ConfigError(f"config file {path} cannot be read as YAML: {error}{hint}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a {type(content).__name__}, expected key: value pairs")
     return own_settings(typing.cast(dict[str, Any], content), f"config file {path}")
@@ -160,47 +167,9 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
     try:
         return typing.cast(DictConfig, OmegaConf.merge(defaults, recipe, overrides, last))
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(misfit(error)) from error
     except (TypeError, ValueError) as error:  # OmegaConf's own, where a section stands for a value
         raise ConfigError(f"the settings do not fit the schema: {error}") from error
-
-
-def hints_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, type) of everything in the schema."""
-    for name, hint in typing.get_type_hints(kind).items():
-        yield prefix + name, hint
-        if dataclasses.is_dataclass(hint):
-            yield from hints_of(typing.cast(type, hint), f"{prefix}{name}.")
-
-
-def as_typed(argument: str, hints: dict[str, Any]) -> str:
-    """A `key=value` as YAML gives it the type that the key has.
-
-    Where the key holds text YAML leaves it alone: 2024_11_29 and 007 are text, and quotes keep what they
-    hold. `null`, Python's None, or nothing at all is null where the key allows it; 1e3 is a whole number.
-    """
-    key, equals, value = argument.partition("=")
-    hint = hints.get(key)
-    if key in SPLITS and value in ("null", "None", "none"):
-        return f"{key}=''"
-    if not equals or value[:1] in ("'", '"'):
-        return argument
-    if hint in (str, str | None):
-        empty = hint is not str and value in ("", "null")
-        return argument if empty else f"{key}={json.dumps(value, ensure_ascii=False)}"
-    if type(None) in typing.get_args(hint) and value in ("None", "none"):
-        return f"{key}=null"
-    if hint in (int, int | None) and POWER_OF_TEN.fullmatch(value):
-        return f"{key}={float(value):.0f}"
-    return argument
-
-
-def multiplier(argument: str) -> tuple[str, Any]:
-    """(NAME, value) of `optimizer.lr_multipliers.NAME=value`: a parameter's name, whose dots open no
-    sections.
-    """
-    name, _, value = argument.removeprefix(MULTIPLIERS).partition("=")
-    return name, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
 
 
 def to_config(merged: DictConfig) -> TrainConfig:
@@ -214,7 +183,7 @@ def to_config(merged: DictConfig) -> TrainConfig:
     try:
         config = typing.cast(TrainConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(misfit(error)) from error
     check_lists(config)
     return config
 
@@ -229,6 +198,8 @@ def check_lists(config: Any, prefix: str = "") -> None:
             check_lists(value, f"{key}.")
         elif isinstance(value, list) and not all(type(item) in (int, float) for item in value):
             raise ConfigError(f"{key} is {value}, expected a list of numbers")
+        elif isinstance(value, list) and not all(math.isfinite(item) for item in value):
+            raise ConfigError(f"{key} is {value}, expected finite numbers")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
@@ -246,14 +217,28 @@ def finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_config(config: TrainConfig, path: Path) -> None:
+def write_config(config: TrainConfig, path: Path, words: Sequence[str] = ()) -> None:
     """Write the whole merged config as YAML that `config=` accepts again, from any folder and for a new run:
-    `output_dir` is made absolute, and `resume_from` was meant for one start.
+    `output_dir` is made absolute, and `resume_from` was meant for one start. The `words` that were given
+    stand above as a comment.
     """
     place = str(Path(config.output_dir or "").absolute())
     config = dataclasses.replace(config, output_dir=place, resume_from=None)
     with replacing(path) as hidden:
-        hidden.write_text(to_yaml(config), encoding="utf-8")
+        hidden.write_text(as_given(words) + to_yaml(config), encoding="utf-8")
+
+
+def as_given(words: Sequence[str]) -> str:
+    """A comment for a YAML file: the command as it was given, and where; empty without words."""
+    if not words:
+        return ""
+    lines = ["given: " + shlex.join(["maskshards", "train", *words]), f"in: {Path.cwd()}"]
+    return "".join(f"# {escaped(line)}\n" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """`text` with escapes for what YAML forbids in a comment, or would end it."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -273,11 +258,20 @@ def known_keys(kind: type = TrainConfig, prefix: str = "") -> Iterator[str]:
 def check_keys(content: dict[str, Any], where: str) -> None:
     """ConfigError for the first key in `content` that the schema lacks, with the nearest that it has."""
     known = list(known_keys())
+    check_undotted(content, where)
     for key in flatten(content):
         if key not in known:
             advice = ELSEWHERE.get(key) or nearest(key, [*known, RESERVED])
             raise ConfigError(f"{where}: unknown key {key!r}; {advice}")
     check_sections(content, TrainConfig, where)
+
+
+def check_undotted(content: dict[str, Any], where: str) -> None:
+    """ConfigError for `a.b: value` in a file: on the command line dots open sections, in YAML lines do."""
+    for name in content:
+        if isinstance(name, str) and "." in name.strip("."):
+            section, _, inner = name.rpartition(".")
+            raise ConfigError(f"{where}: {name} is no key of a file; write it as {section}: {{{inner}: ...}}")
 
 
 def check_sections(content: dict[str, Any], kind: type, where: str, prefix: str = "") -> None:
@@ -302,9 +296,3 @@ def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from flatten(value, key + ".") if value else iter([key])
         else:
             yield key
-
-
-def one_line(error: OmegaConfBaseException) -> str:
-    """OmegaConf's several-line message as `key: what is wrong`."""
-    first = str(error).splitlines()[0]
-    return f"{error.full_key}: {first}" if error.full_key else first

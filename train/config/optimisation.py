@@ -34,7 +34,9 @@ class OptimizerConfig:
     beta1: float = key(0.9, "decay of the mean of gradients", at_least=0, below=1)
     beta2: float = key(0.999, "decay of the mean of squared gradients", at_least=0, below=1)
     weight_decay: float = key(1e-2, "on matrices and kernels only", at_least=0)
-    gradient_clip: float = key(35.0, "largest global norm of the gradient; inf: never clip", above=0)
+    gradient_clip: float = key(
+        35.0, "largest global norm of the gradient; inf: never clip", above=0, may_be_infinite=True
+    )
     lr_multipliers: dict[str, float] = key(
         {}, "beginning of a parameter's name -> factor on lr, the longest that fits counts"
     )

@@ -21,6 +21,8 @@ def find_recipe(word: str) -> Path:
 
     ConfigError for a name that is neither, with what there is.
     """
+    if not word or "://" in word:
+        raise ConfigError(f"config={word}: expected a recipe's name or a YAML file on this machine")
     path = Path(word).expanduser()
     if path.suffix == ENDING or path.exists():
         inside = PACKAGED / path.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 
 from maskshards.train.config.schema import TrainConfig
@@ -17,15 +18,16 @@ from maskshards.train.trainer.run import run
 STOPPED, FAULT = 1, 2
 
 
-def launch(config: TrainConfig) -> int:
+def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     """Do what `config` asks for on every rank of the launch; the exit status, with what went wrong on stderr.
+    `words` are those of the command line that `config` was made from.
 
     0 done, 1 training had to stop, 2 a fault of the user's, 128 + n stopped by signal n after saving.
     """
     try:
         with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
             logging.getLogger("maskshards.train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
-            line = run(config, ranks, stop)
+            line = run(config, ranks, stop, words)
             if ranks.is_first:
                 sys.stdout.write(f"{line}\n")
     except Stopped as stopped:

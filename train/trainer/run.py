@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskshards.train.checkpoint.checkpoint import FINAL, load_weights, read_checkpoint
@@ -44,13 +45,14 @@ from maskshards.train.trainer.validate import score_split
 logger = logging.getLogger(__name__)
 
 
-def run(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
-    """Do the job and return one closing line for people."""
+def run(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str] = ()) -> str:
+    """Do the job and return one closing line for people. `words` were given for `config`, and are kept."""
     check_same_job(config, ranks)
-    return run_evaluation(config, ranks, stop) if config.load_from else run_training(config, ranks, stop)
+    job = run_evaluation if config.load_from else run_training
+    return job(config, ranks, stop, words)
 
 
-def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str]) -> str:
     """Start or continue the run of `output_dir` and take it to its end."""
     with run_folder(config, ranks) as folder:
         config = with_data_facts(like_last_run(config, folder, ranks))
@@ -60,7 +62,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         check_same_data(parts, ranks)
         start = begin(config, ranks, parts, folder)
         if ranks.is_first:
-            write_config(config, folder / WRITTEN)
+            write_config(config, folder / WRITTEN, words)
         metrics = MetricsFile(folder, ranks, start.step)
         trackers = open_trackers(config, folder, ranks, start.step)
         guard = build_guard(config, ranks, parts)
@@ -105,7 +107,7 @@ def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
     return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis, flag_with_loss=flag_with_loss)
 
 
-def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
+def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str]) -> str:
     """Score the weights behind `load_from` on the validation split, and write the results."""
     with run_folder(config, ranks) as folder:
         checkpoint = read_checkpoint(config.load_from or "")
@@ -120,7 +122,7 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals) -> str:
         load_weights(segmenter.decoder, checkpoint)
         result = score_split(config, ranks, stop, segmenter, split)
         if ranks.is_first:
-            write_config(config, folder / WRITTEN)
+            write_config(config, folder / WRITTEN, words)
             write_results(result, folder)
         return closing_line(config, result, checkpoint.path)
 

@@ -24,6 +24,9 @@ def test_figures_of_the_other_scale_are_refused() -> None:
     transforms.eval.img_size = 64
     with pytest.raises(ConfigError, match=r"transforms\.mean .* multiply mean and std by 255"):
         check_section(transforms, "transforms.")
+    transforms.mean = list(IMAGENET_MEAN)
+    with pytest.raises(ConfigError, match=r"transforms\.std .* multiply mean and std by 255"):
+        check_section(transforms, "transforms.")
     transforms.mean, transforms.std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]  # bytes as they are
     check_section(transforms, "transforms.")
 

@@ -130,7 +130,7 @@ def test_the_reference_spelling_of_the_output_folder() -> None:
         ("hidden_dim=256", "did you mean 'decoder_head.hidden_dim'"),
         ("eval.max_val_sample=1", "did you mean 'eval.max_val_samples'"),
         ("model_dtype=FLOAT16", "model_dtype: Invalid value 'FLOAT16'"),
-        ("bs=two", "bs: Value 'two'"),
+        ("bs=two", "bs is 'two', expected a whole number"),
         ("transforms.train.crop_size=64", "transforms.train.crop_size"),
         ("resume", "not of the form key=value"),
         ("output_dir=runs/${USER}", "the command line: output_dir is 'runs/${USER}'"),
@@ -138,9 +138,9 @@ def test_the_reference_spelling_of_the_output_folder() -> None:
         ("checkpoint=a.pth", "load_from=..."),
         ("model=dinov3_tiny16", "expected a section of keys (model.dino_hub"),
         ("transforms.train=", "transforms.train is None, expected a section"),
-        ("scheduler.total_iter=20k", "scheduler.total_iter: Value '20k'"),
-        ("scheduler.total_iter=1e-3", "scheduler.total_iter: Value '0.001'"),
-        ("seed=None", "seed: Value 'None'"),
+        ("scheduler.total_iter=20k", "scheduler.total_iter is '20k'"),
+        ("scheduler.total_iter=1e-3", "scheduler.total_iter is '0.001'"),
+        ("seed=None", "seed is 'None'"),
         ("device=cuda", "unknown key 'device'; training takes the CUDA devices"),
         ("max_epochs=5", "unknown key 'max_epochs'; a run is counted in optimiser steps"),
         ("scheduler.type=WarmupPoly", "did you mean 'WarmupPolyLR'"),
@@ -207,6 +207,33 @@ def test_bad_key_in_a_recipe_names_the_file(tmp_path: Path) -> None:
 def test_missing_recipe_lists_its_neighbours() -> None:
     with pytest.raises(ConfigError, match="config-ade20k-m2f-training"):
         load_config([f"config={CONFIGS}/nothing.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("ema.decay: 0.9\n", r"ema.decay is no key of a file; write it as ema: {decay: ...}"),
+        ("defaults: [demo]\n", "a recipe names no other"),
+        ("config: demo\n", "a recipe names no other"),
+        ("ema:\n\tdecay: 0.9\n", "indent by spaces, not by tabs"),
+        ("bs: 2\nbs: 3\n", "duplicate key bs"),
+        ("transforms: {eval: {img_size: 64}, std: [.nan, 1, 1]}\n", "expected finite numbers"),
+        ("optimizer: {lr: .inf}\n", "optimizer.lr is inf, expected a finite number above 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_so(tmp_path: Path, content: str, told: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("decoder_head: {type: linear}\n" + content)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config([f"config={recipe}", *GIVEN])
+
+
+def test_a_run_has_one_recipe_and_words_that_can_be_kept() -> None:
+    assert load_config(["config=demo", "config=demo", *GIVEN]).bs == 8
+    with pytest.raises(ConfigError, match="config= is given twice"):
+        load_config(["config=demo", "config=ade20k-vitl", *GIVEN])
+    with pytest.raises(ConfigError, match="no UTF-8"):
+        load_config(["config=demo", *GIVEN, "output_dir=\udce4"])
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1\n- 2\n"])
@@ -300,6 +327,21 @@ def test_a_saved_configuration_means_the_same_from_another_folder(
     assert again.loader.cache_dir == str(tmp_path / "cache")
     assert again.output_dir == str(tmp_path / "runs/a")
     assert again.resume_from is None
+
+
+def test_the_words_as_given_stand_above_the_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    words = ["config=demo", "data=shards", "out=runs/a", "log.wandb_project=two\nbs: 3 \x85bs: 4"]
+    write_config(load_config(words), tmp_path / "config.yaml", words)
+    first, second, *rest = (tmp_path / "config.yaml").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# given: maskshards train config=demo data=shards out=runs/a 'log")
+    assert second == f"# in: {tmp_path}"
+    assert not any(line.startswith("#") for line in rest)
+    again = load_config([f"config={tmp_path / 'config.yaml'}"])
+    assert (again.datasets.root, again.bs) == (str(tmp_path / "shards"), 8)
 
 
 @pytest.mark.parametrize("word", ["null", "None", "none", ""])

@@ -33,3 +33,6 @@ def test_a_file_goes_before_a_packaged_recipe(tmp_path: Path, monkeypatch: pytes
 def test_an_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"config=dem0: .*did you mean 'demo'\? \(recipes: .*camvid"):
         find_recipe("dem0")
+    for word in ("", "https://host/recipe.yaml"):
+        with pytest.raises(ConfigError, match="on this machine"):
+            find_recipe(word)

@@ -179,7 +179,8 @@ class QueryDecoder(Recomputing):
         return self.read_out(torch.stack(normed, 1), torch.stack(vectors, 1), mask_features)
 
     def read_out(self, normed: Tensor, vectors: Tensor, mask_features: Tensor) -> list[Prediction]:
-        """Class and mask logits of all layers' queries (B, L, Q, C) in one product each; in eval mode the last's.
+        """Class and mask logits of all layers' queries (B, L, Q, C) in one product each.
+        In eval mode only the last's.
 
         One product has one gradient for the mask features; ten would each write one of their size, to be
         added up.
