@@ -6,7 +6,8 @@ images gives a list of answers and goes through the model together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -54,6 +55,10 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
         self.settings: InferenceSettings = evaluation_settings(config).inference
         self.device = device
         self.autocast_dtype = autocast_dtype(config, device)
+
+    def __repr__(self) -> str:
+        model = f"{self.config.decoder_head.type} head on {self.config.model.dino_hub}"
+        return f"Predictor({model}, {self.num_classes} classes, {self.device})"
 
     @property
     def num_classes(self) -> int:
@@ -164,10 +169,29 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
         return replace(self.state, class_names=list(self.class_names))
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, device: str | None = None, **fetching: Any) -> Predictor:
-        """What `from_pretrained` calls: a folder, or a repository of the hub."""
-        folder = Path(model_id) if Path(model_id).is_dir() else fetch_model(model_id, **fetching)
-        return load_model(folder, device=device)
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **loading: Any,
+    ) -> Predictor:
+        """`load_model` under the name that other libraries have for it. How a repository of the hub is
+        fetched is said by their words, the rest by those of `load_model`.
+
+        The mixin's own would read config.json by itself first, and hand it on as an argument.
+        """
+        source = pretrained_model_name_or_path
+        if not Path(source).expanduser().exists() and is_hub_id(str(source)):
+            source = fetch_model(
+                str(source), revision=revision, token=token, cache_dir=cache_dir,
+                force_download=force_download, local_files_only=local_files_only,
+            )  # fmt: skip
+        return load_model(source, **loading)
 
 
 def load_model(
@@ -193,9 +217,9 @@ def load_model(
         raise PredictError(
             f"{source!r} is no model: expected a run folder, a checkpoint, an exported folder or owner/name"
         )
-    for name, value in (("overrides", overrides), ("class_names", class_names)):
-        if isinstance(value, str):
-            raise PredictError(f"{name} is one text, {value[:40]!r}, expected a list of texts")
+    if isinstance(overrides, str):
+        raise PredictError(f"overrides is one text, {overrides[:40]!r}, expected a list of texts")
+    check_given_names(class_names or ())
     path = Path(text).expanduser()
     if not path.exists() and is_hub_id(text):
         path = fetch_model(text, revision=revision)
@@ -241,6 +265,18 @@ def checked_names(
         origin = "given" if given else f"in {where}"
         raise PredictError(f"{len(names)} class names ({origin}) do not fit a model of {count} classes")
     return tuple(names)
+
+
+def check_given_names(names: Sequence[str]) -> None:
+    """PredictError unless `names` is a list of texts, no two alike: `label2id` would lose one of them."""
+    kind = type(names).__name__
+    if isinstance(names, str | Mapping) or not all(isinstance(name, str) for name in names):
+        raise PredictError(
+            f"class_names is a {kind}, expected a list of texts, in the order of the class ids"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise PredictError(f"class_names holds {twice[0]!r} twice; give each class a name of its own")
 
 
 def _batches(images: Sequence[Any]) -> Iterator[list[np.ndarray]]:

@@ -14,6 +14,7 @@ from maskshards.train.checkpoint.checkpoint import save_final
 from maskshards.train.evaluation.evaluate import evaluation_settings
 from maskshards.train.prediction.image_files import PredictError
 from maskshards.train.predictor import Predictor, load_model
+from tests.train.loopback_hub import loopback_hub
 from tests.train.trained_run import NAMES, photo, save_run, small_config, trained
 
 
@@ -54,6 +55,7 @@ def test_labels_are_those_of_the_segmenter_asked_by_hand(model):
     assert len(np.unique(found)) > (model.segmenter.decoder.rules.name == "linear")
     assert np.array_equal(found, expected)
     assert evaluation_settings(config).inference == model.settings
+    assert repr(model) == f"Predictor({config.decoder_head.type} head on dinov3_tiny16, 4 classes, cpu)"
 
 
 def test_every_form_of_an_image_gives_the_same_labels(linear, tmp_path):
@@ -137,7 +139,10 @@ def test_devices_are_checked(linear):
         ("", {}, "'' is no model"),
         ("https://host/run", {}, "'https://host/run' is no model"),
         ("run", {"overrides": "eval.use_tta=true"}, "overrides is one text, 'eval.use_tta=true'"),
-        ("run", {"class_names": "abcd"}, "class_names is one text, 'abcd', expected a list"),
+        ("run", {"class_names": "abcd"}, "class_names is a str, expected a list of texts"),
+        ("run", {"class_names": {0: "a", 1: "b", 2: "c", 3: "d"}}, "class_names is a dict, expected a list"),
+        ("run", {"class_names": range(4)}, "class_names is a range, expected a list of texts"),
+        ("run", {"class_names": list("abca")}, "class_names holds 'a' twice"),
         ("no/such/run", {}, "no/such/run does not exist"),
     ],
 )
@@ -165,34 +170,43 @@ def test_a_saved_model_comes_back_the_same(kind, tmp_path):
     assert 'maskshards.load_model("' in card
 
 
-def test_what_is_pushed_is_the_folder(linear, monkeypatch):
-    pushed = {}
+def test_what_is_pushed_to_the_hub_comes_back(linear, tmp_path, monkeypatch):
+    with loopback_hub(monkeypatch) as hub:
+        linear.push_to_hub("owner/name", token="hf_mine")
+        assert sorted(hub.files) == ["README.md", "config.json", "model.safetensors"]
+        hub.files |= {"pytorch_model.bin": b"pickled"}  # somebody's, and nothing that is asked for
+        fetching = {"revision": "v1", "token": "hf_mine", "cache_dir": tmp_path / "cache"}
+        found = Predictor.from_pretrained("owner/name", device="cpu", **fetching)
+        assert np.array_equal(found.predict(photo()), linear.predict(photo()))
+        assert hub.tokens == {"Bearer hf_mine"}
+        assert not list(tmp_path.rglob("pytorch_model.bin"))
+        with pytest.raises(PredictError, match="it has no such revision"):
+            Predictor.from_pretrained("owner/name", revision="gone")
+        del hub.files["config.json"]
+        with pytest.raises(PredictError, match="holds no model of maskshards"):
+            Predictor.from_pretrained("owner/name", cache_dir=tmp_path / "other")
+    again = Predictor.from_pretrained("owner/name", local_files_only=True, **fetching)  # the hub is gone
+    assert again.id2label == linear.id2label
 
-    def create_repo(self, repo_id, **_):
-        return type("Repo", (), {"repo_id": repo_id})
 
-    def upload_folder(self, *, repo_id, folder_path, **_):
-        pushed[repo_id] = sorted(path.name for path in folder_path.iterdir())
-        return "done"
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
-    assert linear.push_to_hub("owner/beach") == "done"
-    assert pushed == {"owner/beach": ["README.md", "config.json", "model.safetensors"]}
+def test_a_repository_is_read_by_its_name(linear, tmp_path, monkeypatch):
+    with loopback_hub(monkeypatch):
+        linear.push_to_hub("owner/name")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        found = load_model("owner/name", device="cpu", revision="v1")
+        assert np.array_equal(found.predict(photo()), linear.predict(photo()))
 
 
-def test_a_repository_of_the_hub_is_fetched_and_read(linear, tmp_path, monkeypatch):
-    linear.save_pretrained(tmp_path / "cache")
-    asked = []
-
-    def download(repo_id, **options):
-        asked.append((repo_id, options.get("revision")))
-        return str(tmp_path / "cache")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    found = load_model("owner/beach", device="cpu", revision="v1")
-    assert asked == [("owner/beach", "v1")]
-    assert np.array_equal(found.predict(photo()), linear.predict(photo()))
+def test_from_pretrained_reads_all_that_load_model_reads(tmp_path):
+    weights = save_run(tmp_path / "run")
+    for place in (tmp_path / "run", str(weights)):
+        assert Predictor.from_pretrained(place, device="cpu", class_names=list("abcd")).class_names == tuple(
+            "abcd"
+        )
+    with pytest.raises(ValueError, match="no/such/run does not exist"):
+        Predictor.from_pretrained("no/such/run")
+    with pytest.raises(TypeError, match="torch_dtype"):
+        Predictor.from_pretrained(weights, torch_dtype="auto")
 
 
 def test_weights_without_facts_need_a_recipe_and_cannot_be_shared(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from maskshards.train.predictor import Predictor, load_model
+from tests.train.loopback_hub import loopback_hub
 from tests.train.trained_run import photo, save_run
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +27,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path / "runs/ade20k")
     Image.fromarray(photo()).save("photo.jpg")
-    pushed = []
-    monkeypatch.setattr(Predictor, "push_to_hub", lambda model, name: pushed.append(name))
-    monkeypatch.setattr(Predictor, "from_pretrained", lambda name: load_model("shared", device="cpu"))
-    return pushed
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with loopback_hub(monkeypatch) as hub:
+        yield hub
 
 
 @pytest.mark.parametrize("page", [("README.md", "Use the model"), ("docs/python-api.md", "A trained model")])
@@ -49,12 +48,8 @@ def test_sharing_a_model(place, capsys):
     for heading in ("A trained model", "Share it"):
         for code in blocks("docs/python-api.md", heading):
             exec(compile(code, heading, "exec"), names)
-    assert place == ["owner/name"]
-    assert sorted(path.name for path in Path("shared").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
+    assert sorted(place.files) == sorted(path.name for path in Path("shared").iterdir())
+    assert sorted(place.files) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_training(place, tiny_run, tiny_shards, capsys):

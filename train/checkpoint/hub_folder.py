@@ -25,7 +25,7 @@ from maskshards.train.model.heads.rules import HeadRules, head_rules
 
 MODEL_TYPE = "maskshards"
 # What a run knew about its own machine, and nobody else's business.
-LOCAL_KEYS = ("output_dir", "load_from", "init_from", "resume_from")
+LOCAL_KEYS = ("output_dir", "load_from", "init_from", "resume_from", "loader", "log")
 
 _CARD = """---
 library_name: maskshards
@@ -82,14 +82,15 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def shareable(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without paths of the machine that trained: they would mislead, and tell too much."""
-    model, datasets = dict(config.get("model", {})), dict(config.get("datasets", {}))
+    """The configuration without places of the machine that trained: they would mislead, and tell too much.
+    Where data lie may be a signed URL, which is a key to them.
+    """
+    model = dict(config.get("model", {}))
     for key in ("weights", "pretrained_weights"):
         if model.get(key) and model[key] != "random" and is_local(str(model[key])):
             model[key] = None
-    datasets["root"] = ""
     kept = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
-    return kept | {"model": model, "datasets": datasets}
+    return kept | {"model": model, "datasets": {"root": ""}}
 
 
 def is_local(weights: str) -> bool:

@@ -93,7 +93,9 @@ def test_the_script_on_the_card_runs_and_gives_the_models_labels(
 )
 def test_local_weights_are_told_from_hub_ids(weights: str, local: bool) -> None:
     assert is_local(weights) == local
-    kept = shareable({"model": {"weights": weights}, "datasets": {"root": "x"}, "output_dir": "y", "seed": 1})
+    data = {"root": "x", "val": "https://host/validation?key=secret"}
+    mine = {"output_dir": "y", "loader": {"cache_dir": "/home/me"}, "log": {"wandb_project": "p"}}
+    kept = shareable({"model": {"weights": weights}, "datasets": data, "seed": 1} | mine)
     assert kept == {
         "model": {"weights": None if local else weights},
         "datasets": {"root": ""},
