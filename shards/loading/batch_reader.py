@@ -27,6 +27,7 @@ from maskshards.shards.decode.jpeg import check_size, decode_image
 from maskshards.shards.errors import POLICIES, RAISE, RunsError, SampleError
 from maskshards.shards.format.batch_runs import BatchRuns, unpack_batch
 from maskshards.shards.format.rle import MOST_BYTE_LABELS, LabelledRuns, unpack_runs
+from maskshards.shards.loading.buffers import Buffers
 from maskshards.shards.loading.sample_source import Row, SampleSource
 from maskshards.shards.order.batch_plans import BatchPlan
 from maskshards.shards.order.order import random_words
@@ -81,9 +82,14 @@ class BatchReader:
         self.source = SampleSource(self.selection.splits, self.lanes)
         self._lock = threading.Lock()
         self._thread = threading.local()
+        self._buffers = Buffers(self.pin)
+
+    def let_go(self) -> None:
+        """Keep no memory for batches to come."""
+        self._buffers = Buffers(self.pin)
 
     def __getstate__(self) -> dict[str, object]:
-        left_behind = ("source", "_lock", "_thread")
+        left_behind = ("source", "_lock", "_thread", "_buffers")
         return {name: value for name, value in self.__dict__.items() if name not in left_behind}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -120,14 +126,21 @@ class BatchReader:
         )
 
     def rows(self, plan: BatchPlan) -> list[Row]:
-        """What the index says of a plan's samples."""
-        return [self._row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
+        """What the index says of a plan's samples; ValueError for more pixels than runs can count."""
+        rows = [self._row(part, place) for part, place in zip(plan.parts, plan.places, strict=True)]
+        num_pixels = sum(row.entry.height * row.entry.width for row in rows)
+        if num_pixels > MAX_BATCH_PIXELS:
+            raise ValueError(
+                f"a batch of {len(rows)} images has {num_pixels} pixels, at most {MAX_BATCH_PIXELS} "
+                "can be counted; lower batch_per_rank"
+            )
+        return rows
 
     def pack(
         self, plan: BatchPlan, samples: Sequence[Decoded], runs: BatchRuns, pixels: torch.Tensor
     ) -> RaggedBatch:
         """The batch of samples whose `pixels` lie in one flat buffer already."""
-        run_ends, run_owners = run_tensors(self._empty(5 * len(runs.ends)))
+        run_ends, run_owners = run_tensors(self._buffers.empty(5 * len(runs.ends)))
         run_ends.numpy()[...] = runs.ends
         run_owners.numpy()[...] = runs.owners
         return RaggedBatch(
@@ -151,12 +164,7 @@ class BatchReader:
         """
         rows = self.rows(plan)
         starts = [0, *accumulate(row.entry.height * row.entry.width * 3 for row in rows)]
-        if starts[-1] // 3 > MAX_BATCH_PIXELS:
-            raise ValueError(
-                f"a batch of {len(rows)} images has {starts[-1] // 3} pixels, at most {MAX_BATCH_PIXELS} "
-                "can be counted; lower batch_per_rank"
-            )
-        buffer = self._empty(starts[-1])
+        buffer = self._buffers.empty(starts[-1])
         flat = buffer.numpy()
 
         def in_place(number: int, load: Load) -> Decoded:
@@ -200,12 +208,9 @@ class BatchReader:
 
     def _packed(self, parts: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """The parts back to back in one new buffer."""
-        buffer = self._empty(sum(len(part) for part in parts))
+        buffer = self._buffers.empty(sum(len(part) for part in parts))
         np.concatenate(parts, out=buffer.numpy())
         return buffer
-
-    def _empty(self, num_bytes: int) -> torch.Tensor:
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.pin)
 
     def _samples(
         self,

@@ -235,6 +235,7 @@ class Loader(IterableDataset[Any]):
         reading, self._reading, self._turn = self._reading, None, None
         if reading is not None:
             reading.close()
+        self._reader.let_go()
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of pass `epoch`, from 0, unless the stream stands within it already.

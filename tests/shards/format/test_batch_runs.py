@@ -89,3 +89,22 @@ def test_more_labels_than_a_byte_holds_are_refused():
     few = LabelledRuns(np.array([1], np.uint16), np.array([300], np.uint16), np.array([1], np.uint8))
     with pytest.raises(RunsError, match="254"):
         join_runs([few, runs])
+
+
+def test_more_pixels_than_31_bits_count_are_refused_and_never_wrap_around():
+    """17 images of the largest size: 2^27 pixels each, in runs that are as long as runs can be."""
+    height, width = 1 << 13, 1 << 14
+    lengths = np.full((height * width) // 65535 + 1, 65535, np.uint16)
+    lengths[-1] = height * width % 65535
+    one = LabelledRuns(np.array([3], np.uint16), lengths, np.ones(len(lengths), np.uint8))
+    payload = pack_runs(one, height, width)
+    for count in (15, 16, 17, 33):
+        sizes = [height] * count, [width] * count
+        if count == 15:
+            check(unpack_batch([payload] * count, *sizes, zstandard.ZstdDecompressor()), [one] * count)
+            check(join_runs([one] * count), [one] * count)
+            continue
+        with pytest.raises(RunsError):
+            unpack_batch([payload] * count, *sizes, zstandard.ZstdDecompressor())
+        with pytest.raises(RunsError, match="lower batch_per_rank"):
+            join_runs([one] * count)

@@ -170,6 +170,8 @@ def test_a_batch_beyond_32_bits_is_refused_before_it_is_allocated(made, monkeypa
     monkeypatch.setattr("maskshards.shards.loading.batch_reader.MAX_BATCH_PIXELS", 1000)
     with pytest.raises(ValueError, match="lower batch_per_rank"):
         reader(made.folder).read(plan((0, 0), (0, 1)))
+    with pytest.raises(ValueError, match="lower batch_per_rank"):
+        reader(made.folder).read_encoded(plan((0, 0), (0, 1)))
 
 
 def test_threads_share_one_reader(made):

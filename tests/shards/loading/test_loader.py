@@ -395,3 +395,17 @@ def test_importing_the_loader_loads_no_more_of_others_than_torch_itself():
     program += f"late = {LATE!r} & (set(sys.modules) - before)\nsys.exit(str(late) if late else 0)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_batch_that_is_kept_is_not_written_over_by_those_that_use_dropped_memory(made, monkeypatch):
+    monkeypatch.setattr("maskshards.shards.loading.buffers.SMALLEST", 1)
+    settings = {"batch_per_rank": 3, "end": 90, "threads": 3}
+
+    def digest(batch):
+        return batch.keys, batch.pixels.sum().item(), batch.run_ends.tolist(), batch.run_owners.tolist()
+
+    with Loader(made.folder, **settings) as loader:
+        dropped = [digest(batch) for batch in loader]
+    with Loader(made.folder, **settings) as loader:
+        some = [(batch, digest(batch)) for number, batch in enumerate(loader) if number % 2]
+    assert [digest(batch) for batch, _ in some] == [then for _, then in some] == dropped[1::2]
