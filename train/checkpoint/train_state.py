@@ -62,12 +62,7 @@ def checksum(facts: dict[str, Any]) -> str:
 def read_state(path: Path) -> TrainState:
     """The facts in a state file. CheckpointError if it is missing, damaged, or of a newer program."""
     try:
-        facts = json.loads(
-            read_text(path),
-            object_pairs_hook=no_key_twice,
-            parse_constant=no_json,
-            parse_float=finite_float,
-        )
+        facts = strict_json(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
     version = facts.get("version") if isinstance(facts, dict) else None
@@ -93,6 +88,13 @@ def read_state(path: Path) -> TrainState:
     return state
 
 
+def strict_json(text: str) -> Any:
+    """The value of a text of JSON; ValueError for what JSON does not say for certain (a key twice, NaN,
+    numbers beyond any float), and RecursionError.
+    """
+    return json.loads(text, object_pairs_hook=no_key_twice, parse_constant=no_json, parse_float=finite_float)
+
+
 def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; ValueError for a key that stands twice: which one counts would be a guess."""
     content = dict(pairs)
@@ -115,8 +117,9 @@ def finite_float(word: str) -> float:
 
 def check_types(state: TrainState, path: Path) -> None:
     """CheckpointError for the first fact that is none of its kind: old files have no checksum to notice."""
-    count = ("step", "position", "global_batch", "seed")
+    count = ("step", "position", "global_batch")
     sound = {name: _is_count(getattr(state, name)) for name in count}
+    sound["seed"] = _is_count(state.seed, 1 << 64)
     sound |= {name: isinstance(getattr(state, name), str) for name in ("backbone", "backbone_digest")}
     sound["class_names"] = _all_text(state.class_names)
     sound["config"] = isinstance(state.config, dict)
@@ -132,8 +135,8 @@ def check_types(state: TrainState, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: its {wrong[0]} is {shown}; get a good copy")
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
+def _is_count(value: object, below: int = 1 << 63) -> bool:
+    return type(value) is int and 0 <= value < below
 
 
 def _all_text(values: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import yaml
 
 from maskshards.shards.storage.foreign_file import open_regular
 from maskshards.train.checkpoint.checkpoint import FINAL, LAST, STATE, checkpoints_of
-from maskshards.train.checkpoint.train_state import TrainState, read_state
-from maskshards.train.config.plain_values import flat
+from maskshards.train.checkpoint.train_state import TrainState, read_state, strict_json
+from maskshards.train.config.plain_values import YAML_ERRORS, flat
 from maskshards.train.evaluation.metrics import METRICS as MEANS
 from maskshards.train.evaluation.results import STEM
 from maskshards.train.tracking.metrics_log import METRICS, read_metrics
@@ -43,7 +42,7 @@ def read_run(folder: Path) -> PastRun:
     check_run(folder)
     config = _parsed(folder / CONFIG, yaml.safe_load)
     results = folder / f"{STEM}.json"
-    scores = _parsed(results, json.loads) if results.is_file() else {}
+    scores = _parsed(results, strict_json) if results.is_file() else {}
     try:
         classes = {
             one["name"]: None if one["iou"] is None else float(one["iou"])
@@ -53,7 +52,7 @@ def read_run(folder: Path) -> PastRun:
             name: None if scores.get(name) is None else float(scores[name])
             for name in (*MEANS, "boundary_mIoU")
         }
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(f"{results} is no result of an evaluation ({error}); evaluate again") from error
     return PastRun(
         folder,
@@ -89,7 +88,7 @@ def _parsed(path: Path, parse: Any) -> dict[str, Any]:
     try:
         with open_regular(path, MOST_BYTES) as file:
             content = parse(file.read().decode("utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except YAML_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path} cannot be read: {reason}") from error
     if not isinstance(content, dict):

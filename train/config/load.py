@@ -16,13 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.config.checks import check_config
-from maskshards.train.config.plain_values import check_plain, read_plain_text
+from maskshards.train.config.plain_values import YAML_ERRORS, check_plain, read_plain_text
 from maskshards.train.config.recipes import find_recipe
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.config.typed_words import MULTIPLIERS, as_typed, hints_of, misfit, multiplier
@@ -122,7 +121,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} does not exist{hint}")
     try:
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_plain_text(path))))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, OSError, *YAML_ERRORS) as error:
         hint = "; indent by spaces, not by tabs" if r"'\t'" in str(error) else ""
         raise ConfigError(f"config file {path} cannot be read as YAML: {error}{hint}") from error
     if not isinstance(content, dict):
@@ -159,7 +160,7 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
         )
         content = OmegaConf.to_container(overrides)
         factors = dict(multiplier(argument) for argument in named)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, *YAML_ERRORS) as error:
         raise ConfigError(f"the command line cannot be read: {error}") from error
     check_plain(content, "the command line")
     check_keys(typing.cast(dict[str, Any], content), "the command line")

@@ -18,6 +18,8 @@ from maskshards.shards.storage.foreign_file import ForeignFileError, read_text
 from maskshards.train.config.schema import ConfigError
 
 MOST_BYTES = 1 << 20  # of a recipe; ours have 2 kB
+# Of PyYAML for text that is none; those after the first for a tag with the wrong text (`!!int ''`).
+YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, RecursionError)
 MOST_LEVELS = 20  # of lists and mappings in one another; ours have 3, and reading costs their square
 
 

@@ -14,10 +14,10 @@ class LossSettings:
     num_points: int = key(12544, "points at which a mask is compared", at_least=1)
     oversample_ratio: float = key(3.0, "candidates for uncertain points, per point", at_least=1)
     importance_sample_ratio: float = key(0.75, "share of uncertain points", at_least=0, at_most=1)
-    mask_coefficient: float = key(5.0, "weight of the masks' cross entropy")
-    dice_coefficient: float = key(5.0, "weight of the masks' dice loss")
-    class_coefficient: float = key(2.0, "weight of the classes' cross entropy")
-    no_object_coefficient: float = key(0.1, "weight of queries without a mask in it")
+    mask_coefficient: float = key(5.0, "weight of the masks' cross entropy", at_least=0)
+    dice_coefficient: float = key(5.0, "weight of the masks' dice loss", at_least=0)
+    class_coefficient: float = key(2.0, "weight of the classes' cross entropy", at_least=0)
+    no_object_coefficient: float = key(0.1, "weight of queries without a mask in it", at_least=0)
     ignore_void: bool = key(
         False, 'True: unlabelled and padded points weigh nothing, instead of "not this mask"'
     )

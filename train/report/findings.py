@@ -86,13 +86,20 @@ def about_scores(records: list[dict[str, Any]], metric: str) -> Iterator[str]:
 def about_time(records: list[dict[str, Any]]) -> Iterator[str]:
     """Whether the device waited for data."""
     train = [one for one in records if one["kind"] == "train"]
-    whole = sum(one["seconds"] for one in train)
-    waited = sum(one["seconds"] * one["wait_share"] for one in train)
+    whole, waited = spent(train), spent(train, "wait_share")
     if whole and waited > WAITING * whole:
         yield (
             f"{100 * waited / whole:.0f} % of the training time went into waiting for data: raise "
             "num_workers, or see `maskshards bench loader`."
         )
+
+
+def spent(records: list[dict[str, Any]], share: str | None = None) -> float:
+    """Seconds of these lines, or the `share` of them that a figure of each tells; none of lines without."""
+    return sum(
+        float(one.get("seconds") or 0.0) * (1.0 if share is None else float(one.get(share) or 0.0))
+        for one in records
+    )
 
 
 def some(names: list[str]) -> str:

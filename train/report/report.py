@@ -23,7 +23,7 @@ from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.checkpoint.checkpoint import TrainState
 from maskshards.train.evaluation.metrics import EvalResult
 from maskshards.train.report.charts import STEP, Chart, curves, series
-from maskshards.train.report.findings import findings
+from maskshards.train.report.findings import findings, spent
 from maskshards.train.report.gallery import Gallery, confusion_pairs
 from maskshards.train.report.pages import rendered, shown
 from maskshards.train.report.palette import class_colours
@@ -147,13 +147,12 @@ def next_steps(folder: str) -> dict[str, str]:
 def times(records: list[dict[str, Any]]) -> list[Share]:
     """Where the wall time of all lives of the run went."""
     train = [record for record in records if record["kind"] == "train"]
-    training = sum(record["seconds"] for record in train)
-    waiting = sum(record["seconds"] * record["wait_share"] for record in train)
+    training, waiting = spent(train), spent(train, "wait_share")
     spans = {
         "training steps": training - waiting,
         "waiting for data": waiting,
-        "evaluations": sum(record["seconds"] for record in records if record["kind"] == "eval"),
-        "checkpoints": sum(record["seconds"] for record in records if record["kind"] == "checkpoint"),
+        "evaluations": spent([record for record in records if record["kind"] == "eval"]),
+        "checkpoints": spent([record for record in records if record["kind"] == "checkpoint"]),
     }
     whole = sum(spans.values()) or 1.0
     return [Share(name, duration(seconds), 100 * seconds / whole) for name, seconds in spans.items()]
@@ -171,9 +170,9 @@ def phases(records: list[dict[str, Any]]) -> Phases | None:
     timed = [record for record in records if record["kind"] == "phases"]
     if not timed:
         return None
-    names = [name for name in timed[-1] if name not in ("kind", "step")]
-    spans = {name: statistics.median(record.get(name, 0.0) for record in timed) for name in names}
-    whole = spans.pop("step_ms") or 1.0
+    names = [name for name in timed[-1] if name.endswith("_ms")]
+    spans = {name: statistics.median(record.get(name) or 0.0 for record in timed) for name in names}
+    whole = spans.pop("step_ms", 0.0) or 1.0
     rows = [
         Share(name.removesuffix("_ms").replace("_", " "), f"{span:.1f} ms", 100 * span / whole)
         for name, span in spans.items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,13 @@ from torch import Tensor
 
 from maskshards.shards.storage.atomic_write import naming, replacing
 from maskshards.shards.storage.foreign_file import read_text
+from maskshards.train.checkpoint.train_state import strict_json
 from maskshards.train.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+TEXTS = ("kind", "order")  # all else in a line is a number
 
 
 class MetricsFile:
@@ -78,17 +81,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = read_text(path, None, errors="replace").splitlines()
     records: list[dict[str, Any]] = []
     for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int) or "kind" not in record:
+        record = to_record(line)
+        if record is None:
             break
         records.append(record)
     if len(records) < len(lines):
         number = len(records) + 1
         logger.warning("%s: line %d is no record; %d left out", path, number, len(lines) - len(records))
     return records
+
+
+def to_record(line: str) -> dict[str, Any] | None:
+    """What `to_line` wrote: a kind, a step and figures; None for anything else."""
+    try:
+        record = strict_json(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    step = record.get("step")
+    if type(step) is not int or not 0 <= step < 1 << 63:
+        return None
+    figures = [value for name, value in record.items() if not (name in TEXTS and isinstance(value, str))]
+    return record if all(value is None or is_figure(value) for value in figures) else None
+
+
+def is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 class Meter:

@@ -21,6 +21,7 @@ from maskshards.train.checkpoint.checkpoint import STATE
 from maskshards.train.checkpoint.train_state import CheckpointError, read_state
 from maskshards.train.config.load import WRITTEN
 from maskshards.train.config.model import ModelConfig
+from maskshards.train.config.plain_values import YAML_ERRORS
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.backbone.architectures import position_rule, trained_position_rule
@@ -96,6 +97,6 @@ def last_config(run: Path) -> dict[str, Any] | None:
     """`config.yaml` of a run as plain values; None if there is none that can be read."""
     try:
         content = yaml.safe_load(read_text(run / WRITTEN))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (OSError, *YAML_ERRORS):
         return None
     return content if isinstance(content, dict) else None

@@ -20,6 +20,12 @@ def test_facts_come_back_with_their_digests(tmp_path: Path) -> None:
     assert read_state(path) == replace(STATE, digests={"weights.safetensors": "0" * 64})
 
 
+def test_the_largest_seed_that_a_recipe_may_name_comes_back(tmp_path: Path) -> None:
+    path, largest = tmp_path / "state.json", replace(STATE, seed=(1 << 64) - 1)
+    path.write_bytes(state_json(largest, {}))
+    assert read_state(path).seed == (1 << 64) - 1
+
+
 def test_every_changed_fact_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     whole = json.loads(state_json(STATE, {}))
@@ -65,6 +71,7 @@ def test_files_of_older_versions_without_a_checksum_are_read(tmp_path: Path) -> 
         {"step": 10**400},
         {"step": -1},
         {"step": True},
+        {"seed": 1 << 64},
         {"class_names": 7},
         {"class_names": ["sky", 7]},
         {"config": [1]},

@@ -69,6 +69,11 @@ def test_folders_that_are_no_runs(tmp_path):
     [
         ("config.yaml", "- 1\n", "holds a list"),
         ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "a: !!int ''", "cannot be read"),
+        ("config.yaml", "a: 2001-99-99", "cannot be read"),
+        ("results-semantic-segmentation.json", '{"mIoU": NaN}', "NaN is no JSON"),
+        ("results-semantic-segmentation.json", '{"mIoU": 1, "mIoU": 2}', "stands in it twice"),
+        ("results-semantic-segmentation.json", f'{{"mIoU": 1{"0" * 400}}}', "is no result"),
         ("results-semantic-segmentation.json", "{", "cannot be read"),
         ("results-semantic-segmentation.json", "[" * 100_000, "cannot be read"),
         (

@@ -348,3 +348,17 @@ def test_the_words_as_given_stand_above_the_absolute_paths(
 def test_no_split_is_the_split_of_the_usual_name(word: str) -> None:
     datasets = load(f"datasets.val={word}", f"datasets.train={word}").datasets
     assert (datasets.train, datasets.val) == ("", "")
+
+
+# PyYAML takes each of these tags, and fails at the text in an error of another kind.
+WRONG_TEXT = ("!!int ''", "!!bool x", "!!timestamp x", "!!float x", "!!int 0x_", "2001-99-99", "9" * 5000)
+
+
+@pytest.mark.parametrize("text", WRONG_TEXT, ids=lambda text: text[:12])
+def test_a_value_whose_text_is_not_of_its_tag_is_our_error(text: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"seed: {text}\n")
+    with pytest.raises(ConfigError, match=r"cannot be read as YAML|seed"):
+        load_config([f"config={recipe}", "output_dir=o"])
+    with pytest.raises(ConfigError, match=r"the command line cannot be read|seed"):
+        load_config([f"seed={text}", "output_dir=o"])

@@ -108,6 +108,19 @@ def test_figures_are_the_results() -> None:
     assert "40.0" in seen.text  # 20 of the 50 pixels of sand were taken for sea
 
 
+@pytest.mark.parametrize("kind", ["train", "eval", "checkpoint", "phases"])
+def test_a_line_without_figures_or_with_odd_ones_ends_no_run(kind: str) -> None:
+    """metrics.jsonl may have been written by another version, or edited."""
+    absurd = dict.fromkeys(("loss", "lr", "mIoU", "aAcc", "images_per_s", "wait_share", "step_ms"), 1e308)
+    odd: list[dict[str, object]] = [
+        {"kind": kind, "step": 3},
+        {"kind": kind, "step": 3, "order": "0f", **dict.fromkeys(("seconds", "loss", "mIoU", "step_ms"))},
+        {"kind": kind, "step": 1, "seconds": -1, **absurd},
+    ]
+    html = render(FACTS, RECORDS + PHASES + odd, score(CONFUSION, NAMES, 3), gallery())
+    assert "sand" in html
+
+
 def test_the_best_evaluation_is_told_where_there_are_several() -> None:
     evaluations = [
         {"kind": "eval", "step": step, "mIoU": miou} for step, miou in ((2, 60.0), (4, None), (6, 50.0))

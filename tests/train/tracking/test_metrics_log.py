@@ -62,14 +62,25 @@ def test_meter_gives_means_and_starts_anew() -> None:
     assert (meter.steps, meter.images, meter.sums) == (0, 0, {})
 
 
-@pytest.mark.parametrize(
-    "tail", [b"\xff\xfe\x00", b"[1]\n", b'{"step": 5}\n', b'{"kind": "train", "step": "5"}\n']
-)
+NO_RECORDS = [
+    b"\xff\xfe\x00", b"[1]\n", b'{"step": 5}\n', b'{"kind": "train", "step": "5"}\n',
+    b"[" * 100_000 + b"\n", b'{"kind": "train", "step": 5, "loss": ' + b"[" * 100_000 + b"\n",
+    b'{"kind": "train", "step": 5, "loss": NaN}\n', b'{"kind": "train", "step": 5, "loss": 1e999}\n',
+    b'{"kind": "train", "step": 5, "loss": ' + b"9" * 400 + b"}\n",
+    b'{"kind": "train", "step": 5, "loss": "2.5"}\n', b'{"kind": "eval", "step": 5, "mIoU": {"a": 1}}\n',
+    b'{"kind": "train", "step": 5, "order": [1]}\n', b'{"kind": ["train"], "step": 5}\n',
+    b'{"kind": "train", "step": true}\n', b'{"kind": "train", "step": -5}\n',
+    b'{"kind": "train", "step": 9223372036854775808}\n', b'{"kind": "train", "step": 5, "step": 1}\n',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tail", NO_RECORDS)
 def test_a_spoiled_tail_is_left_out_aloud(
     tmp_path: Path, tail: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / METRICS
-    path.write_bytes(b'{"kind": "train", "step": 4}\n' + tail + b'{"kind": "train", "step": 6}\n')
+    whole = b'{"kind": "train", "step": %d, "order": "0f"}\n'
+    path.write_bytes(whole % 4 + tail + whole % 6)
     assert [record["step"] for record in read_metrics(path)] == [4]
     assert f"{path}: line 2 is no record" in caplog.text
 

@@ -168,7 +168,7 @@ def test_the_last_config_of_a_folder(tiny_run: list[str], tmp_path: Path) -> Non
     local = load_config(tiny_run)
     assert like_last_run(local, tmp_path / "nowhere", ALONE).model.revision is None  # nothing is fetched
     config = load_config([*tiny_run, f"model.weights={NAME}"])
-    for text in ("{", "- a list", ""):
+    for text in ("{", "- a list", "", "a: 2001-99-99", "a: !!int ''", "a: !!bool x", "a: !!timestamp x"):
         (tmp_path / "config.yaml").write_text(text)
         assert last_config(tmp_path) is None
     write_config(replace(config, model=replace(config.model, revision=OLD)), tmp_path / "config.yaml")

@@ -183,19 +183,26 @@ def _files_of(folder: Path) -> list[Path]:
     index = folder / SAFETENSORS_INDEX_FILE
     if index.is_file():
         try:
-            names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
+            names = sorted({file_name(name) for name in json.loads(read_text(index))["weight_map"].values()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(
                 f"{index}: cannot be read as the index of a sharded folder ({type(error).__name__}): it may "
                 "be cut short. Download the folder again"
             ) from error
-        return [folder / Path(name).name for name in names]
+        return [folder / name for name in names]
     for pattern in (SAFETENSORS_SINGLE_FILE, "*.safetensors", PYTORCH_WEIGHTS_NAME):
         found = sorted(folder.glob(pattern))
         if found:
             return found
     inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise WeightsError(f"{folder}: expected model.safetensors in a Hugging Face folder, found {inside}")
+
+
+def file_name(name: str) -> str:
+    """`name`, that of a file in the same folder; ValueError for anything else."""
+    if Path(name).name != name or name in ("", ".."):
+        raise ValueError(f"{name!r} is no name of a file")
+    return name
 
 
 def check_file(path: Path) -> None:

@@ -111,7 +111,13 @@ def test_a_folder_without_weights_or_config_says_what_it_has(tmp_path: Path) -> 
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": 3}'])
+NO_NAMES = ('""', '".."', '"."', "5", "null", "[]", '"../x.safetensors"')
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"weight_map": 3}', *(f'{{"weight_map": {{"a": {name}}}}}' for name in NO_NAMES)],
+)
 def test_a_broken_index_of_shards_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json: cannot be read.*again"):
