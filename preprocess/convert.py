@@ -45,22 +45,21 @@ def to_records(item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImageP
         **raw.facts,
     }
     try:
-        return [
-            _record(key, image, values, rule, dict(facts)) for key, image, values in pieces(item, raw, policy)
-        ]
+        found = pieces(item, raw, rule, policy)
+        return [_record(key, image, values, rule, dict(facts)) for key, image, values in found]
     except ShardError as error:
         raise RejectedInput(str(error)) from error
 
 
 def pieces(
-    item: SourceItem, raw: RawSample, policy: ImagePolicy
+    item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImagePolicy
 ) -> Iterator[tuple[str, Encoded, np.ndarray]]:
     """Key, image and (H, W) label values of every record that a sample becomes, in order."""
     images = encode_images(raw.image, policy)
     if not raw.label:
         raise RejectedInput("the label map is empty (0 bytes)")
     with size_limit(policy.most_pixels):
-        values = decode_label_file(raw.label)
+        values = decode_label_file(raw.label, lossy=rule.is_threshold())
     for image in images:
         key = item.key if image.corner is None else tile_key(item.key, image.corner)
         yield key, image, fit_labels(values, image)

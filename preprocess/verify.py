@@ -168,7 +168,8 @@ class _Truth:
         self._name, self._pieces = "", {}
         item = self.task.source.item(self.split, name)
         raw = self.task.source.read(item)
-        self._pieces = {key: (image, values) for key, image, values in pieces(item, raw, self.policy)}
+        found = pieces(item, raw, self.task.source.label_rule, self.policy)
+        self._pieces = {key: (image, values) for key, image, values in found}
         self._name = name
         self.unseen |= set(self._pieces)
 

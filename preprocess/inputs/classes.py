@@ -23,10 +23,17 @@ from maskshards.shards.storage.foreign_file import read_text, why_unreadable
 logger = logging.getLogger(__name__)
 
 MOST_CLASSES = IGNORE - 1
-NUMBERED = re.compile(r"(\d+)\s*[\s:,;.=|-]\s*(\S.*)")
+NUMBERED = re.compile(r"(?P<number>\d+)\s*[\s:,;.=|-]\s*(?P<name>\S.*)")
+NUMBERED_LAST = re.compile(r"(?P<name>\S.*?)\s*[:,;=|\t]\s*(?P<number>\d+)")
 COLOURED = re.compile(r"\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+\s*$|^\d+\s+\d+\s+\d+\s")
-WEB_PAGE = re.compile("<!doctype html|<html", re.IGNORECASE)  # a failed download
-TITLES = frozenset("id ids idx index label value number class name category classes names".split())
+QUOTED = re.compile(r"\"[^\"]+\",?|'[^']+',?")
+MARKUP = re.compile("<!doctype html|<html|<\\?xml", re.IGNORECASE)  # a failed download, another kind of file
+YAML = re.compile(r"- |\w+: *\[")
+COLUMNS = re.compile(r"[,;\t]")
+TITLES = frozenset(
+    "id ids idx index label value number class name category classes names pixelvalue classid labelid trainid"
+    " categoryid classname labelname color colour supercategory".split()
+)
 Color = tuple[int, int, int]
 
 
@@ -53,34 +60,60 @@ def _names(lines: list[str], place: str, first_number: int) -> list[str]:
     if len(kept) < len(lines):
         logger.warning("class list %s: %d lines of comments are no classes", place, len(lines) - len(kept))
     kept = kept or [""]
-    first = kept[0]
-    if (first[:1] in ("[", "{") and first[-1:] in ("[", "{", "]", "}", ",")) or WEB_PAGE.match(first):
+    _check_plain(kept, place)
+    if all(QUOTED.fullmatch(line) for line in kept):
+        kept = [line.rstrip(",").strip()[1:-1] for line in kept]
+    titles = [re.sub(r"[\s_-]", "", word.lower()) for word in COLUMNS.split(kept[0])]
+    titled = len(titles) > 1 and set(titles) <= TITLES
+    numbers = range(first_number, first_number + len(kept) - 1)
+    if not titled and len(kept) > 2 and [_number(line) for line in kept] == [None, *numbers]:
+        titled = True  # a header in words of its own
+    kept = kept[1:] if titled else kept
+    if titled and kept and len(titles) > 2:
+        raise SourceError(
+            f"class list {place} is a table of {len(titles)} columns; expected one class name a line, in the"
+            " order of the ids"
+        )
+    return _unnumbered(kept, place, first_number)
+
+
+def _check_plain(lines: list[str], place: str) -> None:
+    first = lines[0]
+    if (first[-1:] in ("[", "{") or (first[:1] in ("[", "{") and first[-1:] in "]},")) or MARKUP.match(first):
         raise SourceError(f"class list {place} is no plain text; expected one class name a line")
-    if first.endswith(":") or first == "---":
+    if first.endswith(":") or first == "---" or YAML.match(first):
         raise SourceError(f"class list {place} seems to be YAML; expected one class name a line")
-    if len(kept) == 1 and first.count(",") > 1:
+    if len(lines) == 1 and first.count(",") > 1:
         raise SourceError(f"class list {place} has one line with commas; expected one class name a line")
-    if kept[1:] and all(COLOURED.search(line) for line in kept[1:]):
+    if lines[1:] and all(COLOURED.search(line) for line in lines[1:]):
         raise SourceError(f"class list {place} holds colours; give it with --colours, or the names alone")
-    header = [word.strip().lower() for word in re.split(r"[,;\t]", first)]
-    titled = len(header) > 1 and set(header) <= TITLES
-    return _unnumbered(kept[1:] if titled else kept, place, first_number)
+
+
+def _number(line: str) -> int | None:
+    """The number that a line has before or behind its name."""
+    match = NUMBERED.fullmatch(line) or NUMBERED_LAST.fullmatch(line)
+    return int(match["number"]) if match else None
 
 
 def _unnumbered(lines: list[str], place: str, first: int) -> list[str]:
-    """The names of lines such as `0 road`, `1: road` or `2,road`, where every line is one; else the lines."""
-    found = [match for line in lines if (match := NUMBERED.fullmatch(line))]
-    if not lines or len(found) < len(lines):
-        return lines
-    numbers = [int(match[1]) for match in found]
-    if numbers != list(range(first, first + len(numbers))):
-        raise SourceError(
-            f"class list {place} numbers its classes {', '.join(map(str, numbers[:4]))} ..., where label maps"
-            f" are to hold {first}, {first + 1}, ... Give the names alone, in the order of the ids; for"
-            " values from 1 say --reduce-zero-label (0 is void), for values with gaps --mapping"
-        )
-    logger.warning("class list %s: the numbers before its names are taken off", place)
-    return [match[2] for match in found]
+    """The names of lines such as `0 road`, `1: road`, `2,road` or `road,3`, where every line is one of a
+    kind; else the lines.
+    """
+    for row in (NUMBERED, NUMBERED_LAST):
+        found = [match for line in lines if (match := row.fullmatch(line))]
+        if not lines or len(found) < len(lines):
+            continue
+        numbers = [int(match["number"]) for match in found]
+        if numbers != list(range(first, first + len(numbers))):
+            raise SourceError(
+                f"class list {place} numbers its classes {', '.join(map(str, numbers[:4]))} ..., where label"
+                f" maps are to hold {first}, {first + 1}, ... Give the names alone, in the order of the ids;"
+                " for values from 1 say --reduce-zero-label (0 is void), for values with gaps --mapping"
+            )
+        side = "before" if row is NUMBERED else "behind"
+        logger.warning("class list %s: the numbers %s its names are taken off", place, side)
+        return [match["name"] for match in found]
+    return lines
 
 
 def ade20k_classes() -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """Label maps that show each class in a colour of its own, and the table of those colours.
 
 The table is text: a class and its red, green and blue on each line (`road,128,64,128`), with or without a
-header, or what CamVid (`128 64 128 road`) and CVAT (`road:128,64,128::`) put beside their label maps. Several
-colours may stand for one class; `void` in the place of the class marks pixels of none.
+header, or what CamVid (`128 64 128 road`), CVAT (`road:128,64,128::`) and Supervisely (JSON) put beside their
+label maps. Several colours may stand for one class; `void` in the place of the class marks pixels of none.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ def read_colours(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str
         lines = read_text(path, encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"colour table {path} cannot be read: {why_unreadable(error)}") from error
+    if "".join(lines).lstrip().startswith("{"):
+        lines = _lines_of_json("\n".join(lines), path)
     rows = [(number, *_row(line, f"{path}, line {number}", number)) for number, line in enumerate(lines, 1)]
     kept = [(number, name, colour) for number, name, colour in rows if colour is not None]
     names = list(dict.fromkeys(name for _, name, _ in kept if name.lower() not in VOID_NAMES))
@@ -112,6 +115,14 @@ def read_colours(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str
     if not entries or not known:
         raise SourceError(f"{path}: no colours in it; expected lines such as road,128,64,128")
     return classes or tuple(names), ColourTable(tuple(entries.items()), len(known))
+
+
+def _lines_of_json(text: str, path: Path) -> list[str]:
+    """The lines of a table like Supervisely's obj_class_to_machine_color.json: {"road": [128, 64, 128]}."""
+    try:
+        return [f"{name},{red},{green},{blue}" for name, (red, green, blue) in json.loads(text).items()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SourceError(f"{path}: expected JSON such as {{'road': [128, 64, 128]}} ({error})") from error
 
 
 def _row(line: str, place: str, number: int) -> tuple[str, Color | None]:

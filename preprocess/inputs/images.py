@@ -94,5 +94,6 @@ def _check_upright(data: bytes) -> None:
         turn = orientation(image)
     if turn != 1:
         raise RejectedInput(
-            f"EXIF orientation {turn}: viewers turn this image, decoders do not; {WAY_OUT} (upright)"
+            f"EXIF orientation {turn}: viewers turn this image, decoders do not; {WAY_OUT}"
+            " (upright; so its label map must lie)"
         )

@@ -16,7 +16,8 @@ import numpy as np
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import png
 from maskshards.preprocess.inputs.formats import TIFF_STARTS, format_name
-from maskshards.preprocess.inputs.labels import LARGEST_VALUE
+from maskshards.preprocess.inputs.jpeg import prove_before_converting
+from maskshards.preprocess.inputs.labels import LARGEST_VALUE, THRESHOLD_MAPPING
 from maskshards.preprocess.inputs.pillow import check_size, opened
 from maskshards.shards.decode.exif import ORIENTATION, orientation
 
@@ -25,6 +26,7 @@ GIF_START, JPEG_START = b"GIF8", b"\xff\xd8"
 GREY_STEPS = {1: 1, 2: 85, 4: 17}  # what Pillow makes of a step of 1 in grey of so many bits
 SEVERAL_CHANNELS = (png.RGB, png.RGB_ALPHA, png.GREY_ALPHA)
 OPAQUE = 255
+COLOUR_NOISE = 32  # between the channels of a grey JPEG
 ONE_CHANNEL = (
     "expected one channel, or equal ones: grey, or a palette whose indices are the labels; for a colour a"
     " class say --colours FILE"
@@ -32,9 +34,9 @@ ONE_CHANNEL = (
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; 0 of the second: values count down from white
 
 
-def decode_label_file(data: bytes) -> np.ndarray:
+def decode_label_file(data: bytes, lossy: bool = False) -> np.ndarray:
     """(H, W) uint8 or uint16 values of a label file: PNG with grey, or a palette whose indices are the
-    values; TIFF with one band of whole numbers; GIF; NPY. RejectedInput for any other.
+    values; TIFF with one band of whole numbers; GIF; NPY; grey JPEG if `lossy`. RejectedInput for any other.
     """
     try:
         if data.startswith(NPY_START):
@@ -44,9 +46,10 @@ def decode_label_file(data: bytes) -> np.ndarray:
         if data.startswith(GIF_START):
             return _decode_gif(data)
         if data[:8] != png.SIGNATURE:
-            jpeg = data.startswith(JPEG_START)
-            what = "a JPEG file, which does not keep values" if jpeg else format_name(data)
-            raise RejectedInput(f"{what}; expected PNG, TIFF, GIF or NPY: get the original label maps")
+            if data.startswith(JPEG_START):
+                return _decode_jpeg(data, lossy)
+            found = format_name(data)
+            raise RejectedInput(f"{found}; expected PNG, TIFF, GIF or NPY: get the original label maps")
         return _decode_png(data)
     except RejectedInput as error:
         reason = str(error)
@@ -76,6 +79,20 @@ def _decode_png(data: bytes) -> np.ndarray:
     if header.colour == png.GREY and header.bit_depth < 8:
         return _small(values) // np.uint8(GREY_STEPS[header.bit_depth])
     return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def _decode_jpeg(data: bytes, lossy: bool) -> np.ndarray:
+    if not lossy:
+        raise RejectedInput(
+            "a JPEG file, which does not keep values; expected PNG, TIFF, GIF or NPY: get the original label"
+            f" maps. A mask of two values may be cut in two: {THRESHOLD_MAPPING}"
+        )
+    prove_before_converting(data)
+    with opened(data, ("JPEG",)) as image:
+        _check_upright(orientation(image))
+        if image.mode != "L" and int(np.ptp(np.asarray(image.convert("RGB")), axis=-1).max()) > COLOUR_NOISE:
+            raise RejectedInput("a JPEG file with colours; a mask of two values is grey")
+        return np.asarray(image.convert("L"))
 
 
 def _check_upright(turn: object) -> None:

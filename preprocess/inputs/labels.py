@@ -8,8 +8,10 @@ sample, with the values named.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,14 @@ class LabelRule:
         """Whether label maps of 0 and 255 would pass, with 255 as void: masks of one class."""
         return self.mapping is None and self.ignore_index == USUAL_VOID and not self.reduce_zero_label
 
+    def is_threshold(self) -> bool:
+        """Whether every value of 8 bits has one of two meanings, one below a value and one from it on: then a
+        mask may be read from a JPEG too, whose values near 0 and 255 are noise.
+        """
+        meanings = [label for value, label in self.mapping or () if value <= USUAL_VOID]
+        switches = sum(one != other for one, other in pairwise(meanings))
+        return len(meanings) == USUAL_VOID + 1 and switches == 1
+
     def describe(self) -> str:
         """The values that are known, in words."""
         if self.mapping is not None:
@@ -165,6 +175,7 @@ class LabelRule:
         return f"{first}..{first + self.num_classes - 1}{tail}"
 
 
+THRESHOLD_MAPPING = """--mapping '{"0-127": 0, "128-255": 1}'"""
 MASK_MAPPING = """--mapping '{"0": 0, "255": 1}' makes 255 class 1"""
 
 
@@ -200,7 +211,7 @@ def _lookup(rule: LabelRule) -> tuple[np.ndarray, int]:
 
 def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
     """The rule in `{"value in the label map": class id or null, ...}`, JSON itself or a file with it; null
-    means void.
+    means void, and `"0-127"` every value from 0 to 127.
     """
     mapping = str(mapping)
     place = "--mapping" if mapping.lstrip().startswith("{") else mapping
@@ -210,11 +221,22 @@ def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
         strange = [label for _, label in facts if label is not None and type(label) is not int]
         if strange:
             raise ValueError(f"{strange[0]!r} is no class id and not null")
-        pairs = tuple(sorted((int(value), label) for value, label in facts))
+        pairs = tuple(sorted((value, label) for key, label in facts for value in _values(key)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SourceError(
             f'{place}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'
         ) from error
-    if len({value for value, _ in pairs}) != len(pairs):
+    if len(dict(pairs)) != len(pairs):
         raise SourceError(f"{place}: a value stands twice in the label mapping")
     return LabelRule(num_classes, mapping=pairs)
+
+
+def _values(key: str) -> range:
+    """Those that a key of a mapping names: `7`, or `0-127`."""
+    match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", key)
+    if match is None:
+        raise ValueError(f"{key!r} is no value, nor a range of such as 0-127")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not first <= last <= LARGEST_VALUE:
+        raise ValueError(f"{key!r}: values lie in 0..{LARGEST_VALUE}")
+    return range(first, last + 1)

@@ -77,10 +77,15 @@ class AnnotationTable:
         return [json.loads(facts) for (facts,) in self._rows.execute(query, (name,))]
 
 
-@lru_cache(maxsize=16)
 def open_table(path: str) -> AnnotationTable:
     """The table of a JSON file, made where it is not there yet. SourceError where the file is not COCO's."""
-    stamp = hashlib.sha256(f"{TABLE_VERSION} {os.path.realpath(path)} {file_stamp(path)}".encode())
+    return _table(path, file_stamp(path))
+
+
+@lru_cache(maxsize=16)
+def _table(path: str, state: str) -> AnnotationTable:
+    """That of the file as it is in that state."""
+    stamp = hashlib.sha256(f"{TABLE_VERSION} {os.path.realpath(path)} {state}".encode())
     database = _folder() / f"{stamp.hexdigest()[:32]}.sqlite"
     if not database.exists():
         scratch = database.with_suffix(f".{os.getpid()}")

@@ -18,6 +18,10 @@ JUNK = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found")
 )
 SHOWN_ENDINGS = 6
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm"),
+)
 
 
 def is_junk(name: str) -> bool:
@@ -75,3 +79,16 @@ def found_in(folder: Path) -> str:
         return "no such folder"
     names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
     return ", ".join(names[:12]) or "an empty folder"
+
+
+def without_image_ending(path: str) -> str | None:
+    """The path without the ending of a format that images may have; None for another."""
+    stem, ending = os.path.splitext(path)
+    return stem if ending.lower() in IMAGE_ENDINGS else None
+
+
+def path_below(base: str, other: str) -> frozenset[str]:
+    """`other` as a path below `base`, where it is one."""
+    if not base:
+        return frozenset((other,)) if other else frozenset()
+    return frozenset((other[len(base) + 1 :],)) if other.startswith(f"{base}/") else frozenset()

@@ -19,13 +19,17 @@ from maskshards.preprocess.inputs.colours import ColourTable
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.source_files import file_stamp, read_unchanged
 from maskshards.preprocess.sources.file_listing import (
+    IMAGE_ENDINGS,
     files_below,
     found_in,
     passed_over_note,
+    path_below,
     same_form,
     without_ending,
+    without_image_ending,
 )
 from maskshards.preprocess.sources.folder_pattern import FolderPattern
+from maskshards.preprocess.sources.siblings import siblings
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.preprocess.sources.splits import (
     DRAWN,
@@ -38,10 +42,6 @@ from maskshards.preprocess.sources.splits import (
 )
 from maskshards.shards.format.record import escape_key
 
-IMAGE_ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-    *(".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm"),
-)
 APART = "//"  # between the image's and the label map's path in a name, where the second does not follow
 Found = dict[str, list[str]]  # stem -> paths below the base
 
@@ -182,7 +182,9 @@ class FolderSource(Source):
         if not (self.root / base).is_dir():
             return False
         if not self.lists:
-            return True
+            shared = self._images == self._labels  # then the ending tells which files are label maps
+            stem = self._label_stem if shared else self._labels.stem
+            return any(stem(split, path) is not None for path in files_below(self.root, base, []))
         maps = {listed.label for listed in (self._wanted(split) or {}).values()}
         return _any_of(maps, (self._label_stem(split, path) for path in files_below(self.root, base, [])))
 
@@ -193,7 +195,7 @@ class FolderSource(Source):
         labels: Found = {}
         notes = []
         for base, other in (bases, bases[::-1]) if bases[0] != bases[1] else (bases,):
-            skipped = _below(base, other)
+            skipped = path_below(base, other)
             strange = []
             for path in files_below(self.root, base, rejects, skipped):
                 stem, found = self._role(split, path, is_image=base == bases[0], is_label=base == bases[1])
@@ -203,7 +205,11 @@ class FolderSource(Source):
                     (images if found else labels).setdefault(stem, []).append(path)
             if strange:
                 notes.append(passed_over_note(base or ".", strange, "with other endings"))
-        return images, labels, notes
+        beside = {} if self.lists else siblings(labels, images)
+        if beside:
+            words = ", ".join(sorted(f"NAME{word}{self.label_ending}" for word in set(beside.values())))
+            notes.append(f"{bases[1] or '.'}: {len(beside)} files beside label maps passed over ({words})")
+        return images, {stem: paths for stem, paths in labels.items() if stem not in beside}, notes
 
     def _role(self, split: str, path: str, *, is_image: bool, is_label: bool) -> tuple[str, bool | None]:
         """The stem of a path and whether it is an image; None where it is neither. Longer endings win."""
@@ -215,7 +221,7 @@ class FolderSource(Source):
         return (path, None) if stem is None else (stem, image is not None)
 
     def _image_stem(self, split: str, path: str) -> str | None:
-        bare = without_ending(path, self.image_ending) if self.image_ending else _without_image_ending(path)
+        bare = without_ending(path, self.image_ending) if self.image_ending else without_image_ending(path)
         return None if bare is None else self._images.stem(split, bare)
 
     def _label_stem(self, split: str, path: str) -> str | None:
@@ -317,12 +323,13 @@ class FolderSource(Source):
             )
         if not self._has_labels(split):
             labels = self._labels.base(split)
-            if self.lists and (self.root / labels).is_dir():
+            there = (self.root / labels).is_dir()
+            if self.lists and there:
                 what = f"a label map in {labels}/"
                 raise SourceError(names_nothing(self._list(split), self._wanted(split) or {}, what))
             raise SourceError(
-                f"{self.root / self._labels.base(split)}: no such folder, so split {split!r} has no label "
-                f"maps; name the splits to build with --splits. {self._expected()}"
+                f"{self.root / labels}: {'no label map in it' if there else 'no such folder'}, so split "
+                f"{split!r} has none; name the splits to build with --splits. {self._expected()}"
             )
 
     def _expected(self) -> str:
@@ -336,15 +343,3 @@ class FolderSource(Source):
 
 def _any_of(wanted: Container[str], stems: Iterable[str | None]) -> bool:
     return any(stem is not None and same_form(stem) in wanted for stem in stems)
-
-
-def _without_image_ending(path: str) -> str | None:
-    stem, ending = os.path.splitext(path)
-    return stem if ending.lower() in IMAGE_ENDINGS else None
-
-
-def _below(base: str, other: str) -> frozenset[str]:
-    """`other` as a path below `base`, where it is one."""
-    if not base:
-        return frozenset((other,)) if other else frozenset()
-    return frozenset((other[len(base) + 1 :],)) if other.startswith(f"{base}/") else frozenset()

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 VOID = (255,)
 IMAGES, LISTS = "JPEGImages", "ImageSets/Segmentation"
 MASKS = ("SegmentationClass", "SegmentationClassPNG")  # the second of older versions of labelme
-PLACES = ("", "VOC2012/", "VOCdevkit/VOC2012/", "VOC2007/", "VOCdevkit/VOC2007/")  # below the root
+PLACES = ("", "VOC2012", "VOCdevkit/VOC2012", "VOC20[01]?", "VOCdevkit/VOC20[01]?")  # below the root
 OWN_COLOURS, OWN_CLASSES = "labelmap.txt", "class_names.txt"
 NAME = re.compile(r"(\d{4}_)?\d{6}\.jpg")  # of the release's images
 
@@ -43,10 +43,11 @@ class VocLabels:
 
 def voc_place(root: Path) -> str:
     """The folder below the root that JPEGImages/ stands in, with '/' at its end. SourceError without one."""
-    place = next((place for place in PLACES if (root / place / IMAGES).is_dir()), None)
-    if place is None:
+    found = (path for place in PLACES for path in (sorted(root.glob(place)) if place else [root]))
+    folder = next((path for path in found if (path / IMAGES).is_dir()), None)
+    if folder is None:
         raise SourceError(f"{root}: no {IMAGES}/ in it or in VOCdevkit/VOC2012/; found {found_in(root)}")
-    return place
+    return "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
 
 
 def own_table(root: Path, name: str) -> Path | None:

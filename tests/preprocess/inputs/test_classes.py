@@ -105,6 +105,13 @@ def test_control_characters_are_kept_as_escapes_and_told(tmp_path, caplog):
         ("3 wheeler\ncar\n", ("3 wheeler", "car")),
         ("building, edifice\n", ("building, edifice",)),
         ("class\nroad\n", ("class", "road")),  # one word is a name
+        ("Pixel Value, Class\n0, background\n1, car\n", ("background", "car")),  # Roboflow's _classes.csv
+        ("Wert und Klasse\n0 Himmel\n1 Haus\n", ("Himmel", "Haus")),
+        ("name,label_id\nsky,0\nroad,1\n", ("sky", "road")),
+        ("sky\t0\nroad\t1\n", ("sky", "road")),
+        ('"sky",\n"road"\n', ("sky", "road")),
+        ("background\n1 road\n2 car\n", ("background", "1 road", "2 car")),  # each at its own place
+        ("car\n3 wheeler\n2 wheeler\n", ("car", "3 wheeler", "2 wheeler")),
     ],
 )
 def test_numbers_comments_and_headers_are_no_names(tmp_path, text, names):
@@ -132,6 +139,12 @@ def test_what_is_taken_off_is_told(tmp_path, caplog):
         ("name,r,g,b\nroad,128,64,128\ncar,0,0,142\n", "--colours"),
         ("64 128 64\tAnimal\n192 0 128\tArchway\n", "--colours"),
         ("# nothing but this\n", "line 1: empty"),
+        ("sky,3\nroad,5\n", "numbers its classes 3, 5"),
+        ("class_id,class_name,color\n0,road,red\n1,car,blue\n", "a table of 3 columns"),
+        ('item {\n  id: 1\n  name: "road"\n}\n', "no plain text"),
+        ("<?xml version='1.0'?>\n<a/>\n", "no plain text"),
+        ("names: [sky, road]\n", "YAML"),
+        ("- sky\n- road\n", "YAML"),
     ],
 )
 def test_other_files_than_lists_of_names(tmp_path, text, message):

@@ -77,6 +77,9 @@ def test_tables_name_classes_or_use_a_list(tmp_path):
         ("road,1,2\n", "line 1: expected class,r,g,b"),
         ("road,1,2,300\n", "line 1: expected class,r,g,b"),
         ("road,1,2,3\ncar,1,2,3\n", r"line 2: colour \(1, 2, 3\) stands twice"),
+        ("0,road,1,2,3\n", "line 1: expected class,r,g,b"),
+        ("road;1;2;3\ncar;x\n", "line 2: expected class,r,g,b"),
+        ('{"road": "#010203"}', r"expected JSON such as \{'road': \[128, 64, 128\]\}"),
         ("void,1,2,3\n", "no colours in it"),
         ("", "no colours in it"),
     ],
@@ -102,3 +105,19 @@ def test_deep_colours_are_not_cut_to_their_high_bytes():
     tifffile.imwrite(out, np.full((4, 4, 3), 255, np.uint16), photometric="rgb")
     with pytest.raises(RejectedInput, match="a TIFF of 16 bits a channel; colours have 8"):
         TABLE.values(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name;r;g;b\nroad;255;255;255\ncar;0;0;255\n",
+        "road\t255\t255\t255\ncar\t0\t0\t255\n",
+        "# label:color_rgb:parts:actions\nroad:255,255,255::\ncar:0,0,255::wheel,door:\n",
+        '{"road": [255, 255, 255],\n "car": [0, 0, 255]}\n',
+    ],
+)
+def test_tables_as_tools_write_them(tmp_path, text):
+    (tmp_path / "colours.txt").write_text(text)
+    classes, table = read_colours(tmp_path / "colours.txt", None)
+    assert classes == ("road", "car")
+    assert table.entries == (((255, 255, 255), 0), ((0, 0, 255), 1))

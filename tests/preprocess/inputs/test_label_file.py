@@ -193,3 +193,21 @@ def test_npy_label_maps(order):
     found = decode_label_file(npy_bytes(values))
     assert found.dtype == np.uint16
     assert found.tolist() == values.tolist()
+
+
+def test_a_mask_in_a_jpeg_is_read_where_every_value_has_one_of_two_meanings():
+    values = np.zeros((40, 56), np.uint8)
+    values[9:31, 13:39] = 255
+    out = io.BytesIO()
+    Image.fromarray(values).convert("RGB").save(out, "JPEG", quality=60)
+    with pytest.raises(RejectedInput, match=r"does not keep values.*--mapping '\{\"0-127\": 0"):
+        decode_label_file(out.getvalue())
+    found = decode_label_file(out.getvalue(), lossy=True)
+    assert len(np.unique(found)) > 2
+    assert np.array_equal(found >= 128, values == 255)
+    with pytest.raises(RejectedInput, match="label map: JPEG does not decode cleanly"):
+        decode_label_file(out.getvalue()[:-30], lossy=True)
+    red = io.BytesIO()
+    Image.fromarray(np.stack([values, 0 * values, 0 * values], -1)).save(red, "JPEG")
+    with pytest.raises(RejectedInput, match="a JPEG file with colours"):
+        decode_label_file(red.getvalue(), lossy=True)

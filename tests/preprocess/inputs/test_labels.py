@@ -157,3 +157,28 @@ def test_more_classes_than_a_batch_carries_are_refused():
 )
 def test_classes_that_no_value_stands_for_are_known(rule, gone):
     assert rule.classes_without_a_value() == gone
+
+
+@pytest.mark.parametrize(
+    ("mapping", "threshold"),
+    [
+        ('{"0-127": 0, "128-255": 1}', True),
+        ('{"0-9": null, "10 - 255": 0, "256-65535": 1}', True),
+        ('{"0": 0, "255": 1}', False),
+        ('{"0-99": 0, "100-199": 1, "200-255": 0}', False),  # noise at the edges would be the class between
+        ('{"0-255": 0}', False),
+    ],
+)
+def test_ranges_of_values(mapping, threshold):
+    rule = read_mapping(mapping, 2)
+    assert rule.is_threshold() == threshold
+    assert LabelRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+
+
+def test_ranges_that_are_none():
+    assert read_mapping('{"0-2": 1, "3": 0}', 2) == read_mapping('{"0": 1, "1": 1, "2": 1, "3": 0}', 2)
+    with pytest.raises(SourceError, match="a value stands twice"):
+        read_mapping('{"0-2": 1, "2": 0}', 2)
+    for key in ("-1", "2-1", "0-70000", "0-", "a", "0-1-2"):
+        with pytest.raises(SourceError, match=r"is no value, nor a range|values lie in"):
+            read_mapping(json.dumps({key: 0}), 2)

@@ -8,7 +8,6 @@ from maskshards.preprocess.__main__ import main
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.label_file import decode_label_file
 from maskshards.preprocess.sources.coco import open_coco
-from maskshards.preprocess.sources.coco_annotations import open_table
 from maskshards.shards.format.manifest import open_split
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="the extra 'coco' is not installed")
@@ -224,7 +223,6 @@ def test_annotations_that_would_vanish_are_told(polygons):
         values_of(source, 2)
     assert "train: 2 annotations are of images that their file does not list" in source.listing("train").notes
     facts["images"].append(facts["images"][0])
-    open_table.cache_clear()
     path.write_text(json.dumps(facts))
     with pytest.raises(SourceError, match="two entries have one id or name"):
         open_coco(polygons, "", "things", False)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from maskshards.preprocess.errors import SourceError
-from maskshards.preprocess.sources.coco_annotations import _objects, open_table
+from maskshards.preprocess.sources.coco_annotations import _objects, _table, open_table
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,6 @@ def test_a_changed_file_is_read_again(tmp_path):
     path.write_text(json.dumps(FACTS))
     open_table(str(path))
     path.write_text(json.dumps({**FACTS, "images": FACTS["images"][:1]}))
-    open_table.cache_clear()
     assert open_table(str(path)).images() == {"b.jpg": True}
 
 
@@ -78,7 +77,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(FACTS))
     open_table(str(path))
-    open_table.cache_clear()
+    _table.cache_clear()
     (folder,) = tmp_path.glob("maskshards-coco-*")
     folder.chmod(0o777)
     with pytest.raises(SourceError, match="not this user's alone"):

@@ -318,3 +318,37 @@ def test_one_label_map_of_two_images_is_refused_or_told(tmp_path):
     assert listing.notes == (
         "train: its list gives 1 label maps to several images each, such as m.png to a.jpg and b.jpg",
     )
+
+
+def test_a_split_whose_folders_of_label_maps_are_empty_is_left_out(tmp_path):
+    stars = {"images_folder": "{split}/*/images_png", "labels_folder": "{split}/*/masks_png"}
+    touch(tmp_path, "Train/Rural/images_png/0.png", "Train/Rural/masks_png/0.png")
+    touch(tmp_path, "Test/Urban/images_png/0.png")
+    (tmp_path / "Test/Urban/masks_png").mkdir()
+    source = FolderSource(tmp_path, CLASSES, RULE, **stars)
+    assert source.splits() == ("Train",)
+    assert source.left_out() == ("Test: no label maps in Test/, so this split is passed over",)
+    with pytest.raises(SourceError, match="Test: no label map in it, so split 'Test' has none"):
+        source.listing("Test")
+    touch(tmp_path, "Test/Urban/masks_png/0.bmp")  # something is there: refused rather than left out
+    assert source.splits() == ("Test", "Train")
+
+
+def test_a_split_of_images_alone_is_left_out_where_both_kinds_share_a_folder(tmp_path):
+    touch(tmp_path, "train/a.jpg", "train/a_mask.png", "test/a.jpg")
+    words = {"images_folder": "{split}", "labels_folder": "{split}", "label_ending": "_mask.png"}
+    assert FolderSource(tmp_path, CLASSES, RULE, **words).splits() == ("train",)
+
+
+def test_what_tools_put_beside_label_maps_is_passed_over_and_told(tmp_path):
+    for name in "abcdefgh":
+        touch(tmp_path, f"images/{name}.jpg", f"masks/{name}.png", f"masks/{name}_labelTrainIds.png")
+    touch(tmp_path, "masks/lost.png")
+    source = FolderSource(tmp_path, CLASSES, RULE, labels_folder="masks", val_share=0.5)
+    listings = [source.listing(split) for split in source.splits()]
+    assert sorted(name for listing in listings for name in listing.names) == [
+        f"{name}.jpg" for name in "abcdefgh"
+    ]
+    assert [reject.name for listing in listings for reject in listing.rejects] == ["masks/lost.png"]
+    note = "masks: 8 files beside label maps passed over (NAME_labelTrainIds.png)"
+    assert {listing.notes for listing in listings} == {(note,)}

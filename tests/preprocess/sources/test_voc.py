@@ -125,3 +125,9 @@ def test_classes_of_ones_own_are_said_or_the_release_is_named(export, caplog):
     assert open_source(request).label_rule.describe() == "0..2, or 255 for void"
     with pytest.raises(SourceError, match="needs --classes FILE"):
         open_source(SourceRequest("voc", root, val_share=0.5, ignore_index=0))
+
+
+def test_other_years_are_found(devkit):
+    (devkit / "VOCdevkit/VOC2012").rename(devkit / "VOCdevkit/VOC2010")
+    assert open_voc(devkit).images_folder == "VOCdevkit/VOC2010/JPEGImages"
+    assert open_voc(devkit / "VOCdevkit").images_folder == "VOC2010/JPEGImages"
