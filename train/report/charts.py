@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 WIDTH, HEIGHT = 360, 210  # of a chart, in SVG units
@@ -71,7 +72,7 @@ def curves(title: str, series: Mapping[str, Points], x_label: str = "", y_label:
     y_range = widened([y for points in sound.values() for _, y in points])
     lines = []
     for number, (name, points) in enumerate(sound.items()):
-        places = [place(x, y, x_range, y_range) for x, y in points]
+        places = thinned([place(x, y, x_range, y_range) for x, y in points])
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         end = (round(places[-1][0], 1), round(places[-1][1], 1))
         kind = number % len(COLOURS)
@@ -85,9 +86,23 @@ def series(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float,
 
 
 def widened(values: Sequence[float]) -> Range:
-    """The range of `values`, never empty."""
+    """The range of `values`, never empty: a single one gets a half to each side, or a share of itself."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    beside = max(0.5, abs(low) / 100)
+    return (low, high) if high > low else (low - beside, high + beside)
+
+
+def thinned(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points that fall on one unit across the chart the first, the lowest, the highest and the last: a run
+    of a million steps is drawn like any other, its peaks with it.
+    """
+    kept: list[tuple[float, float]] = []
+    for _, column in groupby(places, key=lambda point: round(point[0])):
+        points = list(column)
+        chosen = {0, len(points) - 1}
+        chosen |= {pick(range(len(points)), key=lambda k: points[k][1]) for pick in (min, max)}
+        kept += [points[k] for k in sorted(chosen)]
+    return kept
 
 
 def place(x: float, y: float, x_range: Range, y_range: Range) -> tuple[float, float]:

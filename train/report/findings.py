@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from maskshards.train.evaluation.metrics import EvalResult
@@ -12,17 +12,34 @@ WAITING = 0.05  # share of the time at which waiting for data is worth a word
 SHOWN = 6  # names in a list
 
 
-def findings(config: dict[str, Any], records: list[dict[str, Any]], result: EvalResult) -> list[str]:
-    """Sentences about the run, the most useful first; `config` is plain values, `records` metrics.jsonl."""
+def findings(
+    config: dict[str, Any],
+    records: list[dict[str, Any]],
+    result: EvalResult,
+    unseen: Sequence[str] = (),
+) -> list[str]:
+    """Sentences about the run, the most useful first; `config` is plain values, `records` metrics.jsonl,
+    `unseen` the classes without a pixel in the training split.
+    """
     return [
-        *about_classes(result),
+        *about_training_data(unseen),
+        *about_classes(result, unseen),
         *about_schedule(config),
         *about_scores(records, str(config.get("metric_to_save", "mIoU"))),
         *about_time(records),
     ]
 
 
-def about_classes(result: EvalResult) -> Iterator[str]:
+def about_training_data(unseen: Sequence[str]) -> Iterator[str]:
+    """Classes that nothing can be learned of."""
+    if unseen:
+        yield (
+            f"{counted(unseen)} never seen in training, since no image of the training split shows "
+            f"{some(unseen)}."
+        )
+
+
+def about_classes(result: EvalResult, unseen: Sequence[str] = ()) -> Iterator[str]:
     """Classes that are hardly there, never found, or nearly everything."""
     pixels, names = result.labelled_pixels, result.class_names
     total = sum(pixels)
@@ -34,19 +51,15 @@ def about_classes(result: EvalResult) -> Iterator[str]:
         )
     missing = [name for name, count in zip(names, pixels, strict=True) if not count]
     if missing:
-        yield (
-            f"{len(missing)} of {len(names)} classes have no pixel in the validation split: {some(missing)}."
-        )
+        share = f"{len(missing)} of {len(names)} classes {'has' if len(missing) == 1 else 'have'}"
+        yield f"{share} no pixel in the validation split: {some(missing)}."
     never = [
         name
         for name, count, predicted in zip(names, pixels, result.predicted_pixels, strict=True)
-        if count and not predicted
+        if count and not predicted and name not in unseen
     ]
     if never:
-        yield (
-            f"{len(never)} classes were never predicted: {some(never)}. Train longer, or see that the "
-            "training split has them (maskshards info)."
-        )
+        yield f"{counted(never)} never predicted: {some(never)}. A longer training may find what is rare."
 
 
 def about_schedule(config: dict[str, Any]) -> Iterator[str]:
@@ -102,7 +115,12 @@ def spent(records: list[dict[str, Any]], share: str | None = None) -> float:
     )
 
 
-def some(names: list[str]) -> str:
+def counted(names: Sequence[str]) -> str:
+    """How many classes, with their verb."""
+    return f"{len(names)} {'class was' if len(names) == 1 else 'classes were'}"
+
+
+def some(names: Sequence[str]) -> str:
     """The first few names."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import shlex
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class RunFacts:
     written: str = "at an unknown time"
     command: str = ""  # that does the same again
     folder: str = ""  # of the run
+    unseen: Sequence[str] = ()  # classes without a pixel in the training split
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def write_report(
 def render(facts: RunFacts, records: list[dict[str, Any]], result: EvalResult, gallery: Gallery) -> str:
     """The whole document."""
     names = result.class_names
-    found, timed = findings(facts.state.config, records, result), phases(records)
+    found, timed = findings(facts.state.config, records, result, facts.unseen), phases(records)
     confusions = confusion_pairs(result)
     parts = {
         "Findings": found, "Next": facts.folder, "Curves": True, "Time": True, "One step": timed,

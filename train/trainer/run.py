@@ -52,7 +52,7 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[st
     return job(config, ranks, stop, words)
 
 
-def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str]) -> str:
+def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str] = ()) -> str:
     """Start or continue the run of `output_dir` and take it to its end."""
     with run_folder(config, ranks) as folder:
         config = with_data_facts(like_last_run(config, folder, ranks))
@@ -107,7 +107,7 @@ def build_guard(config: TrainConfig, ranks: Ranks, parts: Parts) -> Guard:
     return Guard(config.guards, segmenter.decoder, parts.optimizer, diagnosis, flag_with_loss=flag_with_loss)
 
 
-def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str]) -> str:
+def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str] = ()) -> str:
     """Score the weights behind `load_from` on the validation split, and write the results."""
     with run_folder(config, ranks) as folder:
         checkpoint = read_checkpoint(config.load_from or "")

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from torch import Tensor
 
+from maskshards.shards.format.class_pixels import count_class_pixels
 from maskshards.shards.format.manifest import Split
 from maskshards.train.checkpoint.checkpoint import save_best
 from maskshards.train.config.load import to_yaml
@@ -22,7 +23,7 @@ from maskshards.train.evaluation.results import write_results
 from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.report.gallery import Gallery
 from maskshards.train.report.report import RunFacts, write_report
-from maskshards.train.trainer.build import autocast_dtype
+from maskshards.train.trainer.build import MOST_COUNTED, autocast_dtype
 from maskshards.train.trainer.resume import weights_of
 from maskshards.train.trainer.session import Session
 
@@ -81,8 +82,23 @@ def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery |
             written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             command=shlex.join(["maskshards", "train", f"config={session.run / 'config.yaml'}"]),
             folder=str(session.run),
+            unseen=unseen_classes(session.parts.train_split),
         )
         write_report(session.run, facts, session.metrics.records, result, gallery)
+
+
+def unseen_classes(split: Split) -> list[str]:
+    """Names of the classes that no image of the split shows. None for a very large split, or one whose
+    index cannot be read now: that ends no run.
+    """
+    if split.manifest.num_samples > MOST_COUNTED:
+        return []
+    try:
+        counts = count_class_pixels(split).pixels
+    except (OSError, ValueError) as error:
+        logger.warning("the report cannot say which classes the training split lacks: %s", error)
+        return []
+    return [name for name, count in zip(split.manifest.classes, counts, strict=True) if not count]
 
 
 def open_gallery(session: Session) -> Gallery | None:

@@ -42,6 +42,24 @@ def test_a_single_point_and_no_point_are_fine() -> None:
     assert widened([3.0]) == (2.5, 3.5)
 
 
+@pytest.mark.parametrize("value", [0.0, -3.5, 1e17, 3e38])
+def test_one_value_of_any_size_can_be_drawn(value: float) -> None:
+    chart = curves("Loss", {"loss": [(1, value), (2, value)]})
+    assert len(chart.lines) == 1
+    assert chart.marks
+
+
+def test_a_long_run_is_drawn_by_few_points_and_all_its_peaks() -> None:
+    points = [(step, math.sin(step / 700)) for step in range(200_000)]
+    points[123_456] = (123_456, 50.0)
+    (line,) = curves("Loss", {"loss": points}).lines
+    drawn = [tuple(map(float, pair.split(","))) for pair in line.path.split()]
+    assert len(drawn) <= 4 * (WIDTH - LEFT - RIGHT + 1)
+    assert min(y for _, y in drawn) == TOP
+    assert drawn == sorted(drawn, key=lambda point: point[0])
+    assert drawn[-1] == line.end
+
+
 def test_marks_stand_at_the_values_that_they_name() -> None:
     chart = curves("Loss", {"loss": [(0, 0.0), (100, 50.0)]}, "optimiser step", "nats & bits")
     assert (chart.x_label, chart.y_label) == ("optimiser step", "nats & bits")

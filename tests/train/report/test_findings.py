@@ -22,8 +22,16 @@ def test_classes_that_hide_are_missing_or_never_found() -> None:
     matrix = np.array([[970, 0, 0], [30, 0, 0], [0, 0, 0]], np.int64)
     told = findings({}, [], score(matrix, NAMES, 3))
     assert told[0].startswith("One class, sky, takes 97 % of the labelled pixels")
-    assert told[1] == "1 of 3 classes have no pixel in the validation split: sand."
-    assert told[2].startswith("1 classes were never predicted: sea.")
+    assert told[1] == "1 of 3 classes has no pixel in the validation split: sand."
+    assert told[2].startswith("1 class was never predicted: sea.")
+
+
+def test_what_training_never_saw_is_told_once() -> None:
+    matrix = np.array([[50, 0, 0], [30, 0, 0], [20, 0, 0]], np.int64)
+    told = findings({}, [], score(matrix, NAMES, 3), ["sea"])
+    assert told[0].startswith("1 class was never seen in training")
+    assert told[0].endswith(" shows sea.")
+    assert told[1].startswith("1 class was never predicted: sand.")
 
 
 @pytest.mark.parametrize(("warmup", "steps", "told"), [(1500, 1000, 1), (1000, 1000, 1), (999, 1000, 0)])

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskshards.shards.format.manifest import open_split
 from maskshards.shards.order.order import World
 from maskshards.train.checkpoint.checkpoint import BEST, checkpoints_of, read_checkpoint
 from maskshards.train.config.load import load_config
@@ -11,6 +12,7 @@ from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.tracking.metrics_log import read_metrics
 from maskshards.train.trainer import validate
 from maskshards.train.trainer.run import run_training
+from tests.train.conftest import write_shards
 
 ALONE = Ranks(World(), torch.device("cpu"))
 
@@ -86,6 +88,25 @@ def test_images_and_windows_are_progress_while_an_evaluation_runs(arguments: lis
         "waiting for the scores of all ranks", "keeping the best weights", "saving weights.safetensors",
         "saving weights.safetensors", "writing results and report",
     ]  # fmt: skip
+
+
+def test_the_report_names_classes_that_training_never_sees(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, numbers in (("training", range(4)), ("validation", range(4, 6))):
+        write_shards(tmp_path / "shards", split, numbers, ("ground", "box", "disc", "gone"))
+    words = [f"datasets.root={tmp_path / 'shards'}", "decoder_head.num_classes=4", "scheduler.total_iter=1"]
+    train([*arguments, *words])
+    told = "1 class was never seen in training, since no image of the training split shows gone."
+    assert told in (tmp_path / "run" / "report.html").read_text()
+    split = open_split(str(tmp_path / "shards/training"))
+    monkeypatch.setattr(validate, "MOST_COUNTED", 3)
+    assert validate.unseen_classes(split) == []
+    monkeypatch.undo()
+    (tmp_path / "shards/training/samples.parquet").unlink()
+    split.close()
+    assert validate.unseen_classes(split) == []
+    assert "the report cannot say which classes the training split lacks" in caplog.text
 
 
 def test_report_and_boards_can_be_left_out(arguments: list[str], tmp_path: Path) -> None:
