@@ -323,14 +323,14 @@ class FolderSource(Source):
             )
         if not self._has_labels(split):
             labels = self._labels.base(split)
-            there = (self.root / labels).is_dir()
-            if self.lists and there:
+            if not (self.root / labels).is_dir():
+                raise SourceError(
+                    f"{self.root / labels}: no such folder, so split {split!r} has no label maps; name the "
+                    f"splits to build with --splits. {self._expected()}"
+                )
+            if self.lists:
                 what = f"a label map in {labels}/"
                 raise SourceError(names_nothing(self._list(split), self._wanted(split) or {}, what))
-            raise SourceError(
-                f"{self.root / labels}: {'no label map in it' if there else 'no such folder'}, so split "
-                f"{split!r} has none; name the splits to build with --splits. {self._expected()}"
-            )
 
     def _expected(self) -> str:
         images, labels = (f.base("SPLIT") or "." for f in (self._images, self._labels))
