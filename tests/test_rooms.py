@@ -22,7 +22,7 @@ ORDER = {
     "train": (
         "keys", "model.backbone.architectures", "model.heads.rules", "losses.settings",
         "config", "model.ops", "model.backbone", "checkpoint", "model.heads.prediction", "losses",
-        "model.heads", "model", "evaluation", "report", "distributed", "tracking", "comparison",
+        "model.heads", "model", "capture", "evaluation", "report", "distributed", "tracking", "comparison",
         "optim", "trainer",
         "prediction", "predictor", "api", "predict",
         "export", "bench", "__main__",

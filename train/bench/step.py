@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from maskshards.shards.augment.crop import CropSettings, crop, draw_crops
 from maskshards.shards.augment.targets import class_masks
 from maskshards.shards.batch import CropBatch, RaggedBatch
+from maskshards.train.capture.captured_step import CapturedStep, captured_step
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
-from maskshards.train.model.compile import begin_step, compile_in_place, uses_cuda_graphs
+from maskshards.train.model.compile import GRAPH, begin_step, compile_in_place, uses_cuda_graphs
 from maskshards.train.model.heads.mask2former import MaskLoss
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.heads.registry import head_called
@@ -47,6 +48,7 @@ class BenchStep:
     device: torch.device
     autocast: torch.dtype | None
     norm: Tensor | None = None  # of the last step's gradient
+    captured: CapturedStep | None = None  # what takes the place of model and loss, where steps are recorded
     looks_ahead: bool = False  # the next batch is prepared before the host waits, as the trainer does on CUDA
     prepared: Prepared | None = field(default=None, init=False)
 
@@ -58,25 +60,33 @@ class BenchStep:
             float(self.norm)  # where the trainer's guard waits too
         begin_step(self.config.compile_mode)
         ready, self.prepared = self.prepared or self.prepare(batches, clock), None
-        crops = ready.crops
-        drops = drops_on(self.device, self.segmenter, crops.positions, self.config.seed)
-        with self.autocasting():
-            answer = decoder(crops.images, ready.features, drops)
 
         def meanwhile() -> None:
             clock.mark("loss")
             with suppress(StopIteration):  # after the last batch there is nothing to prepare
                 self.prepared = self.prepare(batches, clock)
 
-        total = self.loss(answer, crops, meanwhile if self.looks_ahead else None)
+        total, learn = self.compare(ready, meanwhile if self.looks_ahead else None)
         clock.mark("loss")
-        total.backward()
+        learn()
         clock.mark("backward")
         self.norm = clip_gradients(decoder, self.config.optimizer.gradient_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.captured is None)
         clock.mark("optimiser")
         return total.detach()
+
+    def compare(self, ready: Prepared, meanwhile: Meanwhile | None) -> tuple[Tensor, Callable[[], None]]:
+        """The loss of a batch, and the call that adds its gradients."""
+        crops, seed = ready.crops, self.config.seed
+        if self.captured is not None:
+            replayed = self.captured(crops, ready.num_labels, ready.features, seed=seed, meanwhile=meanwhile)
+            return replayed.total, replayed.learn
+        drops = drops_on(self.device, self.segmenter, crops.positions, seed)
+        with self.autocasting():
+            answer = self.segmenter.decoder(crops.images, ready.features, drops)
+        total = self.loss(answer, crops, meanwhile)
+        return total, total.backward
 
     def prepare(self, batches: Iterator[RaggedBatch], clock: PhaseClock) -> Prepared:
         """The next batch, cropped, with its frozen features."""
@@ -86,8 +96,11 @@ class BenchStep:
         draws = draw_crops(batch, self.config.seed, self.crops)
         crops = crop(batch, draws, self.crops)
         clock.mark("crop")
+        counts = tuple(map(len, batch.labels))
+        if self.captured is not None:
+            return Prepared(crops, draws, self.captured.features(crops.images), counts)
         with self.autocasting():
-            return Prepared(crops, draws, self.segmenter.features(crops.images))
+            return Prepared(crops, draws, self.segmenter.features(crops.images), counts)
 
     def autocasting(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
@@ -127,10 +140,18 @@ def build_bench_step(config: TrainConfig, device: torch.device, *, reference: bo
     optimizer = build_optimizer(segmenter.decoder, config.optimizer)
     loss = build_loss(config, device, reference)
     ahead = device.type == "cuda" and not reference and not uses_cuda_graphs(config.compile_mode)
-    return BenchStep(
+    bench = BenchStep(
         config, segmenter, optimizer, loss, crop_settings(config), device, autocast_dtype(config, device),
         looks_ahead=ahead,
     )  # fmt: skip
+    return with_graphs(bench) if config.compile_mode == GRAPH else bench
+
+
+def with_graphs(bench: BenchStep) -> BenchStep:
+    """The same step, recorded."""
+    loss = head_called(bench.config.decoder_head.type).loss(bench.config)
+    captured = captured_step(bench.segmenter, loss.matched, bench.autocasting, bench.device)
+    return replace(bench, captured=captured)
 
 
 def build_loss(config: TrainConfig, device: torch.device, reference: bool) -> Loss:

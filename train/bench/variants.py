@@ -14,8 +14,8 @@ from torch import nn
 
 from maskshards.shards.batch import RaggedBatch
 from maskshards.train.bench.hardware import count_flops, count_syncs, peak_gib, reset_peak
-from maskshards.train.bench.step import BenchStep, build_loss
-from maskshards.train.model.compile import compile_in_place, run_eagerly, uses_cuda_graphs
+from maskshards.train.bench.step import BenchStep, build_loss, with_graphs
+from maskshards.train.model.compile import GRAPH, compile_in_place, run_eagerly, uses_cuda_graphs
 from maskshards.train.tracking.phase_timer import PhaseClock
 
 Figures = dict[str, Any]
@@ -52,8 +52,10 @@ def switched(
         config = replace(bench.config, compile=variant.compile, compile_mode=variant.compile_mode)
         loss = build_loss(bench.config, bench.device, True) if variant.reference else bench.loss
         ahead = variant.looks_ahead and not variant.reference and not uses_cuda_graphs(variant.compile_mode)
-        yield replace(bench, config=config, loss=loss, norm=None, looks_ahead=bench.looks_ahead and ahead)
+        other = replace(bench, config=config, loss=loss, norm=None, looks_ahead=bench.looks_ahead and ahead)
+        yield with_graphs(other) if variant.compile_mode == GRAPH else other
     finally:
+        bench.segmenter.replayed = False
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
         run_eagerly(bench.segmenter)

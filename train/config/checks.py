@@ -34,6 +34,12 @@ def check_training(config: TrainConfig) -> None:
         raise ConfigError(f"transforms.train.crop_size is {list(train.crop_size)}, expected [height, width]")
     for side in train.crop_size:
         check_side(config, "transforms.train.crop_size", side)
+    rules = head_rules(config.decoder_head.type)
+    if config.compile_mode == "graph" and not rules.records:
+        raise ConfigError(
+            f"compile_mode=graph records the step of a head that matches masks; a {rules.name} head's is a "
+            "few kernels behind the backbone: say compile=backbone with compile_mode=default"
+        )
 
 
 def check_side(config: TrainConfig, key: str, side_px: int) -> None:

@@ -60,8 +60,8 @@ class TrainConfig:
     compile: str = key("none", "what torch.compile takes in training", one_of=("none", "backbone", "model"))
     compile_mode: str = key(
         "default",
-        "as torch.compile knows them",
-        one_of=("default", "reduce-overhead", "max-autotune"),
+        "as torch.compile knows them; graph: the whole step as CUDA graphs, compiled or not",
+        one_of=("default", "reduce-overhead", "max-autotune", "graph"),
     )
     fused_kernels: bool = key(True, "Triton kernels on CUDA; False: plain PyTorch, slower, in more memory")
     step_timeout_s: float = key(
@@ -109,7 +109,7 @@ class TrainConfig:
             )
         if self.output_dir is None:
             raise ConfigError("output_dir is not set; say output_dir=FOLDER, where the run's files go")
-        if self.compile == "none" and self.compile_mode != "default":
+        if self.compile == "none" and self.compile_mode not in ("default", "graph"):
             raise ConfigError(
                 f"compile_mode={self.compile_mode} changes nothing with compile=none; "
                 "say compile=model (or backbone) too"

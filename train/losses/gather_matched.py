@@ -27,8 +27,9 @@ from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 def matched_maps(predictions: Sequence[Prediction], rows: Tensor, slots: Tensor, most: int) -> Tensor:
     """(R, h, w): row by row the mask logits that `rows` (4, R) names by layer, image and query.
 
-    Every layer has equally many rows, those of the first layer first, and no place occurs twice. `slots` (R,)
-    and `most` are `row_slots` of the rows' images.
+    Every layer has equally many rows, those of the first layer first, and no place of a matched row occurs
+    twice. `slots` (R,) and `most` are `row_slots` of the rows' images; a slot of B * S is that of a row which
+    fills up: what it names is read, and takes a gradient only if its map has one.
     """
     maps = [p.mask_logits for p in predictions]
     product = predictions[0].product
@@ -37,25 +38,29 @@ def matched_maps(predictions: Sequence[Prediction], rows: Tensor, slots: Tensor,
     return _multiplied(product, rows, slots, most, maps[0].dtype)
 
 
-def row_slots(images: np.ndarray) -> tuple[np.ndarray, int]:
+def row_slots(images: np.ndarray, most: int | None = None) -> tuple[np.ndarray, int]:
     """Where row r, of image images[r] (R,) int64, stands if every image has room for S rows: (R,) int64
-    places in B * S, those of an image in the order of the rows, and S, at least 1.
+    places in B * S, those of an image in the order of the rows, and S: `most`, or what the fullest takes, at
+    least 1.
     """
     order = np.argsort(images, kind="stable")
     counts = np.bincount(images)
     rank = np.empty(len(images), dtype=np.int64)
     rank[order] = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
-    most = max(1, int(counts.max(initial=0)))
-    return images * most + rank, most
+    room = max(1, int(counts.max(initial=0))) if most is None else most
+    return images * room + rank, room
 
 
 def _multiplied(product: MaskProduct, rows: Tensor, slots: Tensor, most: int, dtype: torch.dtype) -> Tensor:
-    """One product an image, of its own rows: padded with rows of zeros to the image with most of them."""
+    """One product an image, of its own rows: padded with rows of zeros to `most`. Rows that fill up go to a
+    place behind all images, which no product reads.
+    """
     batch, _, _, width = product.vectors.shape
     vectors = product.vectors.to(dtype)[rows[1], rows[0], rows[2]]
-    padded = vectors.new_zeros(batch * most, width).index_copy(0, slots, vectors).view(batch, most, width)
-    maps = padded @ product.features.to(dtype).flatten(2)
-    return maps.view(batch * most, *product.features.shape[2:]).index_select(0, slots)
+    padded = vectors.new_zeros(batch * most + 1, width).index_copy(0, slots, vectors)
+    maps = padded[:-1].view(batch, most, width) @ product.features.to(dtype).flatten(2)
+    own = slots.clamp(max=batch * most - 1)
+    return maps.view(batch * most, *product.features.shape[2:]).index_select(0, own)
 
 
 class _MatchedMaps(torch.autograd.Function):
@@ -73,5 +78,6 @@ class _MatchedMaps(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         num_layers = len(ctx.needs_input_grad) - 1
         grads = grad.new_zeros((num_layers, *ctx.shape))
-        grads[rows[0], rows[1], rows[2]] = grad  # no place twice: nothing to add up
+        # Matched rows share no place; rows that fill up may name one of theirs, with a gradient of zero.
+        grads.index_put_((rows[0], rows[1], rows[2]), grad, accumulate=True)
         return (None, *grads.unbind(0))

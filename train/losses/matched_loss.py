@@ -10,7 +10,6 @@ Letters: L layer, B image, Q query, C class, K label index of an image, R matche
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskshards.shards.batch import VOID, CropBatch
-from maskshards.train.losses.gather_matched import matched_maps, row_slots
+from maskshards.train.losses.gather_matched import matched_maps
 from maskshards.train.losses.host_copies import HostCopy, to_device
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
 from maskshards.train.losses.matcher import Assigner, CostWeights, matching_costs
+from maskshards.train.losses.matches import Matches, Room, matches_of, packed, unpacked
 from maskshards.train.losses.nonfinite import check_costs
 from maskshards.train.losses.point_sampling import MATCH, ROWS, point_keys
 from maskshards.train.losses.point_sums import PlainSampler, Rows, RowSums, Sampler
@@ -44,7 +44,7 @@ class LossTerms:
     dice: Tensor  # (L,)
     classify: Tensor  # (L,) cross entropy of the classes
     total: Tensor  # scalar: the weighted sum over terms and layers; carries the graph
-    num_segments: int  # of this rank's crops: matched rows of one layer
+    num_segments: int = 0  # of this rank's crops: matched rows of one layer
     flags_on_host: np.ndarray | None = None  # the `flags` values of this call, now on the host
 
 
@@ -89,29 +89,83 @@ class MatchedLoss:
         not finite, after writing that image and its logits into `dump_dir`, if one is given.
         """
         with torch.autocast(crops.owner_map.device.type, enabled=False):
-            device = crops.owner_map.device
-            num_layers = len(predictions)
-            keys = to_device(
-                np.stack([point_keys(seed, crops.positions, num_layers, use) for use in (MATCH, ROWS)]),
-                device,
-            )
-            sampler = self._sampler(predictions, crops, keys)
-            with torch.no_grad():
-                costs = matching_costs(
-                    predictions, crops.labels, sampler.pair_sums(predictions), self._weights
-                )
-                copy = HostCopy(_packed(costs, labels_present(crops.owner_map, crops.labels.shape[1]), flags))
+            device, inputs = crops.owner_map.device, (crops.owner_map, crops.labels)
+            keys = to_device(self.keys(seed, crops.positions, len(predictions)), device)
+            copy = HostCopy(self.asked(predictions, *inputs, keys, flags))
             if meanwhile is not None:
                 meanwhile()
-            host_costs, present, flags_on_host = _unpacked(copy.wait(), costs.shape)
-            check_costs(host_costs, predictions, crops, dump_dir)
-            rows = self._assign(host_costs, present)
-            terms = self._terms(predictions, crops, rows, sampler, world_reduce)
-            return terms if flags is None else replace(terms, flags_on_host=flags_on_host)
+            shape = (len(predictions), *predictions[0].class_logits.shape[:2], crops.labels.shape[1])
+            matches, flags_on_host = self.matches(copy.wait(), shape, predictions, crops, dump_dir=dump_dir)
+            rows = to_device(matches.rows, device)
+            shares = normalisers(to_device(matches.numbers, device), world_reduce)
+            terms = self.terms(predictions, *inputs, keys, rows, shares, matches.most)
+            return replace(
+                terms,
+                num_segments=matches.num_segments,
+                flags_on_host=None if flags is None else flags_on_host,
+            )
 
-    def _sampler(self, predictions: Sequence[Prediction], crops: CropBatch, keys: Tensor) -> Sampler:
-        num_labels = crops.labels.shape[1]
-        inputs = crops.owner_map, num_labels, keys, self.settings
+    def keys(self, seed: int, positions: Sequence[int], num_layers: int) -> np.ndarray:
+        """(2, L, B, 2) int64: of the points of the costs and of the matched rows."""
+        return np.stack([point_keys(seed, positions, num_layers, use) for use in (MATCH, ROWS)])
+
+    @torch.no_grad()
+    def asked(
+        self,
+        predictions: Sequence[Prediction],
+        owner_map: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        flags: Tensor | None,
+    ) -> Tensor:
+        """What the host has to know, in one flat tensor: costs, labels that the crops hold, `flags`.
+
+        Its size hangs on shapes alone, and nothing in here waits. So with `terms`.
+        """
+        with torch.autocast(owner_map.device.type, enabled=False):
+            sampler = self._sampler(predictions, owner_map, labels, keys)
+            costs = matching_costs(predictions, labels, sampler.pair_sums(predictions), self._weights)
+            return packed(costs, labels_present(owner_map, labels.shape[1]), flags)
+
+    def matches(
+        self,
+        values: np.ndarray,
+        shape: tuple[int, ...],
+        predictions: Sequence[Prediction],
+        crops: CropBatch,
+        *,
+        room: Room | None = None,
+        dump_dir: Path | None = None,
+    ) -> tuple[Matches, np.ndarray]:
+        """The matched rows from what was `asked`, costs of `shape` (L, B, Q, K), and the flags.
+
+        Work of the host. Raises NonFiniteError as a call of the loss does; `predictions` are looked at then.
+        """
+        costs, present, flags_on_host = unpacked(values, shape)
+        check_costs(costs, predictions, crops, dump_dir)
+        matched = self._assign(costs, present)
+        return matches_of(matched, shape, self.settings.no_object_coefficient, room), flags_on_host
+
+    def terms(
+        self,
+        predictions: Sequence[Prediction],
+        owner_map: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        rows: Tensor,
+        shares: Tensor,
+        most: int,
+    ) -> LossTerms:
+        """The terms of matched `rows` (6, R), `most` of an image; `shares` (2,) are the `normalisers`."""
+        with torch.autocast(owner_map.device.type, enabled=False):
+            sampler = self._sampler(predictions, owner_map, labels, keys)
+            return self._terms(predictions, labels, rows, shares, most, sampler)
+
+    def _sampler(
+        self, predictions: Sequence[Prediction], owner_map: Tensor, labels: Tensor, keys: Tensor
+    ) -> Sampler:
+        num_labels = labels.shape[1]
+        inputs = owner_map, num_labels, keys, self.settings
         if self.fused and loss_kernels_fit(predictions[0].mask_logits, num_labels):
             from maskshards.train.losses.point_sums_fused import FusedSampler  # needs Triton
 
@@ -121,43 +175,39 @@ class MatchedLoss:
     def _terms(
         self,
         predictions: Sequence[Prediction],
-        crops: CropBatch,
-        matches: np.ndarray,
+        labels: Tensor,
+        rows: Tensor,
+        shares: Tensor,
+        most: int,
         sampler: Sampler,
-        world_reduce: Callable[[Tensor], Tensor] | None,
     ) -> LossTerms:
         settings, num_layers = self.settings, len(predictions)
-        slots, most = row_slots(matches[1])
-        sent = to_device(np.concatenate((matches, slots[None])), crops.labels.device)  # one copy
-        rows = sent[:4]
-        classes = crops.labels[rows[1], rows[3]]
+        classes = labels[rows[1], rows[3]]
         class_logits = torch.stack([p.class_logits for p in predictions]).float()  # (L, B, Q, C + 1)
-        num_matched = rows.shape[1] // num_layers
-        num_queries = class_logits.shape[1] * class_logits.shape[2]
-        segments, weight = _normalisers(
-            num_matched, settings.no_object_coefficient, num_queries, class_logits, world_reduce
-        )
-        maps = matched_maps(predictions, rows, sent[4], most)
-        found = sampler.row_sums(Rows(maps, rows, classes))
+        matched = rows[5] < class_logits[..., 0].numel()  # the others fill up
+        maps = matched_maps(predictions, rows[:4], rows[4], most)
+        found = sampler.row_sums(Rows(maps, rows[:4], classes))
         mask, dice = (
-            class_logits.new_zeros(num_layers).index_add(0, rows[0], each) / segments
+            class_logits.new_zeros(num_layers).index_add(0, rows[0], torch.where(matched, each, 0.0))
+            / shares[0]
             for each in mask_terms(found)
         )
-        classify = self._class_sums(class_logits, rows, classes) / weight
+        classify = self._class_sums(class_logits, rows[5], classes) / shares[1]
         total = (
             settings.mask_coefficient * mask.sum()
             + settings.dice_coefficient * dice.sum()
             + settings.class_coefficient * classify.sum()
         )
-        return LossTerms(mask, dice, classify, total, num_matched)
+        return LossTerms(mask, dice, classify, total)
 
-    def _class_sums(self, class_logits: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
+    def _class_sums(self, class_logits: Tensor, places: Tensor, classes: Tensor) -> Tensor:
         """(L,) cross entropy summed over images and queries, queries without a mask weighing less."""
-        target = torch.full(class_logits.shape[:3], self.num_classes, device=class_logits.device)
-        target[rows[0], rows[1], rows[2]] = classes
-        loss = F.cross_entropy(class_logits.flatten(0, 2), target.flatten(), reduction="none").view_as(target)
+        shape = class_logits.shape[:3]
+        target = torch.full((shape.numel() + 1,), self.num_classes, device=class_logits.device)
+        target = target.index_copy(0, places, classes)[:-1]  # the last one is written by what fills up
+        loss = F.cross_entropy(class_logits.flatten(0, 2), target, reduction="none")
         no_object = self.settings.no_object_coefficient
-        return torch.where(target == self.num_classes, loss * no_object, loss).sum((1, 2))
+        return torch.where(target == self.num_classes, loss * no_object, loss).view(shape).sum((1, 2))
 
 
 def loss_kernels_fit(mask_logits: Tensor, num_labels: int) -> bool:
@@ -173,36 +223,10 @@ def mask_terms(sums: RowSums) -> tuple[Tensor, Tensor]:
     return sums.entropy / sums.counted.clamp(min=1.0), 1 - (2 * sums.overlap + 1) / (area + 1)
 
 
-def _packed(costs: Tensor, present: Tensor, flags: Tensor | None) -> Tensor:
-    """Everything that the host wants to know, in one flat float32 tensor."""
-    parts = [costs.flatten(), present.flatten().float()]
-    return torch.cat(parts if flags is None else [*parts, flags.detach().flatten().float()])
-
-
-def _unpacked(values: np.ndarray, shape: torch.Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Costs (L, B, Q, K), which labels are present (B, K) bool, and the flags."""
-    _, num_images, _, num_labels = shape
-    costs, present, flags = np.split(values, [math.prod(shape), math.prod(shape) + num_images * num_labels])
-    return costs.reshape(shape), present.reshape(num_images, num_labels) > 0, flags
-
-
-def _normalisers(
-    num_matched: int,
-    no_object: float,
-    num_queries: int,
-    like: Tensor,
-    world_reduce: Callable[[Tensor], Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """Segments and class weights of all ranks, divided by the number of ranks; both from host numbers,
-    no wait.
-    """
-    numbers = np.array(
-        [num_matched, num_matched + no_object * (num_queries - num_matched), 1.0], dtype=np.float32
-    )
-    sums = to_device(numbers, like.device)
-    if world_reduce is not None:
-        sums = world_reduce(sums)
-    return (sums[0] / sums[2]).clamp(min=1.0), sums[1] / sums[2]
+def normalisers(numbers: Tensor, world_reduce: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """(2,) segments and class weights of all ranks, divided by the number of ranks, of `Matches.numbers`."""
+    sums = numbers if world_reduce is None else world_reduce(numbers)
+    return torch.stack(((sums[0] / sums[2]).clamp(min=1.0), sums[1] / sums[2]))
 
 
 def linear_loss(

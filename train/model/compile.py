@@ -17,6 +17,7 @@ from maskshards.train.model.backbone.frozen import blocks_of
 from maskshards.train.model.segmenter import Segmenter
 
 DEFAULT_MODE = "default"  # of torch.compile; its other modes use CUDA graphs
+GRAPH = "graph"  # ours: the step is recorded as a whole (`maskshards.train.capture`), whatever is compiled
 
 
 def compile_in_place(segmenter: Segmenter, what: str, **options: Any) -> None:
@@ -28,6 +29,8 @@ def compile_in_place(segmenter: Segmenter, what: str, **options: Any) -> None:
     if what == "none":
         return
     options = {"dynamic": False, **options}
+    if options.get("mode") == GRAPH:
+        options["mode"] = DEFAULT_MODE
     # Gradients cross the ranks a piece at a time as it is; splitting pieces further refuses checkpointing.
     torch._dynamo.config.optimize_ddp = False
     segmenter.backbone.compile_blocks(**options)
@@ -48,8 +51,11 @@ def run_eagerly(segmenter: Segmenter) -> None:
 
 
 def uses_cuda_graphs(mode: str) -> bool:
-    """Whether a step's tensors may be overwritten by the next step's, so that `begin_step` must part them."""
-    return mode != DEFAULT_MODE
+    """Whether a step's tensors may be overwritten by the next step's, so that `begin_step` must part them.
+
+    Not where the whole step is recorded: what it hands out is copied, and its gradients stay.
+    """
+    return mode not in (DEFAULT_MODE, GRAPH)
 
 
 def begin_step(mode: str) -> None:

@@ -35,6 +35,7 @@ class Segmenter(nn.Module):
         self.backbone, self.decoder, self.indices, self.num_classes = backbone, decoder, indices, num_classes
         self.size_multiple = decoder.rules.size_multiple(backbone.patch_px)
         self.compiled = False  # whether torch.compile has been told to take parts of it
+        self.replayed = False  # whether training steps are replayed, past the modules' forward
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Patch maps (B, D, H/p, W/p) of the chosen blocks, without gradient. ModelError for a size that is

@@ -90,7 +90,12 @@ def mark_after(clock: PhaseClock, modules: dict[str, nn.Module]) -> Callable[[],
 
 
 def phase_modules(segmenter: Segmenter) -> dict[str, nn.Module]:
-    """The modules whose forward ends a phase, by the phase's name, in the order in which they run."""
+    """The modules whose forward ends a phase, by the phase's name, in the order in which they run.
+
+    Empty where steps are replayed: a mark would be recorded with them; all up to the loss is one phase then.
+    """
+    if segmenter.replayed:
+        return {}
     return {"backbone": segmenter.backbone, **segmenter.decoder.phases()}
 
 
@@ -113,6 +118,8 @@ class StepPhases:
             return
         self._clock = clock = PhaseClock(device)
         first = segmenter.backbone.register_forward_pre_hook(lambda *_: clock.mark("crop"))
+        if segmenter.replayed:
+            first.remove()
         remove_hooks = mark_after(clock, phase_modules(segmenter))
         clock.start()
         try:

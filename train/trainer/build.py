@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,12 +21,13 @@ from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import num_micro_steps
 from maskshards.shards.order.repeat_factor import balanced
 from maskshards.shards.order.selection import Selection, whole
+from maskshards.train.capture.captured_step import captured_step
 from maskshards.train.config.data import LSJ, split_url
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
 from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.model.backbone.load import load_backbone
-from maskshards.train.model.compile import compile_in_place
+from maskshards.train.model.compile import GRAPH, compile_in_place
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.heads.registry import head_called
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
@@ -160,6 +161,7 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
     segmenter = build_model(config, ranks.device)
     sync_batch_norms(segmenter.decoder, ranks.world.num_ranks)
     segmenter.decoder.train()
+    check_recordable(config, ranks)
     compile_in_place(segmenter, config.compile, mode=config.compile_mode)
     decoder = spread(segmenter.decoder, ranks)
     return Parts(
@@ -188,7 +190,7 @@ def count_micro_steps(config: TrainConfig, ranks: Ranks) -> int:
 
 def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, decoder: nn.Module) -> Objective:
     """What turns a batch into a loss, for the head of `config`; `decoder` is the segmenter's, wrapped."""
-    return Objective(
+    objective = Objective(
         segmenter,
         decoder,
         head_called(config.decoder_head.type).loss(config),
@@ -200,6 +202,21 @@ def build_objective(config: TrainConfig, ranks: Ranks, segmenter: Segmenter, dec
         reduce=ranks.sum if ranks.world.num_ranks > 1 else None,
         dump_dir=nonfinite_folder(config),
     )
+    if config.compile_mode != GRAPH:
+        return objective
+    weight = 1 / count_micro_steps(config, ranks)
+    made = captured_step(segmenter, objective.loss.matched, objective.autocast, ranks.device, weight)
+    return replace(objective, captured=made)
+
+
+def check_recordable(config: TrainConfig, ranks: Ranks) -> None:
+    """ConfigError for a recorded step on several ranks."""
+    if config.compile_mode == GRAPH and ranks.world.num_ranks > 1:
+        raise ConfigError(
+            f"compile_mode=graph records the step of one process, not of {ranks.world.num_ranks}: batch "
+            "norms and gradients cross the ranks within it, and who is waited for in a recording cannot be "
+            "told. Say compile_mode=default"
+        )
 
 
 def nonfinite_folder(config: TrainConfig) -> Path:

@@ -24,7 +24,7 @@ from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import batch_statistics
 from maskshards.train.distributed.stop_signals import Stopped
 from maskshards.train.evaluation.metrics import EvalResult
-from maskshards.train.model.compile import begin_step, uses_cuda_graphs
+from maskshards.train.model.compile import GRAPH, begin_step, uses_cuda_graphs
 from maskshards.train.optim.optimizer import clip_gradients, optimizer_tensors, set_rates
 from maskshards.train.trainer.build import open_loader
 from maskshards.train.trainer.resume import Start, weights_of
@@ -120,9 +120,9 @@ def one_step(session: Session, batches: Lookahead[RaggedBatch, Prepared], step: 
         with parts.gradients_averaged(last=micro_step == parts.micro_steps - 1):
             losses = parts.objective(batch, watch.flag, meanwhile)  # crop -> frozen features -> head -> loss
             watch.losses_known(losses, weight)
-            if micro_step == 0:
-                parts.optimizer.zero_grad(set_to_none=True)
-            (losses.total * weight).backward()
+            if micro_step == 0:  # a recorded step adds to tensors that stay where they are
+                parts.optimizer.zero_grad(set_to_none=mode != GRAPH)
+            losses.backward(weight)
         watch.gradients_known()
     norm = clip_gradients(parts.segmenter.decoder, session.config.optimizer.gradient_clip)
     watch.norm_known(norm)

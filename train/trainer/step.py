@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maskshards.shards.augment.crop import CropDraws, CropSettings, crop, draw_crops
 from maskshards.shards.batch import CropBatch, RaggedBatch
+from maskshards.train.capture.captured_step import CapturedStep
 from maskshards.train.losses.host_copies import to_device
 from maskshards.train.model.heads.head import HeadLoss
 from maskshards.train.model.segmenter import Segmenter
@@ -25,11 +26,21 @@ from maskshards.train.model.segmenter import Segmenter
 class Losses:
     """One micro-step's loss, the crops that it was computed on, and the numbers that they were made with."""
 
-    total: Tensor  # scalar, carries the graph
+    total: Tensor  # scalar, carries the graph unless `learn` is there
     parts: dict[str, Tensor]  # detached scalars by name, for the log
     crops: CropBatch
     draws: CropDraws
     flag_on_host: float | None = None  # the `flag` that was handed in, as a number
+    learn: Callable[[], None] | None = None  # adds the gradients, where the loss carries no graph
+
+    def backward(self, weight: float) -> None:
+        """Add this micro-step's gradients, `weight` of them, to the parameters'. A recorded step knows its
+        weight.
+        """
+        if self.learn is not None:
+            self.learn()
+        else:
+            (self.total * weight).backward()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class Prepared:
     crops: CropBatch
     draws: CropDraws
     features: tuple[Tensor, ...]  # as Segmenter.features gives them
+    num_labels: tuple[int, ...]  # of each whole image
 
     def __len__(self) -> int:
         return len(self.crops.positions)
@@ -58,6 +70,7 @@ class Objective:
     crops_by_position: bool = False  # an image that recurs within an epoch gets another crop each time
     reduce: Callable[[Tensor], Tensor] | None = None  # sums over ranks; None in a single process
     dump_dir: Path | None = None  # for what cannot be compared, when looked at alone
+    captured: CapturedStep | None = None  # what takes the place of calls, where steps are recorded
 
     def __call__(
         self,
@@ -71,6 +84,13 @@ class Objective:
         while the host waits, and works on the answer.
         """
         ready = batch if isinstance(batch, Prepared) else self.prepare(batch)
+        if self.captured is not None:
+            replayed = self.captured(
+                ready.crops, ready.num_labels, ready.features,
+                seed=self.seed, reduce=self.reduce, flag=flag, meanwhile=meanwhile,
+            )  # fmt: skip
+            figures = replayed.total, replayed.parts, ready.crops, ready.draws, replayed.flag_on_host
+            return Losses(*figures, replayed.learn)
         answer = self.answer(ready.crops, self.decoder, ready.features)
         found = self.loss(
             answer, ready.crops, seed=self.seed, reduce=self.reduce, flag=flag, meanwhile=meanwhile
@@ -80,8 +100,11 @@ class Objective:
     def prepare(self, batch: RaggedBatch) -> Prepared:
         """Crops and frozen features: a function of the batch alone, whenever it is computed."""
         crops, draws = self.crop(batch)
+        counts = tuple(map(len, batch.labels))
+        if self.captured is not None:
+            return Prepared(crops, draws, self.captured.features(crops.images), counts)
         with self.autocast():
-            return Prepared(crops, draws, self.segmenter.features(crops.images))
+            return Prepared(crops, draws, self.segmenter.features(crops.images), counts)
 
     def alone(self, crops: CropBatch) -> Tensor:
         """The loss of crops that were drawn before, on this rank only: for looking at what went wrong."""

@@ -20,6 +20,7 @@ def load(*arguments: str) -> TrainConfig:
 def test_good_settings_pass() -> None:
     assert load().transforms.train.crop_size == [64, 96]
     assert load("compile=backbone", "compile_mode=reduce-overhead").compile == "backbone"
+    assert load("compile_mode=graph").compile == "none"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_good_settings_pass() -> None:
         ("loader.cache_gb=0", "cache_gb"),
         ("precision=half", "one of mixed, reference"),
         ("compile=all", "compile is 'all', expected one of none, backbone, model"),
-        ("compile_mode=fast", "expected one of default, reduce-overhead, max-autotune"),
+        ("compile_mode=fast", "expected one of default, reduce-overhead, max-autotune, graph"),
         ("compile_mode=reduce-overhead", "changes nothing with compile=none"),
         ("compile_backbone=True", "unknown key 'compile_backbone'"),
         ("datasets.repeat_threshold=0", "repeat_threshold"),

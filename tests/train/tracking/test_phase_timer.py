@@ -67,7 +67,7 @@ class Model:
     """What StepPhases looks at of a segmenter with a linear head."""
 
     def __init__(self) -> None:
-        self.backbone, self.decoder = nn.Linear(1, 1), Answering()
+        self.backbone, self.decoder, self.replayed = nn.Linear(1, 1), Answering(), False
         self.decoder.segmentation_model = nn.ModuleList([nn.Identity(), nn.Linear(1, 1)])
 
     def step(self, phases: StepPhases) -> None:

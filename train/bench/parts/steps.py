@@ -24,6 +24,7 @@ from maskshards.train.bench.parts.operators import sorting
 from maskshards.train.bench.parts.setting import PROFILE_ROWS, REFERENCE_BATCH, Setting
 from maskshards.train.bench.step import BenchStep, build_bench_step
 from maskshards.train.bench.variants import Variant, measured, switched, tflop_per_image
+from maskshards.train.model.compile import GRAPH
 from maskshards.train.optim.lr_schedule import build_schedule
 from maskshards.train.optim.optimizer import set_rates
 from maskshards.train.tracking.phase_timer import PhaseClock
@@ -32,6 +33,7 @@ from maskshards.train.trainer.build import open_training_split
 CORES = 2  # that the loader is given in the part that reads shards
 LOADER_THREADS = 2
 MADE_SAMPLES = 256
+RECORDED_WARMUP = 8  # made batches come in two sizes, each of which runs twice before it is recorded
 CURVE_STEPS, CURVE_WINDOW = 300, 20
 LEVERS = {  # off, and the gain of having it at batch 16 and width 256 (docs/benchmarks/train.md)
     "without looking ahead": (Variant(looks_ahead=False), 2.5),
@@ -79,6 +81,15 @@ def compiled(setting: Setting, width: int, what: str, mode: str = "default") -> 
     compiler = setting.compiler
     with switched(bench, Variant(compile=what, compile_mode=mode), compiler) as ours:
         return step_figures(setting, ours, setting.batches(bench.config.bs), bench.config.bs, width)
+
+
+def recorded(setting: Setting, width: int, what: str = "none") -> Figures:
+    """The step as CUDA graphs, with `what` compiled in them; without a GPU padded in the same way."""
+    bench, (_, steps) = setting.bench(width), setting.steps  # what was compiled before is taken as it is
+    with switched(bench, Variant(compile=what, compile_mode=GRAPH), setting.compiler) as ours:
+        batches, size = setting.batches(bench.config.bs), bench.config.bs
+        warmup = 0 if setting.tiny else RECORDED_WARMUP
+        return measured(ours, batches, size, warmup=warmup, steps=steps, tflop=setting.tflop.get(width))
 
 
 def plain_attention(setting: Setting, width: int) -> Figures:

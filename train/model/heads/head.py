@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maskshards.shards.batch import CropBatch
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.losses.matched_loss import MatchedLoss
 from maskshards.train.model.heads.rules import HeadRules, HeadSettings
 
 Reduce = Callable[[Tensor], Tensor]  # sums a small tensor over all ranks
@@ -34,6 +35,11 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def draw_drops(self, positions: Sequence[int], seed: int) -> Tensor | None:
         """(B, n) float32 factors of what is dropped at random in training; None in eval mode."""
+
+    @property
+    def mask_counts(self) -> tuple[int, int]:
+        """How many predictions it makes, and of how many masks each. TypeError for a head without masks."""
+        raise TypeError(f"a {self.rules.name} head predicts no masks")
 
     @abstractmethod
     def scores(self, answer: Any, size: tuple[int, int]) -> Tensor:
@@ -61,6 +67,7 @@ class HeadLoss(ABC):
     """Compares a head's answer with crops."""
 
     brings_flag: ClassVar[bool]  # whether a value of the device can travel to the host with it, at no cost
+    matched: MatchedLoss | None = None  # what it does in three works, where a step can be recorded
 
     @abstractmethod
     def __call__(

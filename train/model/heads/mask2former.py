@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,11 @@ class MaskDecoder(Decoder):
         if not self.training:
             return None
         return draw_keep_factors(positions, seed, "adapter drop path", NUM_EXTRACTORS, DROP_PATH_RATE)
+
+    @property
+    def mask_counts(self) -> tuple[int, int]:
+        predictor: Any = self.segmentation_model[1].get_submodule("predictor")
+        return len(predictor.transformer_cross_attention_layers) + 1, predictor.query_feat.num_embeddings
 
     def scores(self, answer: list[Prediction], size: tuple[int, int]) -> Tensor:
         """Sum over queries of class probability (without "no object") x mask probability."""

@@ -51,6 +51,7 @@ class HeadRules:
     decoder: str  # name of the class of its trained part
     title: str  # of a model card
     tags: tuple[str, ...] = ()  # of a model card
+    records: bool = False  # whether its step can be recorded as CUDA graphs
 
     def size_multiple(self, patch_px: int) -> int:
         """What both sides of an input must divide by, px."""
@@ -84,7 +85,7 @@ HEAD_RULES = MappingProxyType(
             HeadRules(
                 "m2f", num_maps=4, coarsest_stride_px=32, has_width=True, scores_are_shares=True,
                 decoder="MaskDecoder",
-                title="Mask2Former head with a ViT adapter", tags=("mask2former",),
+                title="Mask2Former head with a ViT adapter", tags=("mask2former",), records=True,
             ),
             HeadRules(
                 "linear", num_maps=None, coarsest_stride_px=1, has_width=False, scores_are_shares=False,

@@ -58,8 +58,9 @@ def deformable_attention_kernel(value: Tensor, shapes: Shapes, locations: Tensor
             f"deformable attention: {len(shapes)} levels of {places} places in all, expected "
             f"{locations.shape[3]} levels and {value.shape[1]} places"
         )
-    # A compiled graph makes its own table: a replayed CUDA graph may not read memory that a cache owns.
-    table = level_table if torch.compiler.is_compiling() else _kept_table
+    # A graph makes its own table: a replayed CUDA graph may not read memory that a cache owns.
+    in_graph = torch.compiler.is_compiling() or (value.is_cuda and torch.cuda.is_current_stream_capturing())
+    table = level_table if in_graph else _kept_table
     return fused_attention(value, table(tuple(shapes), value.device), locations, weights)
 
 
