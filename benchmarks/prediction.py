@@ -46,7 +46,7 @@ def pace_of_photos(run, folder):
     """Images a second of each way: the median of several turns."""
     make_photos(folder / "photos")
     model = load_model(run, device="cpu")
-    images = find_images([str(folder / "photos")], folder / "out").images
+    images = find_images([str(folder / "photos")]).images
     outputs = Outputs(folder / "out", model.class_names)
     outputs.prepare()
     ways = {

@@ -62,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         request = parse(argv)
-        found = find_images(request.inputs, request.output)
+        found = find_images(request.inputs)
         return predict(request, found)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {printable(str(error))}\n")
+        sys.stderr.write(f"error: {printable(told(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what is written is whole\n")
@@ -214,6 +214,13 @@ def tell(request: Request, found: Found, report: Report) -> int:
         + "".join(f"{printable(line)}\n" for line in lines)
     )
     return 1 if report.labelled else 2
+
+
+def told(error: Exception) -> str:
+    """An error for people: the system's own begin with the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def printable(text: str) -> str:

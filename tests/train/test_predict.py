@@ -282,5 +282,13 @@ def test_a_terminated_run_leaves_whole_files_only(checkpoint, photos, tmp_path, 
             Image.open(tmp_path / "out" / name).load()
 
 
+def test_faults_of_the_system_begin_with_the_file(checkpoint, photos, tmp_path, capsys):
+    assert run(checkpoint, photos, "--output", tmp_path / "o", "--classes", tmp_path / "nope.txt") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/nope.txt: No such file or directory\n"
+    (tmp_path / "file").touch()
+    assert run(checkpoint, photos, "--output", tmp_path / "file" / "below") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/below: Not a directory\n"
+
+
 def test_printable_keeps_lines_and_escapes_the_rest():
     assert module.printable("a\nü\x1b\udcff") == "a\nü\\x1b\\udcff"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from maskshards.shards.storage.foreign_file import read_text
+from maskshards.train.prediction.image_files import PredictError
 
 KEY = re.compile(r"[a-z_][a-z0-9_]*(\.[\w.]+)*=")
 
@@ -43,8 +44,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_names(path: str | None) -> list[str] | None:
-    """The names in a file, one a line; None without a file."""
+    """The names in a file, one a line; None without a file. PredictError for what is no text."""
     if path is None:
         return None
-    text = read_text(Path(path).expanduser(), encoding="utf-8-sig")
+    try:
+        text = read_text(Path(path).expanduser(), encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PredictError(f"--classes {path} is no text in UTF-8; save it as that") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -10,12 +10,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from maskshards.shards.storage.foreign_file import open_regular
 from maskshards.train.prediction.image_files import SUFFIXES, PredictError, can_read
 
-OWN_FOLDERS = ("labels", "overlays", "scores")  # below an output: what earlier runs wrote is no input
+OWN_FOLDERS = ("labels", "overlays", "scores")  # beside a prediction's table: its labels are no input
 SHOWN = 6
 
 
@@ -32,21 +33,22 @@ class Found:
             return ""
         kinds = [f"{count} {kind}" for kind, count in self.passed_over.most_common()]
         more = f", and {len(kinds) - SHOWN} other kinds" if len(kinds) > SHOWN else ""
-        return f"passed over {self.passed_over.total()} files: {', '.join(kinds[:SHOWN])}{more}"
+        many = self.passed_over.total()
+        return f"passed over {many} file{'' if many == 1 else 's'}: {', '.join(kinds[:SHOWN])}{more}"
 
 
-def find_images(inputs: Sequence[str], output: Path) -> Found:
-    """Every image behind `inputs`: files, folders (searched in depth) or patterns with *.
+def find_images(inputs: Sequence[str]) -> Found:
+    """Every image behind `inputs`: files, folders (searched in depth) or patterns with *. What a prediction
+    wrote into a folder is none of its images.
 
     Names are paths below the folder that all inputs have in common, so no two images share one; where only
     the ending tells two apart, it stays in the name. PredictError if there is no image at all.
     """
     found, files = Found(), []
-    own = [(output / name).resolve() for name in OWN_FOLDERS if was_written_here(output)]
     for text in inputs:
         for path in _expanded(text):
             if path.is_dir():
-                files += [(file, path) for file in _walk(path, own, found.passed_over)]
+                files += [(file, path) for file in _walk(path, found.passed_over)]
             else:
                 files.append((path, path.parent))
     unique = {os.path.abspath(file): (file, root) for file, root in files}
@@ -83,23 +85,33 @@ def _expanded(text: str) -> list[Path]:
     path = Path(text).expanduser()
     if path.exists():
         return [path]
-    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+    found = glob.glob(str(path), recursive=True)
+    matches = sorted(Path(match) for match in found if not by_link(match, path))
     if not matches:
         raise PredictError(f"input {text} does not exist; give image files, folders of images or patterns")
     return matches
 
 
-def _walk(folder: Path, own: list[Path], passed_over: Counter[str]) -> Iterator[Path]:
+def by_link(match: str, pattern: Path) -> bool:
+    """Whether a match was found through a link to a folder where the pattern has its stars: one that leads
+    back up makes 40 copies of every file.
+    """
+    plain = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    folders = Path(match).parts[len(plain) : -1]
+    return any(Path(*plain, *folders[: k + 1]).is_symlink() for k in range(len(folders)))
+
+
+def _walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
     for base, folders, names in os.walk(folder):
         here = Path(base)
         links = [name for name in folders if (here / name).is_symlink()]
         if links:
             passed_over["links to folders"] += len(links)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and name not in links and (here / name).resolve() not in own
-        )
+        earlier = [name for name in folders if name in OWN_FOLDERS] if was_written_here(here) else []
+        if earlier:
+            passed_over["folders of an earlier prediction"] += len(earlier)
+        skipped = {*links, *earlier}
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
         for name in sorted(names):
             kind = _kind(here / name)
             if kind:

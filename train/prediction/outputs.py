@@ -50,6 +50,8 @@ class Outputs:
                     f"{folder} holds files that no prediction wrote, and labels of yours could be "
                     "overwritten; give another --output"
                 )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise PredictError(f"--output {self.folder} is a file; give a folder, which is made if missing")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._put(Path("classes.csv"), self._write_classes)
 
@@ -96,7 +98,9 @@ class Outputs:
                 rows.writerow([k, cell_text(name), *colours[k], *value])
 
     def _put(self, name: Path, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a hidden file, then name it. PredictError for a link that leads elsewhere."""
+        """Let `write` fill a hidden file, then name it. PredictError for a link that leads elsewhere, OSError
+        with the file's own name where it cannot be written.
+        """
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.resolve().is_relative_to(self.folder.resolve()):
@@ -106,6 +110,8 @@ class Outputs:
         try:
             write(hidden)
             hidden.replace(path)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot be written ({error.strerror or error})", str(path)) from error
         finally:
             hidden.unlink(missing_ok=True)
 

@@ -2,7 +2,10 @@
 
 import argparse
 
+import pytest
+
 from maskshards.train.prediction.arguments import add_model_options, read_names, sort_words
+from maskshards.train.prediction.image_files import PredictError
 
 OLD = {"checkpoint": "run", "inputs": "inputs"}
 
@@ -31,3 +34,6 @@ def test_names_stand_one_a_line(tmp_path):
     (tmp_path / "names").write_text("\ufeffsky\n\n  sea \n", encoding="utf-8")
     assert read_names(str(tmp_path / "names")) == ["sky", "sea"]
     assert read_names(None) is None
+    (tmp_path / "names").write_bytes("sky".encode("utf-16"))
+    with pytest.raises(PredictError, match="names is no text in UTF-8"):
+        read_names(str(tmp_path / "names"))

@@ -111,9 +111,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", save_half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\): '.*/labels/a\.png'"):
         Outputs(tmp_path, NAMES).write("a", IMAGE, CLASS_MAP)
     assert files(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(PredictError, match="out is a file; give a folder"):
+        Outputs(tmp_path / "out", NAMES).prepare()
 
 
 def test_names_as_long_as_a_file_system_takes(tmp_path):
