@@ -155,7 +155,11 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 
 def _add_allow_rejects(group: argparse._ActionsContainer) -> None:
     group.add_argument(
-        "--allow-rejects", type=int, default=0, metavar="K", help="publish without up to K refused inputs"
+        "--allow-rejects",
+        type=_count,
+        default=0,
+        metavar="K",
+        help="publish without up to K refused inputs",
     )
 
 
@@ -233,6 +237,12 @@ def _void(word: str) -> int:
         return NO_VOID
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"{word!r}: expected a label value, or none")
+    return int(word)
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r}: expected a number from 0")
     return int(word)
 
 

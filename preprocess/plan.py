@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from maskshards.preprocess.errors import BuildError, Reject, SourceError
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.inputs.reencode import RE_ENCODING
+from maskshards.preprocess.inputs.tiles import is_tile_key, untiled_key
 from maskshards.preprocess.sources.source import Source
+from maskshards.shards.errors import SampleError
 
 PLAN_VERSION = 1  # grows when the same settings would give other bytes
 
@@ -116,6 +119,8 @@ def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan
             f"split {split!r} is empty: no pair of image and label map was found{first}{passed}. Name the"
             " splits to build with --splits"
         )
+    if settings.policy.tile:
+        _check_tile_keys(source, split, listing.names)
     order = permute(listing.names, settings.seed)
     facts = SplitFacts(
         split,
@@ -135,6 +140,20 @@ def plan_split(source: Source, split: str, settings: BuildSettings) -> SplitPlan
     for name in listing.names:
         digest.update(b"\0" + name.encode())
     return SplitPlan(replace(facts, digest=digest.hexdigest()), order, listing.notes)
+
+
+def _check_tile_keys(source: Source, split: str, names: tuple[str, ...]) -> None:
+    """SourceError for an image whose key would be that of a tile of another one."""
+    images: dict[str, str] = {}
+    for name in names:
+        with suppress(SampleError):  # it is refused when its shard is built
+            item = source.item(split, name)
+            images[item.key] = item.image_path
+    for key in filter(is_tile_key, images):
+        if untiled_key(key) in images:
+            raise SourceError(
+                f"{images[key]} has a name that a tile of {images[untiled_key(key)]} may get; rename it"
+            )
 
 
 def permute(names: tuple[str, ...], seed: int) -> tuple[str, ...]:

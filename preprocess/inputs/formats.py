@@ -38,12 +38,13 @@ STARTS = (
     (b"PK\x03\x04", "a zip archive"),
     (b"\x1f\x8b", "a gzip file"),
     (b"\x89HDF", "an HDF5 file"),
-    (b"version https://git-lfs", "a pointer of Git LFS instead of the file (run git lfs pull)"),
+    (b"version https://git-lfs", "a pointer of Git LFS (run git lfs pull)"),
     (b"<svg", "an SVG file"),
-    (b"<!doctype html", "a web page instead of an image (a failed download)"),
-    (b"<html", "a web page instead of an image (a failed download)"),
+    (b"<!doctype html", "a web page (a failed download)"),
+    (b"<html", "a web page (a failed download)"),
     (b"<?xml", "an XML file"),
 )
+NO_IMAGES = ("a pointer of", "a web page", "an XML file", "a zip archive", "a gzip file")  # how names begin
 BRANDS = {
     b"avif": "an AVIF file",
     b"avis": "an AVIF sequence",
@@ -64,6 +65,11 @@ def format_name(data: bytes) -> str:
         if head.startswith(start) or (head.lower().startswith(start.lower()) and start[:1] == b"<"):
             return name
     return f"an unknown format (it starts with {data[:8]!r})"
+
+
+def may_be_an_image(data: bytes) -> bool:
+    """Whether re-encoding could help; a failed download is no image of any format."""
+    return not format_name(data).startswith(NO_IMAGES)
 
 
 def readable_formats(data: bytes) -> tuple[str, ...]:

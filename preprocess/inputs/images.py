@@ -13,7 +13,7 @@ import simplejpeg
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import jpeg, png
 from maskshards.preprocess.inputs.deep import SAY_SCALE
-from maskshards.preprocess.inputs.formats import format_name
+from maskshards.preprocess.inputs.formats import format_name, may_be_an_image
 from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.pillow import check_size, opened, size_limit
 from maskshards.preprocess.inputs.reencode import re_encode
@@ -50,7 +50,8 @@ def _keep(data: bytes, prove: bool) -> Encoded:
         return _keep_jpeg(data, prove)
     if data[:8] == png.SIGNATURE:
         return _keep_png(data, prove)
-    raise RejectedInput(f"{format_name(data)} instead of JPEG or PNG; {WAY_OUT}")
+    way_out = WAY_OUT if may_be_an_image(data) else "get the image itself"
+    raise RejectedInput(f"{format_name(data)} instead of JPEG or PNG; {way_out}")
 
 
 def _keep_jpeg(data: bytes, prove: bool) -> Encoded:

@@ -12,7 +12,7 @@ from PIL import Image
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.inputs import jpeg, png
 from maskshards.preprocess.inputs.deep import deep_kind, read_deep
-from maskshards.preprocess.inputs.formats import TIFF_STARTS, format_name, readable_formats
+from maskshards.preprocess.inputs.formats import TIFF_STARTS, format_name, may_be_an_image, readable_formats
 from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.pillow import opened
 from maskshards.preprocess.inputs.tiles import tile_corners
@@ -98,9 +98,10 @@ def _upright_rgb(data: bytes, policy: ImagePolicy) -> tuple[Image.Image, str]:
             raise
         if not data.startswith(TIFF_STARTS):
             # It may be whole, for all that is known here: name it, do not call it damaged.
-            raise RejectedInput(
-                f"{format_name(data)} cannot be read; write it as an 8-bit RGB JPEG or PNG"
-            ) from error
+            way_out = (
+                "write it as an 8-bit RGB JPEG or PNG" if may_be_an_image(data) else "get the image itself"
+            )
+            raise RejectedInput(f"{format_name(data)} cannot be read; {way_out}") from error
     return read_deep(data, policy, kind, turn)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def tile_corners(height: int, width: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     """(top, left) in px of every tile, row by row.
@@ -21,6 +23,11 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 def tile_key(key: str, corner: tuple[int, int]) -> str:
     """The key of a tile of the sample `key`."""
     return f"{key}/y{corner[0]:06d}-x{corner[1]:06d}"
+
+
+def is_tile_key(key: str) -> bool:
+    """Whether `tile_key` may have made it."""
+    return re.fullmatch(r".+/y\d{6}-x\d{6}", key) is not None
 
 
 def untiled_key(key: str) -> str:

@@ -78,3 +78,12 @@ def test_what_cannot_be_planned():
         BuildSettings(samples_per_shard=0)
     with pytest.raises(BuildError, match="max-short-side is -1"):
         BuildSettings(policy=ImagePolicy(max_short_side=-1))
+
+
+def test_a_name_that_a_tile_of_another_image_may_get():
+    names = ("a.jpg", "a/y000000-x000000.jpg", "b/y000000-x000000.jpg")
+    settings = BuildSettings(policy=ImagePolicy(tile=64, overlap=8))
+    with pytest.raises(SourceError, match=r"a/y000000-x000000.* has a name that a tile of .*a.* may get"):
+        plan_split(listed(names), "training", settings)
+    plan_split(listed(names[1:]), "training", settings)
+    plan_split(listed(names), "training", BuildSettings())

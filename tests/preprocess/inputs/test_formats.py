@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskshards.preprocess.inputs.formats import CONVERTIBLE, format_name, readable_formats
+from maskshards.preprocess.errors import RejectedInput
+from maskshards.preprocess.inputs.formats import CONVERTIBLE, format_name, may_be_an_image, readable_formats
+from maskshards.preprocess.inputs.image_policy import ImagePolicy
+from maskshards.preprocess.inputs.images import encode_images
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,11 @@ def test_every_image_in_the_project_is_opened_as_one_of_named_formats():
         and "formats" not in {keyword.arg for keyword in node.keywords}
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("data", [b"version https://git-lfs.github.com/spec/v1\n", b"<HTML>404", b"PK\3\4"])
+def test_what_no_re_encoding_makes_an_image(data):
+    assert not may_be_an_image(data)
+    with pytest.raises(RejectedInput, match="instead of JPEG or PNG; get the image itself"):
+        encode_images(data, ImagePolicy())
+    assert may_be_an_image(b"BM")

@@ -38,6 +38,15 @@ def test_what_is_told_of_a_root(tmp_path):
     faults, notes = root_faults(LocalStore(str(tmp_path)))
     assert faults == ["classes.json was changed or damaged: its checksum does not fit; build it again"]
     assert "somebody wrote to it" in notes[0]
+    for place in (0, 8 * len(CARD) // 3, 8 * len(CARD) - 9, 8 * len(CARD) - 8 * 40, 8 * len(CARD) - 8 * 84):
+        broken = bytearray(CARD)
+        broken[place // 8] ^= 1 << (place % 8)
+        (tmp_path / CARD_NAME).write_bytes(broken)
+        assert root_faults(LocalStore(str(tmp_path)))[0][1:] == [
+            "README.md is damaged: one bit of it flipped; remove it and build again"
+        ]
+    (tmp_path / CARD_NAME).write_bytes(CARD.replace(b"Words", b"Other words"))
+    assert "somebody wrote to it" in root_faults(LocalStore(str(tmp_path)))[1][0]
 
 
 def test_check_looks_at_the_root(make_split, tmp_path):
