@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maskshards.shards.errors import StoreError
 from maskshards.shards.storage.base import SCHEME
-from maskshards.shards.storage.open_store import open_store
+from maskshards.shards.storage.open_store import folder_of, open_store
 
 MANIFEST_NAME = "manifest.json"
 USUAL_SPLITS = ("training", "validation")
@@ -29,7 +29,7 @@ def splits_below(place: str) -> list[str]:
             finally:
                 store.close()
         return found
-    folder = Path(place)
+    folder = folder_of(place)
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}")) if folder.is_dir() else []
 
 
@@ -37,7 +37,9 @@ def what_is_there(place: str, error: StoreError) -> str:
     """Why `place` is no split, and what to do."""
     if SCHEME.match(place):
         return f"{place}: no {MANIFEST_NAME} could be read there ({error}); give the URL of a split"
-    folder = Path(place)
+    folder = folder_of(place)
+    if folder.is_file():
+        return f"{place}: it is a file; give the folder that holds it, {folder.parent}"
     if not folder.is_dir():
         return f"{place}: there is no such folder; {_instead(folder.parent)}"
     if (folder / MANIFEST_NAME).exists():

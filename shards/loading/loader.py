@@ -29,7 +29,7 @@ from maskshards.shards.loading.cache import CacheSettings
 from maskshards.shards.loading.class_maps import ignore_index_of
 from maskshards.shards.loading.ordered_map import InOrder, close_at_exit
 from maskshards.shards.loading.place import Place, Share
-from maskshards.shards.loading.selecting import close_stores, own, reopened
+from maskshards.shards.loading.selecting import close_stores, own, reopened, say_if_alone_among_ranks
 from maskshards.shards.loading.transform import Transform
 from maskshards.shards.loading.transformed_reader import TransformedReader
 from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans
@@ -39,12 +39,17 @@ from maskshards.shards.order.order import (
     ORDER_VERSION,
     Order,
     World,
+    checked_world,
     num_micro_steps,
     whole_number,
 )
 from maskshards.shards.order.selection import Selection
 
 STATE_VERSION = 1
+SECOND = (
+    "another iteration of this loader has begun since, and took this one's place; for two at a time use "
+    "copy.copy(loader)"
+)
 
 Stage = Callable[[Iterator[Any]], Iterator[Any]]
 
@@ -101,11 +106,11 @@ class Loader(IterableDataset[Any]):
         threads = whole_number(threads, "threads", 1)
         prefetch_batches = whole_number(prefetch_batches, "prefetch_batches", 1)
         if global_batch is None:
-            global_batch = batch_per_rank * world.num_ranks
+            global_batch = batch_per_rank * checked_world(world).num_ranks
         self.selection = own(split, cache)
         self.global_batch = whole_number(global_batch, "global_batch", 1)
-        self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
-        self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, stages
+        self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, checked_world(world).num_ranks)
+        self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, tuple(stages)
         self.threads, self.prefetch_batches, self.pin, self.decode = threads, prefetch_batches, pin, decode
         order = Order(self.selection.shard_samples, seed, self.global_batch, epoch_end)
         self.num_samples, self.epoch_end = order.num_samples, epoch_end
@@ -124,7 +129,7 @@ class Loader(IterableDataset[Any]):
         self._place = Place(
             self._batches_before(position, "position"),
             self.micro_steps,
-            per_pass=None if epochs is None else _steps_of(epochs, order) * self.micro_steps,
+            per_pass=None if epochs is None else order.num_steps(epochs) * self.micro_steps,
             end=None if end is None else self._batches_before(end, "end"),
         )
         self._begin()
@@ -132,7 +137,7 @@ class Loader(IterableDataset[Any]):
     def _begin(self) -> None:
         """What belongs to this process alone."""
         self._process = os.getpid()
-        self._turn: object = None  # of the iteration that reads now
+        self._turn = 0  # number of the iteration that reads now
         self._reading: InOrder[BatchPlan, Any] | None = None
         close_at_exit(self)
 
@@ -166,25 +171,29 @@ class Loader(IterableDataset[Any]):
         self.close()
 
     def __iter__(self) -> Iterator[Any]:
-        """Batches from the current position on; a second iterator ends the first.
+        """Batches from the current position on; a second iterator ends the first, with RuntimeError if used.
 
         In a worker process of a DataLoader its share of them, always from where the loader stood in the
         parent: there `set_epoch` chooses the pass.
         """
         self.close()
-        return self._batches(self._place.begin())
+        say_if_alone_among_ranks(self.world)
+        self._turn += 1
+        return self._batches(self._place.begin(), self._turn)
 
-    def _batches(self, share: Share) -> Iterator[Any]:
-        batches, self._turn = self._pipeline(share), (turn := object())
+    def _batches(self, share: Share, turn: int) -> Iterator[Any]:
+        batches: Iterator[Any] | None = None
         while True:
+            if turn != self._turn:
+                raise RuntimeError(SECOND)
+            batches = self._pipeline(share) if batches is None else batches
             began = time.perf_counter()
             try:
                 batch = next(batches)
             except BaseException as error:
-                if self._turn is turn:
+                if turn == self._turn:
                     self.close()
                 if isinstance(error, StopIteration):
-                    self._place.ended()
                     return
                 raise
             self.wait_ms += (time.perf_counter() - began) * 1e3
@@ -232,7 +241,7 @@ class Loader(IterableDataset[Any]):
             self.selection = reopened(self.selection)
             self._reader = self._reader.for_selection(self.selection)
             return
-        reading, self._reading, self._turn = self._reading, None, None
+        reading, self._reading = self._reading, None
         if reading is not None:
             reading.close()
         self._reader.let_go()
@@ -243,9 +252,7 @@ class Loader(IterableDataset[Any]):
         Frameworks call it before each epoch. An endless stream counts its epochs itself and stays where it
         is. Worker processes of a DataLoader see it too, also persistent ones.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; expected 0 or more")
-        if self._place.go_to_pass(epoch):
+        if self._place.go_to_pass(whole_number(epoch, "epoch")):
             self.close()
 
     def state_dict(
@@ -277,6 +284,8 @@ class Loader(IterableDataset[Any]):
         A state inside an optimiser step of several batches continues with the next of them, or, on another
         number of ranks or batch size, at the beginning of that step.
         """
+        if not isinstance(state, dict):
+            raise ValueError(f"the state is {state!r}; expected what state_dict() returned")
         reasons = [
             f"{name} was {state.get(name)!r}, here it is {value!r}"
             for name, value in self._identity().items()
@@ -338,9 +347,3 @@ class Loader(IterableDataset[Any]):
         other = type(self).__new__(type(self))
         other.__setstate__({**self.__getstate__(), "_place": copy.deepcopy(self._place)})
         return other
-
-
-def _steps_of(epochs: int, order: Order) -> int:
-    """Global batches in so many epochs, rounded up."""
-    epochs = whole_number(epochs, "epochs (None for an endless stream)", 1)
-    return -(-epochs * order.epoch_samples // order.global_batch)

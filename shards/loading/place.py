@@ -80,8 +80,9 @@ class Place:
             return Share(start, 1, self._stop_of(start))
         if info.id == 0 and self._loaded is None and self._cells[READ_BY_WORKERS] == start:
             log.warning(
-                "a DataLoader's workers read the pass from batch %d again, in the same order and with the "
-                "same random numbers; call set_epoch(...) on the Loader before each epoch",
+                "a DataLoader's workers begin at batch %d again, in the same order and with the same random "
+                "numbers; before each iteration call set_epoch(epoch) on the Loader if it has epochs=, or "
+                "load_state_dict(loader.state_dict(after=the last batch))",
                 start,
             )
         own = Share(start + info.id, info.num_workers, self._stop_of(start))
@@ -94,13 +95,10 @@ class Place:
         """Count one batch of the running iteration."""
         if self._share is not None:
             self._given += 1
+            if self._worker is not None and self._worker[0] == 0:
+                self._cells[READ_BY_WORKERS] = self._start
         else:
             self._cells[NEXT] += 1
-
-    def ended(self) -> None:
-        """The running iteration has handed out all that it had."""
-        if self._worker is not None and self._worker[0] == 0:
-            self._cells[READ_BY_WORKERS] = self._start
 
     def pass_length(self) -> int:
         """Batches of a whole pass; TypeError for a stream without end."""

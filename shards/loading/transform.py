@@ -49,29 +49,29 @@ def checked(result: Any, key: str) -> Transformed:
             "(h, w) of an integer type"
         )
     if isinstance(image, Tensor):
+        image = image.detach()
         found, shape, expected = tuple(image.shape[1:]), tuple(image.shape), "(3, h, w) tensor"
         fits = image.ndim == 3 and image.shape[0] == 3
     else:
         image = np.ascontiguousarray(image)
         found, shape, expected = image.shape[:2], image.shape, "(h, w, 3) array"
-        fits = image.ndim == 3 and image.shape[2] == 3
-    if not fits or found != class_map.shape:
+        fits = image.ndim == 3 and image.shape[2] == 3 and image.dtype.kind in "iuf"
+    if not fits or found != class_map.shape or not class_map.size:
         raise ValueError(
-            f"sample {key!r}: the transform's image is {shape} and its class map {class_map.shape}; "
-            f"expected an {expected} and an (h, w) map of one size"
+            f"sample {key!r}: the transform's image is {shape} {image.dtype} and its class map "
+            f"{class_map.shape}; expected an {expected} and an (h, w) map of one size"
         )
     return Transformed(image, class_map)
 
 
 def as_pixels(image: Any, key: str) -> NDArray[np.uint8]:
     """(h, w, 3) uint8 of a transformed image; TypeError for other levels than bytes."""
-    pixels = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image
-    if pixels.dtype != np.uint8:
+    if image.dtype not in (np.uint8, torch.uint8):
         raise TypeError(
-            f"sample {key!r}: the transform's image is {pixels.dtype}; a batch of whole images carries "
+            f"sample {key!r}: the transform's image is {image.dtype}; a batch of whole images carries "
             "uint8. Normalise later, or take batches as dicts (as_dict=True)"
         )
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image)
 
 
 def stacked(

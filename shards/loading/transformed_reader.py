@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from maskshards.shards.batch import RaggedBatch
 from maskshards.shards.errors import RAISE, SampleError
 from maskshards.shards.format.batch_runs import join_runs
@@ -37,6 +39,8 @@ class TransformedReader(BatchReader):
         transform: Transform | None = None,
     ) -> None:
         super().__init__(selection, seed=seed, policy=policy, pin=pin, lanes=lanes)
+        if not callable(transform) and transform is not None:
+            raise ValueError(f"transform is {transform!r}; expected a function of one sample")
         self.transform = transform
         self.num_classes = len(selection.splits[0].manifest.classes)
 
@@ -67,7 +71,7 @@ class TransformedReader(BatchReader):
             key, shape = sample.row.entry.key, sample.pixels.shape[:2]
             result: tuple[Any, Any] = sample.pixels, class_map_of(runs, shape[0], shape[1], self.num_classes)
             if self.transform is not None:
-                result = self.transform(*result, generator_of(self.seed, epoch, key))
+                result = self._by_user(self.transform, result, epoch, key)
             made = checked(result, key)
             try:
                 check_class_map(made.class_map, self.num_classes)
@@ -75,9 +79,22 @@ class TransformedReader(BatchReader):
                 raise ValueError(f"sample {key!r}: after the transform {error}") from None
             yield sample, made
 
-    def read_tensors(self, plan: BatchPlan) -> dict[str, Any]:
-        """The batch as a plain dict of tensors, see `transform.stacked`; all images must have one size."""
+    def _by_user(self, transform: Transform, sample: tuple[Any, Any], epoch: int, key: str) -> Any:
+        try:
+            return transform(*sample, generator_of(self.seed, epoch, key))
+        except StopIteration as error:  # would end the batch's own loop
+            raise RuntimeError(f"sample {key!r}: the transform raised StopIteration") from error
+        except Exception as error:
+            error.add_note(f"raised by the transform of sample {key!r}, epoch {epoch}")
+            raise
+
+    def read_tensors(self, plan: BatchPlan, with_valid: bool = False) -> dict[str, Any]:
+        """The batch as a plain dict of tensors, see `transform.stacked`; all images must have one size.
+
+        With "valid" besides, (B,) bool, if asked for.
+        """
         samples, _ = self._decoded(plan)
         results = [result for _, result in self._transformed(plan, samples)]
         keys = [sample.row.entry.key for sample in samples]
-        return stacked(results, keys, plan.positions, pin=self.pin)
+        batch = stacked(results, keys, plan.positions, pin=self.pin)
+        return {**batch, "valid": torch.tensor(plan.valid)} if with_valid else batch

@@ -55,11 +55,20 @@ class World:
     num_ranks: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("rank", "num_ranks"):  # plain integers, which states hold as JSON
+            object.__setattr__(self, name, whole_number(getattr(self, name), name))
         if not 0 <= self.rank < self.num_ranks:
             raise ValueError(f"rank {self.rank} of {self.num_ranks} ranks: expected 0 <= rank < num_ranks")
 
 
 ALONE = World()  # one process
+
+
+def checked_world(world: object) -> World:
+    """`world` itself; ValueError for anything else."""
+    if not isinstance(world, World):
+        raise ValueError(f"world is {world!r}; expected World(rank, num_ranks)")
+    return world
 
 
 def random_words(num_words: int, purpose: int, *keys: int) -> NDArray[np.uint64]:
@@ -164,6 +173,11 @@ class Order:
             while len(self._epochs) > 2:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
+
+    def num_steps(self, epochs: int) -> int:
+        """Global batches in so many epochs, rounded up."""
+        epochs = whole_number(epochs, "epochs (None for an endless stream)", 1)
+        return -(-epochs * self.epoch_samples // self.global_batch)
 
     def _lane_starts(self, lanes: Int64Array) -> Int64Array:
         """Where lanes start in the base list; lane V would start at the epoch's end."""

@@ -79,3 +79,20 @@ def test_a_server_that_does_not_answer_is_asked_once(monkeypatch):
         open_splits(url)
     assert isinstance(caught.value.__cause__, UnreachableError)
     assert opened == [url]
+
+
+def test_a_file_in_place_of_its_folder_is_named(make_split):
+    folder = make_split("pointed", [1]).folder
+    with pytest.raises(ManifestError, match=rf"it is a file; give the folder that holds it, {folder}$"):
+        open_split(folder / "manifest.json")
+
+
+def test_a_tilde_is_the_users_own_folder(make_split, monkeypatch):
+    folder = make_split("homely", [1]).folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert open_split(f"~/{folder.name}").base == str(folder)
+    assert [split.base for split in open_splits(f"~/{folder.name}/")] == [str(folder)]
+    with pytest.raises(ManifestError, match="~/nothing: there is no such folder"):
+        open_split("~/nothing")
+    with pytest.raises(ManifestError, match="~nobody-of-that-name/x: there is no such folder"):
+        open_split("~nobody-of-that-name/x")

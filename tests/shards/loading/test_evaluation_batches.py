@@ -1,6 +1,12 @@
 """Each sample once, on any number of ranks, in equal steps."""
 
+import copy
+import pickle
+
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from maskshards.shards.format.manifest import open_split
 from maskshards.shards.loading.cache import CacheSettings, cached
@@ -46,3 +52,46 @@ def test_evaluation_through_a_cache_fetches_each_shard_once(make_split, serve, t
     )
     for shard in made.manifest.shards:
         assert server.bytes_sent[shard.name] == shard.bytes
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # fewer cores than workers
+@pytest.mark.parametrize("workers", [None, 0, 2, 3])
+def test_a_validation_loop_reads_all_again_and_again(made, split, workers):
+    """What frameworks iterate once an epoch: in this process, in workers, after a loop that was left."""
+    everything = [key for shard in made.keys for key in shard]
+    batches = evaluation_batches(split, batch_per_rank=4)
+    source = batches if workers is None else DataLoader(batches, batch_size=None, num_workers=workers)
+    assert len(source) == len(batches) == 5
+    assert next(iter(source)).keys == tuple(everything[:4])
+    for again in (source, source, pickle.loads(pickle.dumps(batches)), copy.copy(batches)):
+        rows = [zip(batch.keys, batch.valid, strict=True) for batch in again]
+        assert [key for row in rows for key, valid in row if valid] == everything
+
+
+def test_two_iterations_at_a_time_do_not_touch_each_other(split):
+    batches = evaluation_batches(split, batch_per_rank=4)
+    pairs = list(zip(batches, batches, strict=True))
+    assert len(pairs) == 5
+    assert all(one.keys == two.keys for one, two in pairs)
+
+
+def test_dicts_say_which_rows_only_fill_the_last_batch(made, split):
+    def fixed(image, classes, random):
+        return np.zeros((8, 8, 3), np.uint8), np.full((8, 8), int(random.integers(100)), np.uint8)
+
+    batches = evaluation_batches(split, batch_per_rank=4, transform=fixed, as_dict=True)
+    found = list(batches)
+    valid = [key for batch in found for key, real in zip(batch["keys"], batch["valid"], strict=True) if real]
+    assert valid == [key for shard in made.keys for key in shard]
+    assert [batch["class_maps"].tolist() for batch in batches] == [b["class_maps"].tolist() for b in found]
+    assert found[0]["valid"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_per_rank": 0}, {"threads": 0}, {"max_samples": 0}, {"max_samples": 2.5}, {"world": None}],
+)
+def test_values_without_sense_are_named(split, wrong):
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        evaluation_batches(split, **{"batch_per_rank": 1, **wrong})

@@ -1,6 +1,7 @@
 """The stream: right pixels and masks, the same for any world and any threads, resumed from one integer."""
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -409,3 +410,46 @@ def test_a_batch_that_is_kept_is_not_written_over_by_those_that_use_dropped_memo
     with Loader(made.folder, **settings) as loader:
         some = [(batch, digest(batch)) for number, batch in enumerate(loader) if number % 2]
     assert [digest(batch) for batch, _ in some] == [then for _, then in some] == dropped[1::2]
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        lambda loader: [1 for _ in loader for _ in loader],
+        lambda loader: list(zip(loader, loader, strict=False)),
+        lambda loader: [next(batches) for batches in reversed([iter(loader), iter(loader)])],
+    ],
+)
+def test_two_iterations_of_one_loader_at_a_time_are_an_error_and_no_short_epoch(made, both):
+    with Loader(made.folder, batch_per_rank=4, epochs=1) as loader:
+        with pytest.raises(RuntimeError, match=r"use copy\.copy\(loader\)"):
+            both(loader)
+        assert list(loader)
+        batches = iter(loader)
+        next(batches)
+        loader.close()
+        assert list(batches) == []
+
+
+@pytest.mark.parametrize("epoch", ["1", 1.5, None, -1])
+def test_an_epoch_that_is_none_moves_nothing(made, epoch):
+    with Loader(made.folder, batch_per_rank=4, epochs=1) as loader:
+        with pytest.raises(ValueError, match=r"epoch is .*; expected a whole number"):
+            loader.set_epoch(epoch)
+        assert loader.position == 0
+
+
+@pytest.mark.parametrize("state", [None, [], "state"])
+def test_a_state_that_is_none_is_named(made, state):
+    with Loader(made.folder, batch_per_rank=4) as loader, pytest.raises(ValueError, match="the state is"):
+        loader.load_state_dict(state)
+
+
+def test_numpys_integers_leave_no_trace_in_a_state(made):
+    one = np.int64(1)
+    with Loader(
+        made.folder, batch_per_rank=one * 2, world=World(one, one * 2), seed=one, position=0 * one
+    ) as loader:
+        assert json.loads(json.dumps(loader.state_dict()))["num_ranks"] == 2
+    with pytest.raises(ValueError, match=r"world is \(0, 2\); expected World"):
+        Loader(made.folder, batch_per_rank=2, world=(0, 2))

@@ -148,3 +148,61 @@ def test_the_documented_transform_runs(split):
     assert left["batch"]["images"].shape == (4, 3, 256, 256)
     assert left["batch"]["images"].dtype == torch.float32
     assert len(program[program.index("def transform") : program.index("loader =")].strip().splitlines()) < 10
+
+
+def test_an_error_of_the_function_names_its_sample(split):
+    def divide(image, classes, random):
+        return image, classes[len(classes) // 0]
+
+    with (
+        pytest.raises(ZeroDivisionError) as caught,
+        Loader(split, batch_per_rank=7, transform=divide) as loader,
+    ):
+        next(iter(loader))
+    (note,) = caught.value.__notes__
+    assert re.fullmatch(r"raised by the transform of sample 'transformed_\d_\d', epoch 0", note)
+
+    def stop(image, classes, random):
+        return next(iter(()))
+
+    with (
+        pytest.raises(RuntimeError, match=r"sample 'transformed_\d_\d': the transform raised StopIteration"),
+        Loader(split, batch_per_rank=7, transform=stop) as loader,
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda image, classes, _: (image[:0], classes[:0]), r"image is \(0, "),
+        (lambda image, classes, _: (image.astype(object), classes), "object"),
+        (lambda image, classes, _: (image > 7, classes), "bool"),
+    ],
+)
+def test_images_that_no_batch_can_hold_are_named(split, change, match, as_dict):
+    with (
+        pytest.raises(ValueError, match=f"sample 'transformed.*{match}"),
+        Loader(split, batch_per_rank=1, transform=change, as_dict=as_dict) as loader,
+    ):
+        next(iter(loader))
+
+
+def test_a_tensor_that_wants_gradients_is_taken_as_its_values(split):
+    def learned(image, classes, random):
+        values = torch.from_numpy(image[:8, :8]).permute(2, 0, 1).float()
+        return values.requires_grad_() * 2, classes[:8, :8]
+
+    with Loader(split, batch_per_rank=2, transform=learned, as_dict=True) as loader:
+        assert not next(iter(loader))["images"].requires_grad
+    with (
+        pytest.raises(TypeError, match=r"image is torch.float32; a batch of whole images"),
+        Loader(split, batch_per_rank=2, transform=learned) as loader,
+    ):
+        next(iter(loader))
+
+
+def test_what_is_no_function_is_named_at_once(split):
+    with pytest.raises(ValueError, match="transform is 'flip'; expected a function of one sample"):
+        Loader(split, batch_per_rank=1, transform="flip")
