@@ -30,7 +30,7 @@ from maskshards.train.evaluation.provenance import check_trained_on
 from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.prediction.devices import choose_device
 from maskshards.train.prediction.hub_model import fetch_model, is_hub_id
-from maskshards.train.prediction.image_arrays import as_rgb, is_many
+from maskshards.train.prediction.image_arrays import as_rgb, each_as_rgb, is_many
 from maskshards.train.prediction.image_files import PredictError
 from maskshards.train.prediction.mosaic import label_mosaic
 from maskshards.train.trainer.build import autocast_dtype, build_model
@@ -110,7 +110,7 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
     def scores(self, images: Any) -> Any:
         """(C, H, W) float32 probabilities of an image at its own size; they sum to 1 at every pixel."""
         if is_many(images):
-            return [self.scores(image) for image in images]
+            return [self.scores(image) for image in each_as_rgb(images)]
         pixels = [self._on_device(as_rgb(images))]
         (found,) = probability_maps(self.segmenter, pixels, self.settings, self.autocast_dtype)
         return found.cpu().numpy()
@@ -121,7 +121,7 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
         here the mean probability of the class in its mask.
         """
         if is_many(images):
-            return [self.segments(image) for image in images]
+            return [self.segments(image) for image in each_as_rgb(images)]
         scores = self.scores(images)
         class_map, best = scores.argmax(0), scores.max(0)
         found = []
@@ -282,8 +282,7 @@ def check_given_names(names: Sequence[str]) -> None:
 def _batches(images: Sequence[Any]) -> Iterator[list[np.ndarray]]:
     """Images as arrays, so many at once as BATCH_PX and MOST_TOGETHER allow; in order."""
     batch: list[np.ndarray] = []
-    for image in images:
-        array = as_rgb(image)
+    for array in each_as_rgb(images):
         held = sum(one.shape[0] * one.shape[1] for one in batch)
         if batch and (held + array.shape[0] * array.shape[1] > BATCH_PX or len(batch) == MOST_TOGETHER):
             yield batch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,16 @@ def as_rgb(image: Any) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         raise PredictError(f"{_called(image)}; {EXPECTED}")
     return _from_array(image)
+
+
+def each_as_rgb(images: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Each image of a list as `as_rgb` has it; what is said of one begins with its place, images[2]."""
+    for place, image in enumerate(images):
+        try:
+            array = as_rgb(image)
+        except PredictError as error:
+            raise PredictError(f"images[{place}]: {error}") from error
+        yield array
 
 
 def is_many(images: Any) -> bool:
@@ -77,8 +87,8 @@ def _called(image: Any) -> str:
     if isinstance(image, bytes | bytearray | memoryview):
         return "encoded bytes are not read; pass PIL.Image.open(io.BytesIO(data))"
     if isinstance(image, Iterable) and not isinstance(image, Mapping | list | tuple):
-        return f"a {type(image).__name__} is no image and no list; pass list(images)"
-    return f"a {type(image).__name__} is no image here"
+        return f"{type(image).__name__} is no image and no list; pass list(images)"
+    return f"{type(image).__name__} is no image here"
 
 
 def _from_torch(tensor: Any) -> np.ndarray:
@@ -94,7 +104,8 @@ def _from_torch(tensor: Any) -> np.ndarray:
 def _from_array(array: np.ndarray) -> np.ndarray:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind not in "biufc":
-        raise PredictError(f"an array of {array.dtype} is no image; {EXPECTED}")
+        several = " (images of several sizes: pass list(images))" if array.dtype.kind == "O" else ""
+        raise PredictError(f"an array of {array.dtype} is no image{several}; {EXPECTED}")
     if array.dtype not in (np.uint8, np.uint16):
         raise PredictError(_wrong_type(str(array.dtype), array.dtype.kind == "f"))
     shape = array.shape

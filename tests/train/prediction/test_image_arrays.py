@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskshards.train.prediction.image_arrays import as_rgb, is_many
+from maskshards.train.prediction.image_arrays import as_rgb, each_as_rgb, is_many
 from maskshards.train.prediction.image_files import PredictError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -64,9 +64,9 @@ def test_grey_is_repeated(grey):
         (Image.new("RGB", (0, 5)), "0x5 px: it has no pixels"),
         (io.BytesIO(b""), "an open file is not read"),
         (torch.empty(4, 4, 3, dtype=torch.uint8, device="meta"), "a tensor on meta cannot be read"),
-        ((one for one in [RGB]), r"a generator is no image and no list; pass list\(images\)"),
+        ((one for one in [RGB]), r"generator is no image and no list; pass list\(images\)"),
         (b"\xff\xd8", "encoded bytes are not read; pass PIL"),
-        ({"image": RGB}, "a dict is no image here"),
+        ({"image": RGB}, "dict is no image here"),
         ("https://host/a.jpg", "is a URL, and nothing is fetched"),
         ("a\0.jpg", "is no path"),
         ("", "'' is no path"),
@@ -76,8 +76,8 @@ def test_grey_is_repeated(grey):
         (RGB[:0], r"\(0, 9, 3\) is no image; expected"),
         (RGB[0, 0], r"\(3,\) is no image"),
         (RGB[:, :, :2], r"\(6, 9, 2\) is no image"),
-        (7, "a int is no image here; expected a path, a PIL image"),
-        (None, "a NoneType is no image"),
+        (7, "int is no image here; expected a path, a PIL image"),
+        (None, "NoneType is no image"),
         (Image.new("F", (4, 4)), "the PIL image has mode F"),
         ("/no/such/file.jpg", r"/no/such/file\.jpg does not exist"),
     ],
@@ -86,6 +86,14 @@ def test_what_could_mean_two_things_is_refused_in_one_sentence(image, words):
     with pytest.raises(PredictError, match=words) as told:
         as_rgb(image)
     assert "\n" not in str(told.value)
+
+
+def test_what_is_wrong_in_a_list_is_told_with_its_place():
+    assert len(list(each_as_rgb((RGB, RGB)))) == 2
+    with pytest.raises(PredictError, match=r"images\[1\]: nope\.png does not exist"):
+        list(each_as_rgb([RGB, "nope.png"]))
+    with pytest.raises(PredictError, match=r"an array of object is no image \(images of several sizes"):
+        as_rgb(np.array([RGB, None], dtype=object))
 
 
 def test_lists_are_many():

@@ -107,8 +107,10 @@ def test_a_mosaic_of_200_megapixels_takes_less_than_4_gb(tmp_path, monkeypatch):
     Image.new("L", (20_000, 10_000), 99).save(tmp_path / "mosaic.png", compress_level=1)
     words = ["predict", str(run), str(tmp_path / "mosaic.png"), "--mosaic", "--device", "cpu"]
     command = [sys.executable, "-m", "maskshards", *words, "--output", str(tmp_path / "out")]
-    _, status, used = os.wait4(subprocess.Popen(command).pid, 0)
-    assert status == 0
+    with subprocess.Popen(command) as child:
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
     assert used.ru_maxrss * 1024 < 4e9
     with Image.open(tmp_path / "out/labels/mosaic.png") as labels:
         assert labels.size == (20_000, 10_000)
