@@ -17,7 +17,7 @@ from pathlib import Path
 from maskshards.train.bench.budgeted import FAILED, Budget, Journal, Part, end_after, run_parts
 from maskshards.train.bench.command import chosen_device
 from maskshards.train.bench.gpu_table import markdown, printed
-from maskshards.train.bench.parts import machine, operators, steps
+from maskshards.train.bench.parts import backbone, machine, operators, steps
 from maskshards.train.bench.parts.gpu_tests import ROOT, gpu_tests
 from maskshards.train.bench.parts.parity import parity
 from maskshards.train.bench.parts.setting import Setting
@@ -110,6 +110,7 @@ def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
         ("layers", 10, partial(operators.layers, setting)),
         ("crop", 5, partial(operators.crops, setting)),
         ("nvJPEG", 10, partial(operators.jpeg_decoding, setting)),
+        ("backbone in 8 bits", 60, partial(backbone.precisions, setting)),
         (f"width {small}", 25, partial(steps.eager, setting, small)),
         (f"width {large}", 45, partial(steps.eager, setting, large)),
         (f"width {small}, without", 20, partial(steps.without, setting, small)),

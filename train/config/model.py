@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from maskshards.train.keys import ConfigError, key
-from maskshards.train.model.backbone.architectures import ARCHITECTURES, POSITION_RULES
+from maskshards.train.model.backbone.architectures import ARCHITECTURES, BACKBONE_PRECISIONS, POSITION_RULES
 from maskshards.train.model.heads.rules import (
     FEED_FORWARD,
     HEAD_RULES,
@@ -47,6 +47,12 @@ class ModelConfig:
         "how a dinov2_* without registers resizes positions: as published, or as transformers and older "
         "checkpoints do; null: as the checkpoint was trained, else offset",
         one_of=POSITION_RULES,
+    )
+    backbone_precision: str | None = key(
+        None,
+        "of products in the backbone's blocks: as model_dtype (full), or in 8 bits, for features that differ "
+        "by some per cent; null: as the checkpoint was trained, else full",
+        one_of=BACKBONE_PRECISIONS,
     )
     pretrained_weights: str | None = key(None, "another word for weights (facebookresearch/dinov3's)")
     config_file: str | None = key(None, "refused: dino_hub names the architecture")

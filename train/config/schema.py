@@ -21,6 +21,7 @@ from maskshards.train.config.optimisation import (
 from maskshards.train.config.results import METRICS, CheckpointConfig, EvalConfig, LogConfig
 from maskshards.train.keys import ConfigError, key, nearest, section
 from maskshards.train.losses.settings import LossSettings
+from maskshards.train.model.backbone.architectures import FP8
 from maskshards.train.model.heads.rules import MIXED, PRECISIONS
 
 __all__ = [
@@ -106,6 +107,10 @@ class TrainConfig:
             raise ConfigError(
                 "init_from starts a run and resume_from continues one; "
                 "only resume_from=auto may stand beside init_from"
+            )
+        if self.model.backbone_precision == FP8 and self.model_dtype is not ModelDtype.BFLOAT16:
+            raise ConfigError(
+                "model.backbone_precision=fp8 gives bfloat16 features: say model_dtype=BFLOAT16 with it"
             )
         if self.output_dir is None:
             raise ConfigError("output_dir is not set; say output_dir=FOLDER, where the run's files go")

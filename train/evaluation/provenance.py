@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from maskshards.shards.format.manifest import Manifest
 from maskshards.train.checkpoint.train_state import TrainState
 from maskshards.train.config.schema import ConfigError, TrainConfig
-from maskshards.train.model.backbone.architectures import trained_position_rule
+from maskshards.train.model.backbone.architectures import trained_position_rule, trained_precision
 from maskshards.train.model.backbone.frozen import FrozenBackbone
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def check_trained_on(
             f"{where} was trained with model.position_rule={trained_rule(state)}, not "
             f"{backbone.position_rule}: leave the key out, and the checkpoint's is taken"
         )
+    warn_of_another_precision(state, backbone, where)
     for line in told_differences(state, config):
         logger.warning("%s: %s", where, line)
 
@@ -53,6 +54,17 @@ def warn_of_another_rule(state: TrainState | None, backbone: FrozenBackbone, whe
                 "%s was trained with model.position_rule=%s and goes on with %s: features differ by some %%",
                 *(where, before, now),
             )
+
+
+def warn_of_another_precision(state: TrainState, backbone: FrozenBackbone, where: str) -> None:
+    """Scores from features of another precision are near those of the training, but not the same."""
+    before = trained_precision(state.config.get("model", {}))
+    if before != backbone.precision:
+        logger.warning(
+            "%s was trained with model.backbone_precision=%s, and features are made with %s now: they differ "
+            "by some %%; leave the key out, and the checkpoint's is taken",
+            *(where, before, backbone.precision),
+        )
 
 
 def trained_rule(state: TrainState) -> str | None:

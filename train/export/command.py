@@ -29,6 +29,7 @@ from maskshards.train.export.graph import (
     save_program,
     smallest_px,
 )
+from maskshards.train.model.backbone.architectures import FP8
 from maskshards.train.prediction.arguments import add_model_options, read_names, sort_words
 from maskshards.train.predictor import Predictor, load_model
 
@@ -166,6 +167,11 @@ def write_graph(request: Request, predictor: Predictor, folder: Path) -> str:
     """The inference graph as one file, compared with the model, and a description of it in model.json."""
     settings = predictor.settings
     size = parse_size(request.size or str(settings.crop_px))
+    if predictor.segmenter.backbone.precision == FP8:
+        raise ExportError(
+            "a backbone with products in 8 bits is not exported as a graph: add "
+            "model.backbone_precision=full, and read docs/models.md on what that changes"
+        )
     graph = InferenceGraph(predictor.segmenter, settings.mean, settings.std)
     program = export_program(graph, size)
     path = folder / FORMATS[request.format]

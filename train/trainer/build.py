@@ -25,6 +25,7 @@ from maskshards.train.capture.captured_step import captured_step
 from maskshards.train.config.data import LSJ, split_url
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
+from maskshards.train.model.backbone.architectures import FULL
 from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import GRAPH, compile_in_place
@@ -119,6 +120,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         dtype=autocast_dtype(config, device),
         device=device,
         rule=model.position_rule,
+        precision=model.backbone_precision or FULL,
     )
     segmenter = on_backbone(backbone, config).to(device)
     for module in segmenter.decoder.modules():

@@ -24,7 +24,12 @@ from maskshards.train.config.model import ModelConfig
 from maskshards.train.config.plain_values import YAML_ERRORS
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.model.backbone.architectures import position_rule, trained_position_rule
+from maskshards.train.model.backbone.architectures import (
+    FULL,
+    position_rule,
+    trained_position_rule,
+    trained_precision,
+)
 from maskshards.train.model.backbone.hub_commit import WHOLE, hub_id_of, newest_commit
 from maskshards.train.trainer.resume import newest_in
 
@@ -47,14 +52,19 @@ def with_commit(config: TrainConfig, earlier: Mapping[str, Any] | None) -> Train
 
 
 def with_rule(config: TrainConfig, earlier: Mapping[str, Any] | None) -> TrainConfig:
-    """`config`, and if its `model.position_rule` is not given that of `earlier`, where both name the same
-    backbone, else the backbone's default. Configurations older than the key mean `size`.
+    """`config`, and where `model.position_rule` and `model.backbone_precision` are not given those of
+    `earlier`, if both name the same backbone, else the defaults. Configurations older than the keys mean
+    `size` and `full`.
     """
-    name, rule = config.model.dino_hub or "", config.model.position_rule
+    name, rule, precision = (
+        config.model.dino_hub or "", config.model.position_rule, config.model.backbone_precision,
+    )  # fmt: skip
     model = (earlier or {}).get("model")
-    if rule is None and isinstance(model, Mapping) and model.get("dino_hub") == name:
-        rule = trained_position_rule(model)
-    return replace(config, model=replace(config.model, position_rule=position_rule(name, rule)))
+    if isinstance(model, Mapping) and model.get("dino_hub") == name:
+        rule = rule or trained_position_rule(model)
+        precision = precision or trained_precision(model)
+    rules = {"position_rule": position_rule(name, rule), "backbone_precision": precision or FULL}
+    return replace(config, model=replace(config.model, **rules))
 
 
 def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
@@ -63,7 +73,10 @@ def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
     def look() -> dict[str, str | None]:
         last = earlier_config(config, run)
         model = with_rule(with_commit(config, last), last).model
-        return {"revision": commit_of(model), "position_rule": model.position_rule}
+        return {
+            "revision": commit_of(model), "position_rule": model.position_rule,
+            "backbone_precision": model.backbone_precision,
+        }  # fmt: skip
 
     return replace(config, model=replace(config.model, **ranks.from_first(look)))
 

@@ -32,6 +32,7 @@ from maskshards.train.config.load import ConfigError, flatten, to_plain
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.evaluation.provenance import trained_rule, warn_of_another_rule
+from maskshards.train.model.backbone.architectures import trained_precision
 from maskshards.train.optim.optimizer import load_optimizer_tensors
 from maskshards.train.trainer.build import Parts
 
@@ -46,6 +47,7 @@ FREE_TO_CHANGE = (
     "bs",
     "n_gpus",
     "global_batch",
+    "model.backbone_precision",  # what it means is compared by `check_same_run`
 )
 
 
@@ -194,6 +196,7 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
         "model.dino_hub": (state.backbone, config.model.dino_hub),
         "the backbone's weights digest": (state.backbone_digest, backbone.digest),
         "model.position_rule": (trained_rule(state), backbone.position_rule),
+        "model.backbone_precision": (trained_precision(state.config.get("model", {})), backbone.precision),
     }
     for name, (saved, now) in pairs.items():
         if saved != now:
@@ -254,7 +257,9 @@ def state_of(
     """The facts of this run after `step` steps, as a checkpoint holds them."""
     manifest, backbone = parts.train_split.manifest, parts.segmenter.backbone
     plain = to_plain(config)
-    plain["model"]["position_rule"] = backbone.position_rule
+    plain["model"] |= {
+        "position_rule": backbone.position_rule, "backbone_precision": backbone.precision,
+    }  # fmt: skip
     return TrainState(
         step=step,
         position=step * config.images_per_step,

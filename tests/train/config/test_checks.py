@@ -76,6 +76,8 @@ def test_good_settings_pass() -> None:
         ("compile=all", "compile is 'all', expected one of none, backbone, model"),
         ("compile_mode=fast", "expected one of default, reduce-overhead, max-autotune, graph"),
         ("compile_mode=reduce-overhead", "changes nothing with compile=none"),
+        ("model.backbone_precision=int8", "expected one of full, fp8"),
+        ("model.backbone_precision=fp8", "fp8 gives bfloat16 features: say model_dtype=BFLOAT16"),
         ("compile_backbone=True", "unknown key 'compile_backbone'"),
         ("datasets.repeat_threshold=0", "repeat_threshold"),
         ("guards.non_finite=ignore", "one of stop, skip"),

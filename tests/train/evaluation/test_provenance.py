@@ -28,9 +28,9 @@ STATE = TrainState(
 )
 
 
-def backbone(digest: str = "d" * 8, rule: str | None = None) -> Any:
+def backbone(digest: str = "d" * 8, rule: str | None = None, precision: str = "full") -> Any:
     arch = SimpleNamespace(name="dinov3_tiny16")
-    return SimpleNamespace(digest=digest, position_rule=rule, arch=arch)
+    return SimpleNamespace(digest=digest, position_rule=rule, arch=arch, precision=precision)
 
 
 def test_the_same_is_silent(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,6 +82,11 @@ def test_starting_from_another_rule_is_told(caplog: pytest.LogCaptureFixture) ->
     assert trained_rule(STATE) is None
     warn_of_another_rule(STATE, backbone(rule="size"), "x.pth")
     assert "model.position_rule=None and goes on with size" in caplog.text
+
+
+def test_features_of_another_precision_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    check_trained_on(STATE, CONFIG, backbone(precision="fp8"), "x.pth")
+    assert "model.backbone_precision=full, and features are made with fp8 now" in caplog.text
 
 
 def test_another_scale_of_pixels_is_told():

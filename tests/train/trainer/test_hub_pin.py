@@ -192,6 +192,23 @@ def test_what_resume_from_names_comes_before_what_the_folder_holds(
     assert earlier_config(onward, tmp_path) is None  # and not the folder's
 
 
+@pytest.mark.parametrize(
+    ("earlier", "precision"),
+    [
+        (None, "full"),
+        ({"model": {"dino_hub": "dinov3_tiny16"}}, "full"),  # older than the key
+        ({"model": {"dino_hub": "dinov3_tiny16", "backbone_precision": "fp8"}}, "fp8"),
+        ({"model": {"dino_hub": "dinov3_vitl16", "backbone_precision": "fp8"}}, "full"),  # of another one
+    ],
+)
+def test_the_precision_of_the_backbone_is_the_checkpoints_else_full(
+    earlier: dict[str, object] | None, precision: str, tiny_run: list[str]
+) -> None:
+    assert with_rule(load_config(tiny_run), earlier).model.backbone_precision == precision
+    own = load_config([*tiny_run, "model.backbone_precision=fp8", "model_dtype=BFLOAT16"])
+    assert with_rule(own, earlier).model.backbone_precision == "fp8"
+
+
 DINOV2 = ["model.dino_hub=dinov2_tiny14", "transforms.train.crop_size=[224,224]"]
 LINEAR = ["decoder_head.type=linear", "decoder_head.backbone_out_layers=LAST", "eval.mode=whole"]
 

@@ -38,7 +38,7 @@ def test_a_record_goes_to_file_and_trackers_and_state_tells_the_position(tmp_pat
         train_split=SimpleNamespace(manifest=manifest),
         val_split=SimpleNamespace(manifest=manifest),
         selection=SimpleNamespace(fingerprint="chosen"),
-        segmenter=SimpleNamespace(backbone=SimpleNamespace(digest="d", position_rule=None)),
+        segmenter=SimpleNamespace(backbone=SimpleNamespace(digest="d", position_rule=None, precision="full")),
     )
     session = Session(
         config, ranks, cast(Parts, parts), tmp_path, MetricsFile(tmp_path, ranks, 0),

@@ -23,6 +23,9 @@ NUM_REGISTERS = 4
 # code's rule, SIZE is transformers' and the one that checkpoints were trained under that name no rule.
 OFFSET, SIZE = "offset", "size"
 POSITION_RULES = (OFFSET, SIZE)
+# Of the products in the blocks: as model_dtype says, or in 8 bits.
+FULL, FP8 = "full", "fp8"
+BACKBONE_PRECISIONS = (FULL, FP8)
 
 
 class ModelError(ValueError):
@@ -165,6 +168,14 @@ def trained_position_rule(model: Mapping[str, Any]) -> str | None:
     if name not in ARCHITECTURES or not ARCHITECTURES[name].position_rules:
         return None
     return position_rule(name, model.get("position_rule") or SIZE)
+
+
+def trained_precision(model: Mapping[str, Any]) -> str:
+    """The precision of products that a checkpoint was trained under, from the `model` section of its
+    configuration; FULL where the section is older than the key.
+    """
+    found = model.get("backbone_precision")
+    return found if found in BACKBONE_PRECISIONS else FULL
 
 
 LAYER_WORDS = ("LAST", "FOUR_LAST", "FOUR_EVEN_INTERVALS")

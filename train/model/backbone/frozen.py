@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from maskshards.train.model.backbone.architectures import (
     DINOV3,
+    FP8,
+    FULL,
     OFFSET,
     Architecture,
     ModelError,
     position_rule,
 )
+from maskshards.train.model.backbone.fp8 import in_fp8
 
 OFFSET_PATCHES = 0.1  # what DINOv2 adds to a grid's sides before it divides them by the table's
 
@@ -31,7 +34,8 @@ class FrozenBackbone(nn.Module):
     """A vision transformer of transformers as a pure function of images.
 
     `vit` is a DINOv3ViTModel, Dinov2Model or Dinov2WithRegistersModel; `digest` identifies its weights.
-    `rule` is how it resizes learned positions (`architectures.position_rule`; None: the default).
+    `rule` is how it resizes learned positions (`architectures.position_rule`; None: the default), `precision`
+    that of the products in its blocks (FULL or FP8).
     `matrix_dtype` other than float32 stores the blocks' matrices in it and computes under autocast of that
     type: the same numbers as autocast over float32 weights, at half the memory and without casting them at
     every step.
@@ -44,11 +48,15 @@ class FrozenBackbone(nn.Module):
         digest: str,
         matrix_dtype: torch.dtype = torch.float32,
         rule: str | None = None,
+        precision: str = FULL,
     ) -> None:
         super().__init__()
         self.vit = vit
         self.arch, self.digest, self.matrix_dtype = arch, digest, matrix_dtype
         self.position_rule = position_rule(arch.name, rule)
+        self.precision = precision
+        if precision == FP8:
+            in_fp8(blocks_of(vit))
         self.embed_dim, self.patch_px, self.num_blocks = arch.embed_dim, arch.patch_px, arch.num_blocks
         self.requires_grad_(False)
         super().train(False)

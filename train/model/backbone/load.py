@@ -29,6 +29,7 @@ from maskshards.train.model.backbone.architectures import (
     DINOV2,
     DINOV2_REGISTERS,
     DINOV3,
+    FULL,
     Architecture,
     ModelError,
     architecture,
@@ -69,6 +70,7 @@ def load_backbone(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     rule: str | None = None,
+    precision: str = FULL,
 ) -> FrozenBackbone:
     """The backbone `name` (see ARCHITECTURES) with frozen weights.
 
@@ -91,7 +93,7 @@ def load_backbone(
     else:
         digest = fill(vit, _translated(path, arch), str(path), matrix_dtype=dtype, device=place)
     _remake_buffers(vit, place)
-    return FrozenBackbone(vit, arch, digest, dtype, rule)
+    return FrozenBackbone(vit, arch, digest, dtype, rule, precision)
 
 
 def _empty(arch: Architecture, path: Path | None) -> Any:
