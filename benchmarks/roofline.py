@@ -1,15 +1,17 @@
 """Where would a training step's time go, by counting? python benchmarks/roofline.py
 
-    [--backbone dinov3_vitl16] [--width 256] [--batch 16] [--rows 14] [--whole-masks]
+    [--backbone dinov3_vitl16] [--width 256] [--batch 16] [--rows 14] [--whole-masks] [--torch-group-norm]
 
 Backbone, head and their backward passes run on tensors without data (torch's fake tensors) under bfloat16
 autocast while every operation is entered in a ledger: the bytes of its inputs and outputs, and its
 arithmetic. An operation is given the longer of both at the rates of an H100 (3.0 TB/s, 660 TFLOP/s in
 bfloat16: what copies and large products reach, not the data sheet), and at least 2 microseconds. This is a
 lower bound of eager execution: no cache misses, no padding, no waiting for launches. The fused deformable
-attention counts by the bytes that it must move; the loss, the optimiser and the crop are not in it, but what
-the loss asks of the masks is: those of MATCHED queries an image and layer, multiplied out again (before that,
-and with --whole-masks: read by index, with a gradient for all).
+attention counts by the bytes that it must move; norms that need statistics first read their maps twice; a
+convolution of 16-bit numbers works on channels-last maps, so others are turned over before and after it. The
+loss, the optimiser and the crop are not in it, but what the loss asks of the masks is: those of MATCHED
+queries an image and layer, multiplied out again (before that, and with --whole-masks: read by index, with a
+gradient for all). --torch-group-norm: torch's, which reads rows, instead of the channels-last kernel.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from maskshards.train.config.schema import BackboneLayers, DecoderConfig
 from maskshards.train.losses.gather_matched import matched_maps, row_slots
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.heads.prediction import Prediction
-from maskshards.train.model.ops import deformable_attention
+from maskshards.train.model.ops import deformable_attention, group_norm
 from maskshards.train.model.segmenter import build_segmenter
 
 BYTES_PER_S, FLOPS_PER_S, LEAST_S = 3.0e12, 660e12, 2e-6
@@ -50,6 +52,13 @@ FREE = frozenset(
     "new_empty_strided device lift_fresh".split()
 )  # operations that move nothing
 
+
+READ_TWICE = {  # how many of an operation's first inputs, maps all of them
+    "native_group_norm": 1, "group_norm_last": 1, "native_batch_norm": 1,
+    "native_group_norm_backward": 2, "group_norm_last_backward": 2, "native_batch_norm_backward": 2,
+}  # fmt: skip
+CONVOLVED = {"convolution": 1, "convolution_backward": 2}  # how many of the first inputs are maps
+TURNED = "maps turned over for convolutions"
 
 aten = torch.ops.aten
 
@@ -108,15 +117,23 @@ class Ledger(TorchDispatchMode):
         if name in FREE or func.is_view:
             return out
         moved = sum(t.numel() * t.element_size() for t in tensors_of((args, kwargs, out)))
+        moved += sum(t.numel() * t.element_size() for t in args[: READ_TWICE.get(name, 0)])
         flops = 0
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        self.enter(name, moved, flops)
+        if name in CONVOLVED:
+            for t in (*args[: CONVOLVED[name]], *tensors_of(out)[:1]):
+                if t.element_size() == 2 and not t.is_contiguous(memory_format=torch.channels_last):
+                    self.enter(TURNED, 2 * t.numel() * t.element_size(), 0)
+        return out
+
+    def enter(self, name: str, moved: int, flops: int) -> None:
         entry = self.entries[self.phase, name]
         entry.calls += 1
         entry.gigabytes += moved / 1e9
         entry.tflop += flops / 1e12
         entry.ms += 1e3 * max(moved / BYTES_PER_S, flops / FLOPS_PER_S, LEAST_S)
-        return out
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -125,7 +142,9 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
 
 
-def count(backbone: str, width: int, batch: int, whole_masks: bool = False) -> Ledger:
+def count(
+    backbone: str, width: int, batch: int, whole_masks: bool = False, torch_group_norm: bool = False
+) -> Ledger:
     """The ledger of one forward and backward pass."""
     frozen = load_backbone(backbone, "random", dtype=torch.bfloat16, device="meta")
     head = DecoderConfig(
@@ -134,6 +153,7 @@ def count(backbone: str, width: int, batch: int, whole_masks: bool = False) -> L
     ledger = Ledger()
     nn.init.trunc_normal_ = nn.init.normal_  # the real one looks at values, and there are none
     deformable_attention.kernels_fit = lambda value: True
+    group_norm.kernels_fit = lambda maps: not torch_group_norm
     deformable_attention.deformable_attention = lambda value, _, locations, weights, **__: Fused.apply(
         value, locations, weights
     )
@@ -204,8 +224,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rows", type=int, default=14)
     parser.add_argument("--whole-masks", action="store_true")
+    parser.add_argument("--torch-group-norm", action="store_true")
     options = parser.parse_args(argv)
-    ledger = count(options.backbone, options.width, options.batch, options.whole_masks)
+    ledger = count(
+        options.backbone, options.width, options.batch, options.whole_masks, options.torch_group_norm
+    )
     sys.stdout.write(table(ledger, options.rows))
     return 0
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from maskshards.train.model.backbone.architectures import DINOV3
-from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.heads.prediction import Prediction
-from maskshards.train.model.ops.deformable_attention import DeformableAttention
+from maskshards.train.model.ops.fused import set_fused
 from maskshards.train.model.segmenter import Segmenter
 
 INPUT, OUTPUT = "pixels", "scores"
@@ -101,9 +100,7 @@ def export_program(graph: InferenceGraph, size: tuple[int, int] | None) -> Expor
     images of any size from `smallest_px` on. ExportError for any size of a backbone that cannot.
     """
     graph.eval()
-    for module in graph.modules():
-        if isinstance(module, DeformableAttention | PixelDecoder):
-            module.fused = False  # a kernel of ours would not be known where the graph runs
+    set_fused(graph, False)  # a kernel of ours would not be known where the graph runs
     arch = graph.segmenter.backbone.arch
     if size is None and arch.family != DINOV3:
         raise ExportError(

@@ -58,9 +58,29 @@ def _multiplied(product: MaskProduct, rows: Tensor, slots: Tensor, most: int, dt
     batch, _, _, width = product.vectors.shape
     vectors = product.vectors.to(dtype)[rows[1], rows[0], rows[2]]
     padded = vectors.new_zeros(batch * most + 1, width).index_copy(0, slots, vectors)
-    maps = padded[:-1].view(batch, most, width) @ product.features.to(dtype).flatten(2)
+    maps = _Product.apply(padded[:-1].view(batch, most, width), product.features.to(dtype))
     own = slots.clamp(max=batch * most - 1)
     return maps.view(batch * most, *product.features.shape[2:]).index_select(0, own)
+
+
+class _Product(torch.autograd.Function):
+    """vectors (B, S, C) times features (B, C, h, w), (B, S, h * w); the gradient of the features lies as they
+    do, where a matrix product's own has rows, which the convolution behind them would turn over.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, features: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors, features)
+        return vectors @ features.flatten(2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        vectors, features = ctx.saved_tensors
+        of_vectors = grad @ features.flatten(2).mT
+        if features.is_contiguous():
+            return of_vectors, (vectors.mT @ grad).view_as(features)
+        return of_vectors, (grad.mT @ vectors).mT.unflatten(2, features.shape[2:])
 
 
 class _MatchedMaps(torch.autograd.Function):

@@ -31,7 +31,7 @@ from maskshards.train.losses.point_sums import PlainSampler, Rows, RowSums, Samp
 from maskshards.train.losses.point_targets import labels_present
 from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads.prediction import Prediction
-from maskshards.train.model.ops.deformable_fused import kernels_fit
+from maskshards.train.model.ops.fused import kernels_fit
 
 __all__ = ["LossSettings", "LossTerms", "MaskClassificationLoss", "MatchedLoss", "linear_loss"]
 

@@ -29,9 +29,8 @@ from maskshards.train.model.backbone.architectures import FULL
 from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import GRAPH, compile_in_place
-from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.heads.registry import head_called
-from maskshards.train.model.ops.deformable_attention import DeformableAttention
+from maskshards.train.model.ops.fused import set_fused
 from maskshards.train.model.ops.sync_batch_norm import sync_batch_norms
 from maskshards.train.model.segmenter import Segmenter, build_segmenter
 from maskshards.train.optim.ema import Ema
@@ -123,9 +122,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
         precision=model.backbone_precision or FULL,
     )
     segmenter = on_backbone(backbone, config).to(device)
-    for module in segmenter.decoder.modules():
-        if isinstance(module, DeformableAttention | PixelDecoder):
-            module.fused = config.fused_kernels
+    set_fused(segmenter.decoder, config.fused_kernels)
     return segmenter
 
 

@@ -107,3 +107,14 @@ def test_rows_of_an_image_stand_together_in_their_order() -> None:
     assert most == 3
     assert slots.tolist() == [6, 0, 7, 8, 1]
     assert row_slots(np.zeros(0, dtype=np.int64))[1] == 1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_the_features_lies_as_they_do(layout: torch.memory_format) -> None:
+    vectors = torch.randn(IMAGES, LAYERS, QUERIES, 5, requires_grad=True)
+    features = torch.randn(IMAGES, 5, SIDE, SIDE).to(memory_format=layout).requires_grad_()
+    masks = torch.zeros(LAYERS, IMAGES, QUERIES, SIDE, SIDE)
+    seen = []
+    features.register_hook(lambda grad: seen.append(grad.stride()))
+    maps_of(masks.unbind(0), rows_of(PLACES), MaskProduct(vectors, features)).sum().backward()
+    assert seen == [features.stride()]

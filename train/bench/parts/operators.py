@@ -59,14 +59,14 @@ def sorting(setting: Setting, from_width: int | None) -> Iterator[None]:
     """Value gradients by sorting from this head width on, for the body; NotHere without CUDA."""
     if setting.device.type != "cuda":
         raise NotHere("the kernels need a CUDA device")
-    from maskshards.train.model.ops import deformable_triton  # needs Triton
+    from maskshards.train.model.ops.kernels import deformable  # needs Triton
 
-    before = deformable_triton.SORTED_FROM_WIDTH
-    deformable_triton.SORTED_FROM_WIDTH = from_width
+    before = deformable.SORTED_FROM_WIDTH
+    deformable.SORTED_FROM_WIDTH = from_width
     try:
         yield
     finally:
-        deformable_triton.SORTED_FROM_WIDTH = before
+        deformable.SORTED_FROM_WIDTH = before
 
 
 def loss(setting: Setting) -> Figures:

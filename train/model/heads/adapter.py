@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maskshards.train.model.ops.activation_checkpoint import Recomputing
 from maskshards.train.model.ops.autocast_norms import LayerNorm, to_autocast
 from maskshards.train.model.ops.deformable_attention import DeformableAttention, Shapes, reference_points
+from maskshards.train.model.ops.depthwise import depthwise
 from maskshards.train.model.ops.resize import resized
 
 NUM_EXTRACTORS = 6  # one for each of the four maps, and two more after the last
@@ -55,16 +56,21 @@ class ConvPyramid(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One 3x3 depthwise convolution shared by the levels of a pyramid laid out as tokens."""
+    """One 3x3 depthwise convolution shared by the levels of a pyramid laid out as tokens.
+
+    `stencil` takes the Triton kernels where they run; which way is quicker is not measured.
+    """
+
+    stencil: bool = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(width, width, 3, padding=1, groups=width)
 
     def forward(self, tokens: Tensor, shapes: Shapes) -> Tensor:
-        levels = tokens.split([h * w for h, w in shapes], dim=1)
-        maps = (self.dwconv(to_map(level, shape)) for level, shape in zip(levels, shapes, strict=True))
-        return torch.cat([to_tokens(m) for m in maps], 1)
+        conv = self.dwconv
+        assert conv.bias is not None
+        return depthwise(tokens, shapes, conv.weight, conv.bias, stencil=self.stencil)
 
 
 class ConvFeedForward(nn.Module):

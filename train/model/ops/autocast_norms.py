@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskshards.train.model.ops.group_norm import group_normed
+
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
     """The type that autocast computes in on x's device, or None where it is off or x is float64."""
@@ -40,12 +42,19 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch.nn.GroupNorm that returns autocast's type."""
+    """torch.nn.GroupNorm that returns autocast's type, and a channels-last map as one on CUDA as well.
+
+    `fused` False keeps to torch's kernel, which turns such a map into rows there.
+    """
+
+    fused: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = autocast_type(x)
         if dtype is None:
-            return super().forward(x)
+            return self._normed(x)
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-            return F.group_norm(x.to(dtype), self.num_groups, weight, bias, self.eps)
+            return self._normed(x.to(dtype))
+
+    def _normed(self, maps: Tensor) -> Tensor:
+        return group_normed(maps, self.num_groups, self.weight, self.bias, self.eps, fused=self.fused)

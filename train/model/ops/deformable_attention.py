@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from maskshards.train.model.ops.autocast_norms import to_autocast
 from maskshards.train.model.ops.deformable_by_point import BILINEAR, ZEROS, attention_by_point
-from maskshards.train.model.ops.deformable_fused import deformable_attention_kernel, kernels_fit
+from maskshards.train.model.ops.deformable_fused import deformable_attention_kernel
+from maskshards.train.model.ops.fused import kernels_fit
 
 SAMPLED_BUDGET = 1 << 26  # sampled features of one level held at a time, elements; beyond it image by image
 KEPT_BUDGET = 1 << 22  # sampled features of a layer that may wait for the backward pass, elements

@@ -1,4 +1,4 @@
-"""The door to the fused deformable attention: whether this machine can run it, and the call.
+"""The door to the fused deformable attention.
 
 The kernels are two operators of the namespace `maskshards`, registered here with shapes and gradient, so that
 torch.compile puts them into its graph as they are instead of breaking it. Triton is imported only when one of
@@ -7,42 +7,13 @@ them runs, so that machines without it never miss it.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
-
-VALUE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@torch.compiler.assume_constant_result
-def kernels_available() -> bool:
-    """Whether Triton can be imported; every CUDA build of torch brings it."""
-    return _triton_found()
-
-
-@lru_cache(maxsize=1)
-def _triton_found() -> bool:
-    return find_spec("triton") is not None
-
-
-@torch.compiler.assume_constant_result
-def interpreted() -> bool:
-    """Whether Triton's CPU interpreter was asked for (TRITON_INTERPRET=1)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def kernels_fit(value: Tensor) -> bool:
-    """Whether the kernels take this tensor: on CUDA (or interpreted, with TRITON_INTERPRET=1), not
-    float64.
-    """
-    place = value.is_cuda or interpreted()
-    return place and value.dtype in VALUE_TYPES and kernels_available()
 
 
 def deformable_attention_kernel(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -58,10 +29,15 @@ def deformable_attention_kernel(value: Tensor, shapes: Shapes, locations: Tensor
             f"deformable attention: {len(shapes)} levels of {places} places in all, expected "
             f"{locations.shape[3]} levels and {value.shape[1]} places"
         )
+    return fused_attention(value, table_of(shapes, value.device), locations, weights)
+
+
+def table_of(shapes: Shapes, device: torch.device) -> Tensor:
+    """`level_table`, made once for each device."""
     # A graph makes its own table: a replayed CUDA graph may not read memory that a cache owns.
-    in_graph = torch.compiler.is_compiling() or (value.is_cuda and torch.cuda.is_current_stream_capturing())
-    table = level_table if in_graph else _kept_table
-    return fused_attention(value, table(tuple(shapes), value.device), locations, weights)
+    captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    table = level_table if captured or torch.compiler.is_compiling() else _kept_table
+    return table(tuple(shapes), device)
 
 
 def level_table(shapes: Shapes, device: torch.device) -> Tensor:
@@ -84,7 +60,7 @@ def fused_attention(value: Tensor, table: Tensor, locations: Tensor, weights: Te
     """(B, Q, M * D) of value's dtype; `table` (L, 3) as `level_table` makes it, the rest as in
     `deformable_attention_kernel`.
     """
-    from maskshards.train.model.ops.deformable_triton import forward
+    from maskshards.train.model.ops.kernels.deformable import forward
 
     return forward(value, table, locations, weights)
 
@@ -96,7 +72,7 @@ def fused_attention_backward(
     """Gradients of value, locations and weights, each of its tensor's shape and dtype, from grad (B, Q, M *
     D). Differentiable no further.
     """
-    from maskshards.train.model.ops.deformable_triton import backward
+    from maskshards.train.model.ops.kernels.deformable import backward
 
     return backward(grad, value, table, locations, weights)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskshards.train.model.ops.deformable_fused import kernels_fit
+from maskshards.train.model.ops.fused import kernels_fit
 from maskshards.train.model.ops.resize import resized
 
 
@@ -43,7 +43,7 @@ def doubled_backward(grad: Tensor) -> Tensor:
 
     Differentiable no further.
     """
-    from maskshards.train.model.ops.upsample2x_triton import gathered
+    from maskshards.train.model.ops.kernels.upsample2x import gathered
 
     return gathered(grad, like_half(grad))
 

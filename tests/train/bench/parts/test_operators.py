@@ -51,8 +51,8 @@ def test_jpeg_decoding_and_kernels_need_a_gpu(setting: Setting) -> None:
 
 
 def test_sorting_is_for_the_body_only(setting: Setting) -> None:
-    deformable_triton = pytest.importorskip("maskshards.train.model.ops.deformable_triton")
+    deformable = pytest.importorskip("maskshards.train.model.ops.kernels.deformable")
     setting.device = torch.device("cuda")
     with operators.sorting(setting, 64):
-        assert deformable_triton.SORTED_FROM_WIDTH == 64
-    assert deformable_triton.SORTED_FROM_WIDTH is None
+        assert deformable.SORTED_FROM_WIDTH == 64
+    assert deformable.SORTED_FROM_WIDTH is None

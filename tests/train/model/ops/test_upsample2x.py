@@ -1,6 +1,6 @@
 """Twice the size: torch's own values, and a gradient whose every rounding can be accounted for.
 
-The kernel itself is tested in test_doubled_triton.py.
+The kernel itself is tested in kernels/test_upsample2x.py.
 """
 
 import pytest

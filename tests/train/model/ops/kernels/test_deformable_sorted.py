@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.train.model.interpreted import cases_of, run
-from tests.train.model.ops.test_deformable_triton import CASES as ATTENTIONS
-from tests.train.model.ops.test_deformable_triton import errors as attention_errors
+from tests.train.model.ops.kernels.test_deformable import CASES as ATTENTIONS
+from tests.train.model.ops.kernels.test_deformable import errors as attention_errors
 
 pytest.importorskip("triton")
 
@@ -16,18 +16,18 @@ CASES = ATTENTIONS  # what `cases_of` runs
 
 def errors(name: str, device: str = "cpu") -> dict[str, float]:
     """Those of the whole attention with its value gradient sorted for every width."""
-    from maskshards.train.model.ops import deformable_triton
+    from maskshards.train.model.ops.kernels import deformable
 
-    deformable_triton.SORTED_FROM_WIDTH = 1
+    deformable.SORTED_FROM_WIDTH = 1
     try:
         return attention_errors(name, device)
     finally:
-        deformable_triton.SORTED_FROM_WIDTH = None
+        deformable.SORTED_FROM_WIDTH = None
 
 
 def crowded() -> float:
     """Largest error where all points of all queries read one place, more shares than a block holds."""
-    from maskshards.train.model.ops.deformable_sorted_triton import value_gradient
+    from maskshards.train.model.ops.kernels.deformable_sorted import value_gradient
 
     generator = torch.Generator().manual_seed(0)
     value, grad = torch.zeros(1, 4, 1, 5), torch.randn(1, 70, 5, generator=generator)
@@ -57,7 +57,7 @@ def test_a_place_that_everyone_reads_gets_all_shares(interpreted: dict[str, floa
 
 
 def test_shares_beyond_32_bits_are_left_to_atomics() -> None:
-    from maskshards.train.model.ops.deformable_sorted_triton import fits
+    from maskshards.train.model.ops.kernels.deformable_sorted import fits
 
     shape = (16, 5376, 16, 3, 4, 2)
     assert fits(torch.empty(shape, device="meta"))
@@ -67,7 +67,7 @@ def test_shares_beyond_32_bits_are_left_to_atomics() -> None:
 COMPILE = """
 import json
 from tests.train.model.compiled_kernels import compiled
-from maskshards.train.model.ops import deformable_sorted_triton as fused
+from maskshards.train.model.ops.kernels import deformable_sorted as fused
 
 COUNTS = {"table": "*i32", "counts": "*i32", "cursor": "*i32", "starts": "*i32", "of_query": "*i32"}
 LOW = {"grad": "*bf16", "out": "*bf16"}

@@ -79,7 +79,7 @@ def test_the_operator_passes_torchs_own_checks(interpreted: dict[str, dict[str, 
 COMPILE = """
 import json
 from tests.train.model.compiled_kernels import compiled
-from maskshards.train.model.ops import upsample2x_triton as fused
+from maskshards.train.model.ops.kernels import upsample2x as fused
 
 sizes = {}
 for grads, together, chip in (("*bf16", "i32", 90), ("*fp32", "constexpr", 80)):

@@ -3,7 +3,7 @@
 One program handles a block of queries of one head and image; it walks over levels and points, reads the
 four neighbours of each point straight from the values and sums in registers. Values may be float32,
 bfloat16 or float16; coordinates, weights and sums are float32. The value gradient is gathered with
-float32 atomics, so its last bits depend on the order in which programs finish; `deformable_sorted_triton` has
+float32 atomics, so its last bits depend on the order in which programs finish; `deformable_sorted` has
 another way, for wide heads.
 
 Letters: B image, Q query, M head, L level, P point, D width of a head, S places of all levels.
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskshards.train.model.ops.deformable_sorted_triton import fits, value_gradient
+from maskshards.train.model.ops.kernels.deformable_sorted import fits, value_gradient
 
 FLOATS_PER_PROGRAM = (
     1024  # of one (queries, head width) tile: 8 a thread, one 16-byte read of bfloat16 values

@@ -128,7 +128,7 @@ def test_the_operator_stands_in_a_compiled_graph(interpreted: dict[str, dict[str
 COMPILE = """
 import json, sys
 from tests.train.model.compiled_kernels import compiled
-from maskshards.train.model.ops import deformable_triton as fused
+from maskshards.train.model.ops.kernels import deformable as fused
 
 sizes = {}
 for kernel in (fused._forward, fused._backward):
@@ -153,7 +153,7 @@ def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("images", "queries"), [(2, 19), (10_000, 5376), (0, 5), (3, 0)])
 def test_the_grid_has_one_axis_and_covers_all_queries(images: int, queries: int) -> None:
-    from maskshards.train.model.ops.deformable_triton import _launch, block_sizes
+    from maskshards.train.model.ops.kernels.deformable import _launch, block_sizes
 
     grids: list[tuple[int, ...]] = []
 

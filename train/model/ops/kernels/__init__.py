@@ -1,0 +1,1 @@
+"""Triton kernels, one module a function; the modules above are their doors and their plain twins."""
