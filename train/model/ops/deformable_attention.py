@@ -201,6 +201,7 @@ class DeformableAttention(nn.Module):
 
     fused: bool = True
     resample: bool = True
+    points_first: bool = False  # how the kernels get coordinates; which way is quicker is not measured
 
     def __init__(
         self, width: int, num_levels: int, num_heads: int = 16, num_points: int = 4, value_ratio: float = 1.0
@@ -253,13 +254,20 @@ class DeformableAttention(nn.Module):
         steps = steps[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         places = references.repeat(1, repeats * self.num_levels)
         if self.resample and not (self.fused and kernels_fit(value)) and not torch.compiler.is_compiling():
-            sampled = query.shape[0] * query.shape[1] * repeats * value.shape[-1]  # numbers of one level
-            if sampled <= SAMPLED_BUDGET:
+            numbers = query.shape[0] * query.shape[1] * repeats * value.shape[-1]  # sampled of one level
+            if numbers <= SAMPLED_BUDGET:
                 projected = self._projected(query, position, exact, points_first=True)
-                keep = sampled * self.num_levels <= KEPT_BUDGET
+                keep = numbers * self.num_levels <= KEPT_BUDGET
                 return self.output_proj(
                     attention_by_point(value, shapes, projected, places, steps, self.num_points, keep)
                 )
+        if self.points_first and self.fused and kernels_fit(value):
+            projected = self._projected(query, position, exact, points_first=True)
+            offsets, weights = projected.split([len(steps), len(steps) // 2], 1)
+            locations = torch.addcmul(places.t(), offsets, steps[:, None]).unflatten(1, (*grid, 2))
+            weights = weights.unflatten(1, (grid[0], -1)).softmax(2).unflatten(2, grid[1:])
+            sampled = deformable_attention_kernel(value, shapes, locations, weights, points_first=True)
+            return self.output_proj(sampled)
         offsets, weights = self._projected(query, position, exact).split([len(steps), len(steps) // 2], -1)
         locations = torch.addcmul(places, offsets, steps).unflatten(-1, (*grid, 2))
         weights = weights.unflatten(-1, (grid[0], -1)).softmax(-1).unflatten(-1, grid[1:])

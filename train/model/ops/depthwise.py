@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskshards.train.model.ops.autocast_norms import lowered
+from maskshards.train.model.ops.autocast_norms import to_autocast
 from maskshards.train.model.ops.deformable_fused import Shapes, table_of
 from maskshards.train.model.ops.fused import kernels_fit
 
@@ -32,7 +32,7 @@ def depthwise(
     if sum(places) != tokens.shape[1]:
         raise ValueError(f"depthwise: levels of {sum(places)} places, expected {tokens.shape[1]}: {shapes}")
     if stencil and kernels_fit(tokens):
-        return token_stencil(lowered(tokens), table_of(shapes, tokens.device), weight, bias)
+        return token_stencil(to_autocast(tokens), table_of(shapes, tokens.device), weight, bias)
     maps = []
     for level, shape in zip(tokens.split(places, 1), shapes, strict=True):
         level = level.transpose(1, 2).unflatten(2, shape)

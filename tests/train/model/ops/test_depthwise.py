@@ -19,9 +19,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.parametrize("stencil", [False, True])
-def test_without_a_gpu_each_level_is_a_map_of_its_own(
-    stencil: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_gpu_each_level_is_a_map_of_its_own(stencil: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     tokens, weight, bias = inputs(torch.float64)
     found = depthwise(tokens, SHAPES, weight, bias, stencil=stencil)

@@ -6,6 +6,10 @@ bfloat16 or float16; coordinates, weights and sums are float32. The value gradie
 float32 atomics, so its last bits depend on the order in which programs finish; `deformable_sorted` has
 another way, for wide heads.
 
+Coordinates and weights come in one of two layouts. By query, as the projection writes them: a query's points
+stand together, so the queries of a program read every 32 bytes that hold their numbers again for each point.
+By point (POINTS_FIRST): the queries of a program stand side by side, and one read brings all of them.
+
 Letters: B image, Q query, M head, L level, P point, D width of a head, S places of all levels.
 """
 
@@ -30,21 +34,24 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 SORTED_FROM_WIDTH: int | None = None
 
 
-def forward(value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def forward(
+    value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, points_first: bool = False
+) -> Tensor:
     """(B, Q, M * D) from value (B, S, M, D), table (L, 3) of heights, widths and first places, locations (B,
-    Q, M, L, P, 2) and weights (B, Q, M, L, P).
+    Q, M, L, P, 2) and weights (B, Q, M, L, P), or with `points_first` (B, M, L, P, 2, Q) and (B, M, L, P, Q).
     """
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     batch, _, heads, width = value.shape
-    out = value.new_empty((batch, locations.shape[1], heads * width))
-    _launch(_forward, value, table, locations, weights, out)
+    queries = weights.shape[4 if points_first else 1]
+    out = value.new_empty((batch, queries, heads * width))
+    _launch(_forward, value, table, locations, weights, out, POINTS_FIRST=points_first)
     return out
 
 
 def backward(
-    grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor
+    grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, points_first: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights in their dtypes, from grad (B, Q, M * D)."""
+    """Gradients of value, locations and weights in their dtypes and layouts, from grad (B, Q, M * D)."""
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     grad = grad.contiguous()
     grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
@@ -52,9 +59,11 @@ def backward(
     shape = (1,) if by_sorting else value.shape  # nothing is added to it where the shares are sorted
     grad_value = torch.zeros(shape, dtype=torch.float32, device=value.device)
     rest = grad, grad_value, grad_locations, grad_weights
-    _launch(_backward, value, table, locations, weights, *rest, ADD_VALUES=not by_sorting)
+    options = {"ADD_VALUES": not by_sorting, "POINTS_FIRST": points_first}
+    _launch(_backward, value, table, locations, weights, *rest, **options)
     if by_sorting:
-        return value_gradient(grad, value, table, locations, weights), grad_locations, grad_weights
+        of_value = value_gradient(grad, value, table, locations, weights, points_first)
+        return of_value, grad_locations, grad_weights
     return grad_value.to(value.dtype), grad_locations, grad_weights
 
 
@@ -62,7 +71,10 @@ def _launch(
     kernel: Any, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, *rest: Tensor, **more: bool
 ) -> None:
     batch, places, heads, width = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    if more["POINTS_FIRST"]:
+        levels, points, queries = weights.shape[2:]
+    else:
+        queries, levels, points = weights.shape[1], weights.shape[3], weights.shape[4]
     block_queries, block_width = block_sizes(width)
     programs = triton.cdiv(queries, block_queries) * batch * heads
     if programs == 0:
@@ -89,6 +101,20 @@ def _place(num_queries, M: tl.constexpr, BLOCK_Q: tl.constexpr):  # type: ignore
 
 
 @triton.jit
+def _index(query, image, head, at, num_queries, M: tl.constexpr, N: tl.constexpr, POINTS_FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where x, y and weight of each query's point `at` of its N stand."""
+    if POINTS_FIRST:
+        weight = ((image * M + head) * N + at) * num_queries + query
+        x = weight + ((image * M + head) * N + at) * num_queries
+        y = x + num_queries
+    else:
+        weight = ((image * num_queries + query) * M + head) * N + at
+        x = 2 * weight
+        y = x + 1
+    return x, y, weight
+
+
+@triton.jit
 def _neighbour(values, x, y, width, height, place_stride, channel, in_channel, in_query):  # type: ignore[no-untyped-def]
     """The pixel (x, y) of each query: its address, whether it exists, and its channels as float32 (0
     where not).
@@ -104,7 +130,7 @@ def _neighbour(values, x, y, width, height, place_stride, channel, in_channel, i
 def _forward(  # type: ignore[no-untyped-def]
     value, table, locations, weights, out, num_queries, num_places,
     M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, POINTS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """out (B, Q, M, D): weighted bilinear samples."""
     query, image, head = _place(num_queries, M, BLOCK_Q)
@@ -116,10 +142,12 @@ def _forward(  # type: ignore[no-untyped-def]
         height, width = tl.load(table + 3 * level), tl.load(table + 3 * level + 1)
         values = value + ((image * num_places + tl.load(table + 3 * level + 2)) * M + head) * D
         for point in range(P):
-            index = (row * L + level) * P + point
-            x = tl.load(locations + 2 * index, mask=in_query, other=0.0).to(tl.float32) * width - 0.5
-            y = tl.load(locations + 2 * index + 1, mask=in_query, other=0.0).to(tl.float32) * height - 0.5
-            weight = tl.load(weights + index, mask=in_query, other=0.0).to(tl.float32)
+            at_x, at_y, at_weight = _index(
+                query, image, head, level * P + point, num_queries, M, L * P, POINTS_FIRST
+            )
+            x = tl.load(locations + at_x, mask=in_query, other=0.0).to(tl.float32) * width - 0.5
+            y = tl.load(locations + at_y, mask=in_query, other=0.0).to(tl.float32) * height - 0.5
+            weight = tl.load(weights + at_weight, mask=in_query, other=0.0).to(tl.float32)
             left, top = tl.floor(x), tl.floor(y)
             right, low = x - left, y - top  # shares of the right and of the lower neighbours
             _, _, v00 = _neighbour(values, left, top, width, height, M * D, channel, in_channel, in_query)
@@ -141,7 +169,7 @@ def _backward(  # type: ignore[no-untyped-def]
     value, table, locations, weights, grad_out, grad_value, grad_locations, grad_weights,
     num_queries, num_places,
     M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, ADD_VALUES: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, ADD_VALUES: tl.constexpr, POINTS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """All three gradients; grad_value (B, S, M, D) float32 is added to, or left alone without ADD_VALUES."""
     query, image, head = _place(num_queries, M, BLOCK_Q)
@@ -155,10 +183,12 @@ def _backward(  # type: ignore[no-untyped-def]
         first = ((image * num_places + tl.load(table + 3 * level + 2)) * M + head) * D
         values, grads = value + first, grad_value + first
         for point in range(P):
-            index = (row * L + level) * P + point
-            x = tl.load(locations + 2 * index, mask=in_query, other=0.0).to(tl.float32) * width - 0.5
-            y = tl.load(locations + 2 * index + 1, mask=in_query, other=0.0).to(tl.float32) * height - 0.5
-            weight = tl.load(weights + index, mask=in_query, other=0.0).to(tl.float32)
+            at_x, at_y, at_weight = _index(
+                query, image, head, level * P + point, num_queries, M, L * P, POINTS_FIRST
+            )
+            x = tl.load(locations + at_x, mask=in_query, other=0.0).to(tl.float32) * width - 0.5
+            y = tl.load(locations + at_y, mask=in_query, other=0.0).to(tl.float32) * height - 0.5
+            weight = tl.load(weights + at_weight, mask=in_query, other=0.0).to(tl.float32)
             left, top = tl.floor(x), tl.floor(y)
             right, low = x - left, y - top
             o00, m00, v00 = _neighbour(values, left, top, width, height, M * D, channel, in_channel, in_query)
@@ -188,8 +218,6 @@ def _backward(  # type: ignore[no-untyped-def]
             grad_x = weight * width * ((d01 - d00) * (1 - low) + (d11 - d10) * low)
             grad_y = weight * height * (lower - upper)
             grad_weight = upper * (1 - low) + lower * low
-            tl.store(grad_locations + 2 * index, grad_x.to(grad_locations.dtype.element_ty), mask=in_query)
-            tl.store(
-                grad_locations + 2 * index + 1, grad_y.to(grad_locations.dtype.element_ty), mask=in_query
-            )
-            tl.store(grad_weights + index, grad_weight.to(grad_weights.dtype.element_ty), mask=in_query)
+            tl.store(grad_locations + at_x, grad_x.to(grad_locations.dtype.element_ty), mask=in_query)
+            tl.store(grad_locations + at_y, grad_y.to(grad_locations.dtype.element_ty), mask=in_query)
+            tl.store(grad_weights + at_weight, grad_weight.to(grad_weights.dtype.element_ty), mask=in_query)

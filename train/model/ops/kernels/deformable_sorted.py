@@ -30,18 +30,24 @@ def fits(locations: Tensor) -> bool:
     return 2 * locations.numel() <= MAX_SHARES
 
 
-def value_gradient(grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def value_gradient(
+    grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, points_first: bool = False
+) -> Tensor:
     """(B, S, M, D) of value's type from grad (B, Q, M * D), table (L, 3) of heights, widths and first places,
-    locations (B, Q, M, L, P, 2) and weights (B, Q, M, L, P); all contiguous.
+    locations (B, Q, M, L, P, 2) and weights (B, Q, M, L, P), or with `points_first` (B, M, L, P, 2, Q) and
+    (B, M, L, P, Q); all contiguous.
     """
     batch, places, heads, width = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    if points_first:
+        levels, points, queries = weights.shape[2:]
+    else:
+        queries, levels, points = weights.shape[1], weights.shape[3], weights.shape[4]
     out = torch.empty_like(value)
     rows, total = batch * heads * places, weights.numel()
     if rows == 0:
         return out
     starts = torch.zeros(rows + 1, dtype=torch.int32, device=value.device)
-    sizes = {"M": heads, "L": levels, "P": points, "BLOCK": BLOCK_POINTS}
+    sizes = {"M": heads, "L": levels, "P": points, "BLOCK": BLOCK_POINTS, "POINTS_FIRST": points_first}
     grid = (max(1, triton.cdiv(total, BLOCK_POINTS)),)
     counts = starts[1:]  # where they are added up in place, each row's end is the next one's start
     _count[grid](table, locations, counts, total, queries, places, **sizes, **SORT_OPTIONS)
@@ -61,20 +67,29 @@ def value_gradient(grad: Tensor, value: Tensor, table: Tensor, locations: Tensor
 
 @triton.jit
 def _point(table, locations, total, num_queries, M: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
-           BLOCK: tl.constexpr):  # fmt: skip
+           BLOCK: tl.constexpr, POINTS_FIRST: tl.constexpr):  # fmt: skip
     """This program's points: number, which of them exist, query, image and head, upper left neighbour, shares
     of the right and lower ones, and the level's height, width and first place.
     """
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = number < total
-    level = number // P % L
-    query = number // (P * L * M) % num_queries
-    of_head = number // (P * L * M * num_queries) * M + number // (P * L) % M
+    if POINTS_FIRST:
+        query = number % num_queries
+        level = number // num_queries // P % L
+        of_head = number // num_queries // (P * L)
+        at_x = 2 * number - query
+        at_y = at_x + num_queries
+    else:
+        query = number // (P * L * M) % num_queries
+        level = number // P % L
+        of_head = number // (P * L * M * num_queries) * M + number // (P * L) % M
+        at_x = 2 * number
+        at_y = at_x + 1
     height = tl.load(table + 3 * level, mask=real, other=1)
     width = tl.load(table + 3 * level + 1, mask=real, other=1)
     first = tl.load(table + 3 * level + 2, mask=real, other=0)
-    x = tl.load(locations + 2 * number, mask=real, other=0.0).to(tl.float32) * width - 0.5
-    y = tl.load(locations + 2 * number + 1, mask=real, other=0.0).to(tl.float32) * height - 0.5
+    x = tl.load(locations + at_x, mask=real, other=0.0).to(tl.float32) * width - 0.5
+    y = tl.load(locations + at_y, mask=real, other=0.0).to(tl.float32) * height - 0.5
     left, top = tl.floor(x), tl.floor(y)
     return number, real, query, of_head, left, top, x - left, y - top, height, width, first
 
@@ -89,10 +104,11 @@ def _row(real, x, y, height, width, first, of_head, num_places):
 
 @triton.jit
 def _count(table, locations, counts, total, num_queries, num_places,
-           M: tl.constexpr, L: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+           M: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
+           BLOCK: tl.constexpr, POINTS_FIRST: tl.constexpr):  # fmt: skip
     """counts (rows,) int32 is added to: how many shares each place will get."""
     _, real, _, of_head, left, top, _, _, height, width, first = _point(
-        table, locations, total, num_queries, M, L, P, BLOCK
+        table, locations, total, num_queries, M, L, P, BLOCK, POINTS_FIRST
     )
     for corner in tl.static_range(4):
         exists, row = _row(
@@ -103,10 +119,11 @@ def _count(table, locations, counts, total, num_queries, num_places,
 
 @triton.jit
 def _fill(table, locations, weights, cursor, of_query, share, total, num_queries, num_places,
-          M: tl.constexpr, L: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+          M: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
+          BLOCK: tl.constexpr, POINTS_FIRST: tl.constexpr):  # fmt: skip
     """of_query and share (4 * points,): for each place in a row the queries that read it, and how much."""
     number, real, query, of_head, left, top, right, low, height, width, first = _point(
-        table, locations, total, num_queries, M, L, P, BLOCK
+        table, locations, total, num_queries, M, L, P, BLOCK, POINTS_FIRST
     )
     weight = tl.load(weights + number, mask=real, other=0.0).to(tl.float32)
     for corner in tl.static_range(4):

@@ -23,6 +23,9 @@ CASES = {  # head width, heads, levels, points, queries, dtype of the values
     "one query": (3, 1, ((2, 2),), 1, 1, "float32"),
 }
 
+BY_POINT = ("three levels", "width 24", "bfloat16 values")
+CPU = torch.device("cpu")
+
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -71,18 +74,47 @@ def with_gradients(
     return [out.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(out, leaves, inputs[3].to(out)))]
 
 
-def errors(name: str, device: str = "cpu") -> dict[str, float]:
+def errors(name: str, device: str = "cpu", points_first: bool = False) -> dict[str, float]:
     """Largest difference of the output and the gradients, as a share of the largest entry."""
     from maskshards.train.model.ops.deformable_fused import deformable_attention_kernel
 
     shapes, inputs = CASES[name][2], make_inputs(name)
-    fused = with_gradients(lambda v, x, a: deformable_attention_kernel(v, shapes, x, a), inputs, None, device)
+
+    def kernel(value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if points_first:
+            locations, weights = locations.permute(0, 2, 3, 4, 5, 1), weights.permute(0, 2, 3, 4, 1)
+        return deformable_attention_kernel(value, shapes, locations, weights, points_first=points_first)
+
+    fused = with_gradients(kernel, inputs, None, device)
     exact = with_gradients(lambda v, x, a: plain(v, shapes, x, a), inputs, torch.float64)
     names = ("out", "value", "locations", "weights")
     return {
         name: float((ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9))
         for name, ours, theirs in zip(names, fused, exact, strict=True)
     }
+
+
+def by_point() -> dict[str, dict[str, float]]:
+    """The same of a few cases where a point's queries stand side by side."""
+    return {name: errors(name, points_first=True) for name in BY_POINT}
+
+
+def module_errors() -> list[float]:
+    """The module with its kernels' coordinates by point against by query: output, and gradients of all."""
+    from maskshards.train.model.ops.deformable_attention import DeformableAttention, reference_points
+
+    shapes = ((3, 4), (2, 2))
+    module, points = DeformableAttention(32, num_levels=2, num_heads=2), reference_points(shapes, CPU)
+    torch.nn.init.normal_(module.sampling_offsets.weight, std=0.1)
+    torch.nn.init.normal_(module.attention_weights.weight)
+    query, position = torch.randn(2, 16, 32, requires_grad=True), torch.randn(16, 32)
+    results = []
+    for by_points in (False, True):
+        module.points_first = by_points
+        out = module(query, points, query, shapes, position)
+        grads = torch.autograd.grad(out.square().sum(), [query, *module.parameters()])
+        results.append([out.detach(), *grads])
+    return [float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True)]
 
 
 def compiled_errors(name: str) -> dict[str, float]:
@@ -98,7 +130,7 @@ def compiled_errors(name: str) -> dict[str, float]:
     shapes, inputs = CASES[name][2], make_inputs(name)
     table = level_table(shapes, inputs[0].device)
     leaves = [t.clone().requires_grad_() for t in inputs[:3]]
-    torch.library.opcheck(fused_attention, (leaves[0], table, *leaves[1:]))
+    torch.library.opcheck(fused_attention, (leaves[0], table, *leaves[1:], False))
 
     def call(value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return deformable_attention_kernel(value * 1, shapes, locations, weights) * 1
@@ -110,7 +142,8 @@ def compiled_errors(name: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    return cases_of(__file__, compiled="compiled_errors('width 24')")
+    more = {"by point": "by_point()", "module": "module_errors()"}
+    return cases_of(__file__, compiled="compiled_errors('width 24')", **more)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -118,6 +151,20 @@ def test_interpreted_kernels_equal_float64(name: str, interpreted: dict[str, dic
     limit = 1e-2 if "bfloat16" in name else 1e-5
     for part, error in interpreted[name].items():
         assert error < (limit if part in ("out", "value") else 1e-5), part
+
+
+@pytest.mark.parametrize("name", BY_POINT)
+def test_coordinates_by_point_give_the_same(
+    name: str, interpreted: dict[str, dict[str, dict[str, float]]]
+) -> None:
+    limit = 1e-2 if "bfloat16" in name else 1e-5
+    for part, error in interpreted["by point"][name].items():
+        assert error < (limit if part in ("out", "value") else 1e-5), part
+
+
+def test_the_module_gives_the_same_either_way(interpreted: dict[str, list[float]]) -> None:
+    assert len(interpreted["module"]) == 10
+    assert max(interpreted["module"]) < 1e-5
 
 
 def test_the_operator_stands_in_a_compiled_graph(interpreted: dict[str, dict[str, float]]) -> None:
@@ -136,6 +183,7 @@ for kernel in (fused._forward, fused._backward):
         block = fused.block_sizes(width)
         fixed = dict(M=16, D=width, L=3, P=4, BLOCK_Q=block[0], BLOCK_D=block[1])
         fixed |= {"ADD_VALUES": True} if kernel is fused._backward else {}
+        fixed |= {"POINTS_FIRST": width == 128}
         pointers = {"table": "*i32", "value": values, "out": values, "grad_out": values}
         types = dict.fromkeys(kernel.arg_names, "*fp32") | pointers
         types |= {"num_queries": "i32", "num_places": "i32"}
@@ -164,15 +212,17 @@ def test_the_grid_has_one_axis_and_covers_all_queries(images: int, queries: int)
 
     value = torch.empty(images, 4, 16, 128, device="meta")
     weights = torch.empty(images, queries, 16, 1, 4, device="meta")
-    _launch(Kernel(), value, value, weights[..., None].expand(-1, -1, -1, -1, -1, 2), weights)
+    locations = weights[..., None].expand(-1, -1, -1, -1, -1, 2)
+    _launch(Kernel(), value, value, locations, weights, POINTS_FIRST=False)
     expected = images * 16 * -(-queries // block_sizes(128)[0])
     assert grids == ([(expected,)] if expected else [])
     assert expected < 2**31
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("points_first", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_cuda_kernels_equal_float64(name: str) -> None:
+def test_cuda_kernels_equal_float64(name: str, points_first: bool) -> None:
     limit = 1e-2 if "bfloat16" in name else 1e-5
-    for part, error in errors(name, "cuda").items():
+    for part, error in errors(name, "cuda", points_first).items():
         assert error < (limit if part in ("out", "value") else 1e-4), part

@@ -14,13 +14,13 @@ pytest.importorskip("triton")
 CASES = ATTENTIONS  # what `cases_of` runs
 
 
-def errors(name: str, device: str = "cpu") -> dict[str, float]:
+def errors(name: str, device: str = "cpu", points_first: bool = False) -> dict[str, float]:
     """Those of the whole attention with its value gradient sorted for every width."""
     from maskshards.train.model.ops.kernels import deformable
 
     deformable.SORTED_FROM_WIDTH = 1
     try:
-        return attention_errors(name, device)
+        return attention_errors(name, device, points_first)
     finally:
         deformable.SORTED_FROM_WIDTH = None
 
@@ -42,10 +42,11 @@ def crowded() -> float:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    return cases_of(__file__, crowded="crowded()")
+    by_point = "errors('three levels', points_first=True)"
+    return cases_of(__file__, crowded="crowded()", **{"by point": by_point})
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "by point"])
 def test_interpreted_kernels_equal_float64(name: str, interpreted: dict[str, dict[str, float]]) -> None:
     limit = 1e-2 if "bfloat16" in name else 1e-5
     for part, error in interpreted[name].items():
@@ -72,7 +73,7 @@ from maskshards.train.model.ops.kernels import deformable_sorted as fused
 COUNTS = {"table": "*i32", "counts": "*i32", "cursor": "*i32", "starts": "*i32", "of_query": "*i32"}
 LOW = {"grad": "*bf16", "out": "*bf16"}
 NUMBERS = {"total": "i32", "num_queries": "i32", "num_places": "i32"}
-SORT = dict(M=16, L=3, P=4, BLOCK=fused.BLOCK_POINTS)
+SORT = dict(M=16, L=3, P=4, BLOCK=fused.BLOCK_POINTS, POINTS_FIRST=True)
 GATHER = dict(M=16, D=128, BLOCK_D=128, BLOCK_S=fused.BLOCK_SHARES)
 WORK = (
     (fused._count, SORT, fused.SORT_OPTIONS), (fused._fill, SORT, fused.SORT_OPTIONS),

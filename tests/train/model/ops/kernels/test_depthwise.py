@@ -72,7 +72,7 @@ def checked() -> list[str]:
 
 
 def compiled_errors() -> list[float]:
-    """The adapter's layer under autocast in a compiled graph without breaks, against itself called eagerly."""
+    """The adapter's layer under autocast in a compiled graph without breaks, against itself in eager mode."""
     from maskshards.train.model.heads.adapter import ConvFeedForward
 
     layer = ConvFeedForward(16, 8)
