@@ -40,6 +40,8 @@ NUMBERS = (
     "chunk_places total entries height width together image_stride points_a_share label_height label_width"
 ).split()
 
+ODD = ("tiles", "num_labels")  # the other numbers are multiples of 16 in such a step
+
 
 @dataclass(frozen=True)
 class Case:
@@ -136,13 +138,15 @@ def _losses() -> list[Case]:
 
 
 def compiled(case: Case, chip: int) -> Any:
-    """What Triton makes of a case for `chip` (90: Hopper); pointers are aligned as torch's tensors are."""
+    """What Triton makes of a case for `chip` (90: Hopper); what is aligned in a step is aligned here."""
     types = {name: _usual_type(name) for name in case.kernel.arg_names} | case.types
     types |= dict.fromkeys(case.fixed, "constexpr")
     ordered = {name: types[name] for name in case.kernel.arg_names}
     constants = {(case.kernel.arg_names.index(name),): value for name, value in case.fixed.items()}
     aligned: dict[Any, Any] = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(ordered) if ordered[name].startswith("*")
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(ordered)
+        if ordered[name].startswith("*") or (ordered[name] == "i32" and name not in ODD)
     }
     source = ASTSource(case.kernel, ordered, constants, aligned)
     return compile(source, target=GPUTarget("cuda", chip, 32), options=case.options)

@@ -12,44 +12,8 @@ import pytest
 import torch
 
 from maskshards.train.losses.point_sampling import point_keys, random_points
-from tests.train.model.interpreted import run
 
 pytest.importorskip("triton")
-
-COMPILE = """
-import json
-from tests.train.model.compiled_kernels import compiled
-from maskshards.train.losses import point_sums_triton as fused
-
-POINTERS = {
-    "owner_map": "*i16", "keys": "*i64", "images": "*i64", "wanted": "*i64", "chosen": "*i64",
-}
-COUNTS = ("num_", "points_a_share", "image_stride", "height", "width", "label_height", "label_width")
-ROWS = dict(VOID=255, IGNORE_VOID=True, BLOCK_P=fused.BLOCK_POINTS)
-COSTS = dict(
-    Q=100, VOID=255, IGNORE_VOID=True,
-    BLOCK_Q=fused.COST_QUERIES, BLOCK_P=fused.COST_POINTS, BLOCK_K=fused.MAX_COST_LABELS,
-)
-KERNELS = (
-    (fused.cost_sums, COSTS), (fused.magnitudes, dict(BLOCK_P=fused.BLOCK_POINTS)),
-    (fused.row_sums, ROWS), (fused.row_gradients, ROWS),
-)
-sizes = {}
-for kernel, fixed in KERNELS:
-    for maps, chip in (("*bf16", 90), ("*fp32", 80)):
-        types = dict.fromkeys(kernel.arg_names, "*fp32") | POINTERS | {"maps": maps}
-        types |= {name: "i32" for name in kernel.arg_names if name.startswith(COUNTS)}
-        done = compiled(kernel, types, fixed, chip, fused.OPTIONS)
-        sizes[f"{kernel.__name__}-{maps}-sm{chip}"] = len(done.asm["cubin"])
-print(json.dumps(sizes))
-"""
-
-
-def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
-    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(sizes) == 8
-    assert min(sizes.values()) > 1000
-
 
 POINTS = """
 import json, torch, triton, triton.language as tl

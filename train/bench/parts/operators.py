@@ -23,6 +23,9 @@ from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.bench.synthetic import synthetic_batch
 from maskshards.train.model.backbone.architectures import architecture
 from maskshards.train.model.heads.rules import NORM_GROUPS
+from maskshards.train.model.ops.deformable_attention import DeformableAttention, reference_points
+from maskshards.train.model.ops.depthwise import depthwise
+from maskshards.train.model.ops.group_norm import group_normed
 from maskshards.train.model.ops.upsample2x import doubled
 from maskshards.train.trainer.build import crop_settings
 
@@ -79,6 +82,27 @@ def loss(setting: Setting) -> Figures:
     return found
 
 
+def coordinates(setting: Setting) -> Figures:
+    """A deformable attention of the pixel decoder with its projections, coordinates by query and by point."""
+    side = (setting.config(setting.widths[0]).transforms.train.crop_size or (512, 512))[0]
+    shapes = tuple((side // stride, side // stride) for stride in TOKEN_STRIDES)
+    found: Figures = {}
+    for width in setting.widths:
+        size = setting.config(width).bs if width < 2048 or setting.tiny else 8
+        tokens = noise(setting, size, sum(h * w for h, w in shapes), width)
+        module = DeformableAttention(width, len(shapes)).to(setting.device)
+        points = reference_points(shapes, setting.device)
+
+        def call(each: Tensor, module: DeformableAttention = module, points: Tensor = points) -> Tensor:
+            with torch.autocast(setting.device.type, torch.bfloat16):
+                return module(each, points, each, shapes)
+
+        for name, by_point in (("by query", False), ("by point", True)):
+            module.points_first = by_point
+            found[f"{width}, {name}"] = both_ways(setting, call, tokens, "rows", *module.parameters())
+    return found
+
+
 def layers(setting: Setting) -> Figures:
     """Depthwise convolution, topk, the doubled map and group norm in both layouts, forward and backward."""
     config, device = setting.config(setting.widths[0]), setting.device
@@ -90,8 +114,14 @@ def layers(setting: Setting) -> Figures:
         weight = noise(setting, embed // 4, 1, 3, 3)
         for layout in ("NCHW", "NHWC"):
             found[f"depthwise, stride {stride}, {layout}"] = both_ways(
-                setting, partial(depthwise, weight), maps, layout
+                setting, partial(convolved, weight), maps, layout
             )
+    shapes = tuple((side // stride, side // stride) for stride in TOKEN_STRIDES)
+    tokens = noise(setting, batch, sum(h * w for h, w in shapes), embed // 4)
+    taps = noise(setting, embed // 4, 1, 3, 3).requires_grad_(), noise(setting, embed // 4).requires_grad_()
+    for name, stencil in (("library", False), ("stencil", True)):
+        call = partial(depthwise, shapes=shapes, weight=taps[0], bias=taps[1], stencil=stencil)
+        found[f"depthwise, all levels as tokens, {name}"] = both_ways(setting, call, tokens, "rows", *taps)
     rows = 4 if setting.tiny else MATCHED_ROWS
     candidates = torch.rand(rows, 3 * config.m2f_train.num_points, device=device)
     kept = int(0.75 * config.m2f_train.num_points)
@@ -111,29 +141,32 @@ def at_stride_4(setting: Setting, batch: int, width: int, side: int) -> Figures:
     found: Figures = {}
     half = noise(setting, batch, width, side // 8, side // 8)
     whole = noise(setting, batch, width, side // 4, side // 4)
-    ones = torch.ones(width, device=setting.device, dtype=torch.bfloat16)
+    ones = torch.ones(width, device=setting.device, dtype=torch.bfloat16, requires_grad=True)
     for layout in ("NCHW", "NHWC"):
         for fused in (True, False):
             name = f"doubled map, {width}, {layout}, {'kernel' if fused else 'torch'}"
             found[name] = both_ways(setting, partial(doubled, fused=fused), half, layout)
-        found[f"group norm, {width}, {layout}"] = both_ways(setting, partial(grouped, ones), whole, layout)
+        for fused in (False, True) if layout == "NHWC" else (False,):
+            call = partial(group_normed, groups=NORM_GROUPS, weight=ones, bias=ones, eps=1e-5, fused=fused)
+            name = f"group norm, {width}, {layout}, {'kernel' if fused else 'torch'}"
+            found[name] = both_ways(setting, call, whole, layout, ones)
     return found
 
 
-def depthwise(weight: Tensor, maps: Tensor) -> Tensor:
+def convolved(weight: Tensor, maps: Tensor) -> Tensor:
     return F.conv2d(maps, weight, padding=1, groups=maps.shape[1])
-
-
-def grouped(weight: Tensor, maps: Tensor) -> Tensor:
-    return F.group_norm(maps, NORM_GROUPS, weight, weight)
 
 
 def noise(setting: Setting, *shape: int) -> Tensor:
     return torch.randn(shape, device=setting.device).to(torch.bfloat16)
 
 
-def both_ways(setting: Setting, call: Callable[[Tensor], Tensor], maps: Tensor, layout: str) -> Figures:
-    """Milliseconds of a forward and of a backward pass, and of copying what a forward pass must move."""
+def both_ways(
+    setting: Setting, call: Callable[[Tensor], Tensor], maps: Tensor, layout: str, *weights: Tensor
+) -> Figures:
+    """Milliseconds of a forward and of a backward pass, gradients of `weights` included, and of copying what
+    a forward pass must move.
+    """
     memory_format = torch.channels_last if layout == "NHWC" else torch.contiguous_format
     leaf = maps.contiguous(memory_format=memory_format).requires_grad_()
     out = call(leaf)
@@ -142,7 +175,9 @@ def both_ways(setting: Setting, call: Callable[[Tensor], Tensor], maps: Tensor, 
     return {
         "forward_ms": median_ms(lambda: call(leaf), setting.device, setting.repeats),
         "backward_ms": median_ms(
-            lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True), setting.device, setting.repeats
+            lambda: torch.autograd.grad(out, (leaf, *weights), grad, retain_graph=True),
+            setting.device,
+            setting.repeats,
         ),
         "floor_ms": setting.floor_ms(moved),
     }

@@ -41,6 +41,13 @@ LEVERS = {  # off, and the gain of having it at batch 16 and width 256 (docs/ben
 }
 
 
+CHOICES = {  # off until they are measured, and torch's own group norm, which is off because it copies
+    "depthwise stencil": ("stencil", True),
+    "coordinates by point": ("points_first", True),
+    "torch's group norm": ("keeps_layout", False),
+}
+
+
 def eager(setting: Setting, width: int) -> Figures:
     """The step as it is without a compiler; a profile of one step goes to a file."""
     bench = setting.bench(width)
@@ -105,6 +112,16 @@ def without(setting: Setting, width: int) -> Figures:
     found: Figures = {"predicted gain, ms": {name: gain for name, (_, gain) in LEVERS.items()}}
     for name, (variant, _) in LEVERS.items():
         with switched(bench, variant) as other:
+            batches = setting.batches(bench.config.bs)
+            found[name] = step_figures(setting, other, batches, bench.config.bs, width)
+    return found
+
+
+def with_levers(setting: Setting, width: int) -> Figures:
+    """The step with one kernel at a time chosen otherwise than by default."""
+    bench, found = setting.bench(width), Figures()
+    for name, switch in CHOICES.items():
+        with switched(bench, Variant(switches=(switch,))) as other:
             batches = setting.batches(bench.config.bs)
             found[name] = step_figures(setting, other, batches, bench.config.bs, width)
     return found

@@ -44,10 +44,11 @@ class LayerNorm(nn.LayerNorm):
 class GroupNorm(nn.GroupNorm):
     """torch.nn.GroupNorm that returns autocast's type, and a channels-last map as one on CUDA as well.
 
-    `fused` False keeps to torch's kernel, which turns such a map into rows there.
+    `fused` or `keeps_layout` False keeps to torch's kernel, which turns such a map into rows there.
     """
 
     fused: bool = True
+    keeps_layout: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = autocast_type(x)
@@ -57,4 +58,5 @@ class GroupNorm(nn.GroupNorm):
             return self._normed(x.to(dtype))
 
     def _normed(self, maps: Tensor) -> Tensor:
-        return group_normed(maps, self.num_groups, self.weight, self.bias, self.eps, fused=self.fused)
+        fused = self.fused and self.keeps_layout
+        return group_normed(maps, self.num_groups, self.weight, self.bias, self.eps, fused=fused)

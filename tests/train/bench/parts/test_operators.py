@@ -17,12 +17,22 @@ def setting(tmp_path: Path) -> Setting:
 
 def test_layers_are_timed_both_ways_in_both_layouts(setting: Setting) -> None:
     found = operators.layers(setting)
-    for name in ("depthwise, stride 8, NCHW", "group norm, 64, NHWC", "doubled map, 32, NHWC, kernel"):
+    for name in (
+        "depthwise, stride 8, NCHW",
+        "group norm, 64, NHWC, kernel",
+        "doubled map, 32, NHWC, kernel",
+    ):
         assert found[name]["forward_ms"] > 0
         assert found[name]["backward_ms"] > 0
     assert found["topk of the candidates"]["ms"] > 0
     maps = 2 * 32 * 16 * 16 * 2  # two images at stride 4 of 64 px, bfloat16
-    assert found["group norm, 32, NCHW"]["floor_ms"] == pytest.approx(2 * maps / 2.0 / 1e6)
+    assert found["group norm, 32, NCHW, torch"]["floor_ms"] == pytest.approx(2 * maps / 2.0 / 1e6)
+
+
+def test_coordinates_are_timed_both_ways(setting: Setting) -> None:
+    found = operators.coordinates(setting)
+    assert list(found) == ["32, by query", "32, by point", "64, by query", "64, by point"]
+    assert min(figures["backward_ms"] for figures in found.values()) > 0
 
 
 def test_a_layout_is_what_it_is_called(setting: Setting) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 BLOCK_POINTS = 512  # points of one program that counts or fills
 BLOCK_SHARES = 8  # shares that a place reads at a time
 MAX_SHARES = 2**31 - 1  # their numbers are 32-bit
-SORT_OPTIONS = {"num_warps": 4}
+SORT_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 GATHER_OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 
 

@@ -4,13 +4,11 @@ there is one.
 The interpreter must be chosen before Triton is imported, so the cases run in one process of their own.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.train.model.interpreted import cases_of, run
+from tests.train.model.interpreted import cases_of
 
 pytest.importorskip("triton")
 
@@ -170,33 +168,6 @@ def test_the_module_gives_the_same_either_way(interpreted: dict[str, list[float]
 def test_the_operator_stands_in_a_compiled_graph(interpreted: dict[str, dict[str, float]]) -> None:
     assert len(interpreted["compiled"]) == 4
     assert max(interpreted["compiled"].values()) < 1e-5
-
-
-COMPILE = """
-import json, sys
-from tests.train.model.compiled_kernels import compiled
-from maskshards.train.model.ops.kernels import deformable as fused
-
-sizes = {}
-for kernel in (fused._forward, fused._backward):
-    for values, width, chip in (("*bf16", 16, 90), ("*bf16", 128, 80), ("*fp32", 24, 80)):
-        block = fused.block_sizes(width)
-        fixed = dict(M=16, D=width, L=3, P=4, BLOCK_Q=block[0], BLOCK_D=block[1])
-        fixed |= {"ADD_VALUES": True} if kernel is fused._backward else {}
-        fixed |= {"POINTS_FIRST": width == 128}
-        pointers = {"table": "*i32", "value": values, "out": values, "grad_out": values}
-        types = dict.fromkeys(kernel.arg_names, "*fp32") | pointers
-        types |= {"num_queries": "i32", "num_places": "i32"}
-        done = compiled(kernel, types, fixed, chip, fused.OPTIONS)
-        sizes[f"{kernel.__name__}-{values}-{width}-sm{chip}"] = len(done.asm["cubin"])
-print(json.dumps(sizes))
-"""
-
-
-def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
-    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(sizes) == 6
-    assert min(sizes.values()) > 1000
 
 
 @pytest.mark.parametrize(("images", "queries"), [(2, 19), (10_000, 5376), (0, 5), (3, 0)])

@@ -1,11 +1,9 @@
 """The value gradient by sorting against float64: in Triton's interpreter, on CUDA where there is one."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.train.model.interpreted import cases_of, run
+from tests.train.model.interpreted import cases_of
 from tests.train.model.ops.kernels.test_deformable import CASES as ATTENTIONS
 from tests.train.model.ops.kernels.test_deformable import errors as attention_errors
 
@@ -63,36 +61,6 @@ def test_shares_beyond_32_bits_are_left_to_atomics() -> None:
     shape = (16, 5376, 16, 3, 4, 2)
     assert fits(torch.empty(shape, device="meta"))
     assert not fits(torch.empty((600, *shape[1:]), device="meta"))
-
-
-COMPILE = """
-import json
-from tests.train.model.compiled_kernels import compiled
-from maskshards.train.model.ops.kernels import deformable_sorted as fused
-
-COUNTS = {"table": "*i32", "counts": "*i32", "cursor": "*i32", "starts": "*i32", "of_query": "*i32"}
-LOW = {"grad": "*bf16", "out": "*bf16"}
-NUMBERS = {"total": "i32", "num_queries": "i32", "num_places": "i32"}
-SORT = dict(M=16, L=3, P=4, BLOCK=fused.BLOCK_POINTS, POINTS_FIRST=True)
-GATHER = dict(M=16, D=128, BLOCK_D=128, BLOCK_S=fused.BLOCK_SHARES)
-WORK = (
-    (fused._count, SORT, fused.SORT_OPTIONS), (fused._fill, SORT, fused.SORT_OPTIONS),
-    (fused._gather, GATHER, fused.GATHER_OPTIONS),
-)
-sizes = {}
-for kernel, fixed, options in WORK:
-    for chip in (80, 90, 100):
-        types = dict.fromkeys(kernel.arg_names, "*fp32") | COUNTS | NUMBERS | LOW
-        done = compiled(kernel, types, fixed, chip, options)
-        sizes[f"{kernel.__name__}-sm{chip}"] = len(done.asm["cubin"])
-print(json.dumps(sizes))
-"""
-
-
-def test_kernels_compile_for_nvidia_chips_without_one(tmp_path: Path) -> None:
-    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(sizes) == 9
-    assert min(sizes.values()) > 1000
 
 
 @pytest.mark.gpu

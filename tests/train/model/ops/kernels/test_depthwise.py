@@ -2,12 +2,10 @@
 CUDA where there is one.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.train.model.interpreted import cases_of, run
+from tests.train.model.interpreted import cases_of
 
 pytest.importorskip("triton")
 
@@ -117,36 +115,6 @@ def test_the_operator_passes_torchs_own_checks(interpreted: dict[str, dict[str, 
 def test_the_stencil_stands_in_a_compiled_graph(interpreted: dict[str, list[float]]) -> None:
     assert len(interpreted["compiled"]) == 4
     assert max(interpreted["compiled"]) < 1e-5
-
-
-COMPILE = """
-import json
-from tests.train.model.compiled_kernels import compiled
-from maskshards.train.model.ops.kernels import depthwise as fused
-
-NUMBERS = {"num_rows": "i32", "num_places": "i32", "tiles": "i32", "table": "*i32"}
-LOW = {"grad": "*bf16", "tokens": "*bf16", "out": "*bf16"}
-block_c = fused.channel_block(256)
-sizes = {}
-for kernel, block_r in (
-    (fused._stencil, fused.NUMBERS_PER_TILE // block_c), (fused._tap_sums, fused.SUMMED_PER_TILE // block_c),
-):
-    for chip in (80, 90, 100):
-        types = dict.fromkeys(kernel.arg_names, "*fp32") | NUMBERS | LOW
-        fixed = {"C": 256, "L": 3, "BLOCK_R": block_r, "BLOCK_C": block_c}
-        fixed |= {"HAS_BIAS": True} if kernel is fused._stencil else {}
-        done = compiled(kernel, types, fixed, chip, fused.OPTIONS)
-        assert "atom" not in done.asm["ptx"] and "red." not in done.asm["ptx"]
-        sizes[f"{kernel.__name__}-sm{chip}"] = len(done.asm["cubin"])
-print(json.dumps(sizes))
-"""
-
-
-@pytest.mark.slow
-def test_kernels_compile_for_nvidia_chips_without_one_and_have_no_atomics(tmp_path: Path) -> None:
-    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(sizes) == 6
-    assert min(sizes.values()) > 1000
 
 
 @pytest.mark.gpu

@@ -2,13 +2,11 @@
 where there is one.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.train.model.interpreted import cases_of, run
+from tests.train.model.interpreted import cases_of
 
 pytest.importorskip("triton")
 
@@ -131,35 +129,6 @@ def test_tiles_are_cut_so_that_programs_are_many() -> None:
     assert cut(16, 128 * 128, 32, block_sizes(8, 32)) == (8, 128, 1)
     assert cut(16, 16 * 16, 32, block_sizes(8, 32)) == (1, 16, 1)
     assert cut(16, 128 * 128, 32, block_sizes(64, 32)) == (8, 128, 8)
-
-
-COMPILE = """
-import json
-from tests.train.model.compiled_kernels import compiled
-from maskshards.train.model.ops.kernels import group_norm as fused
-
-NUMBERS = {"num_places": "i32", "tiles": "i32", "chunks": "i32", "chunk_places": "i32"}
-sizes = {}
-for kernel in (fused._moments, fused._combine, fused._scale, fused._sums, fused._input_gradient):
-    for width in (8, 64):
-        for chip in (80, 90, 100):
-            low = {"maps": "*bf16", "grad": "*bf16", "out": "*bf16"}
-            types = dict.fromkeys(kernel.arg_names, "*fp32") | NUMBERS | low | {"eps": "fp32"}
-            fixed = {"G": 32, "D": width, **fused.block_sizes(width, 32)}
-            if kernel is fused._combine:
-                fixed = {"D": width, "BLOCK_N": fused.CHUNKS_AT_ONCE}
-            done = compiled(kernel, types, fixed, chip, fused.OPTIONS)
-            assert "atom" not in done.asm["ptx"] and "red." not in done.asm["ptx"]
-            sizes[f"{kernel.__name__}-{width}-sm{chip}"] = len(done.asm["cubin"])
-print(json.dumps(sizes))
-"""
-
-
-@pytest.mark.slow
-def test_kernels_compile_for_nvidia_chips_without_one_and_have_no_atomics(tmp_path: Path) -> None:
-    sizes = run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(sizes) == 30
-    assert min(sizes.values()) > 1000
 
 
 @pytest.mark.gpu
