@@ -1,6 +1,7 @@
 """Where would a training step's time go, by counting? python benchmarks/roofline.py
 
     [--backbone dinov3_vitl16] [--width 256] [--batch 16] [--rows 14] [--whole-masks] [--torch-group-norm]
+    [--stencil]
 
 Backbone, head and their backward passes run on tensors without data (torch's fake tensors) under bfloat16
 autocast while every operation is entered in a ledger: the bytes of its inputs and outputs, and its
@@ -12,6 +13,7 @@ convolution of 16-bit numbers works on channels-last maps, so others are turned 
 loss, the optimiser and the crop are not in it, but what the loss asks of the masks is: those of MATCHED
 queries an image and layer, multiplied out again (before that, and with --whole-masks: read by index, with a
 gradient for all). --torch-group-norm: torch's, which reads rows, instead of the channels-last kernel.
+--stencil: the adapter's depthwise convolution by the kernel over tokens instead of the library's.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ from maskshards.train.bench.cuda_rules import CudaRules
 from maskshards.train.config.schema import BackboneLayers, DecoderConfig
 from maskshards.train.losses.gather_matched import matched_maps, row_slots
 from maskshards.train.model.backbone.load import load_backbone
+from maskshards.train.model.heads.adapter import DepthwiseConv
 from maskshards.train.model.heads.prediction import Prediction
-from maskshards.train.model.ops import deformable_attention, group_norm
+from maskshards.train.model.ops import deformable_attention, depthwise, group_norm
 from maskshards.train.model.segmenter import build_segmenter
 
 BYTES_PER_S, FLOPS_PER_S, LEAST_S = 3.0e12, 660e12, 2e-6
@@ -55,6 +58,7 @@ FREE = frozenset(
 
 READ_TWICE = {  # how many of an operation's first inputs, maps all of them
     "native_group_norm": 1, "group_norm_last": 1, "native_batch_norm": 1,
+    "token_stencil_backward": 1,
     "native_group_norm_backward": 2, "group_norm_last_backward": 2, "native_batch_norm_backward": 2,
 }  # fmt: skip
 CONVOLVED = {"convolution": 1, "convolution_backward": 2}  # how many of the first inputs are maps
@@ -143,7 +147,7 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 def count(
-    backbone: str, width: int, batch: int, whole_masks: bool = False, torch_group_norm: bool = False
+    backbone: str, width: int, batch: int, whole_masks: bool, torch_group_norm: bool, stencil: bool
 ) -> Ledger:
     """The ledger of one forward and backward pass."""
     frozen = load_backbone(backbone, "random", dtype=torch.bfloat16, device="meta")
@@ -154,6 +158,8 @@ def count(
     nn.init.trunc_normal_ = nn.init.normal_  # the real one looks at values, and there are none
     deformable_attention.kernels_fit = lambda value: True
     group_norm.kernels_fit = lambda maps: not torch_group_norm
+    depthwise.kernels_fit = lambda tokens: stencil
+    DepthwiseConv.stencil = stencil
     deformable_attention.deformable_attention = lambda value, _, locations, weights, **__: Fused.apply(
         value, locations, weights
     )
@@ -225,10 +231,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=14)
     parser.add_argument("--whole-masks", action="store_true")
     parser.add_argument("--torch-group-norm", action="store_true")
+    parser.add_argument("--stencil", action="store_true")
     options = parser.parse_args(argv)
     ledger = count(
-        options.backbone, options.width, options.batch, options.whole_masks, options.torch_group_norm
-    )
+        options.backbone, options.width, options.batch, options.whole_masks, options.torch_group_norm,
+        options.stencil,
+    )  # fmt: skip
     sys.stdout.write(table(ledger, options.rows))
     return 0
 

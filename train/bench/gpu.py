@@ -118,8 +118,14 @@ def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
         (f"width {small}, recorded", 25, partial(steps.recorded, setting, small)),
         (f"width {large}, recorded", 35, partial(steps.recorded, setting, large)),
         (f"width {large}, sorted gradients", 20, partial(steps.sorted_gradients, setting, large)),
-        (f"width {small}, with", 20, partial(steps.with_levers, setting, small)),
-        (f"width {large}, with", 30, partial(steps.with_levers, setting, large)),
+        (
+            f"width {small}, other kernels", 20,
+            partial(steps.chosen_otherwise, setting, small, "depthwise stencil", "coordinates by point"),
+        ),
+        (
+            f"width {large}, other kernels", 20,
+            partial(steps.chosen_otherwise, setting, large, "torch's group norm"),
+        ),
         (f"width {small}, compile=backbone", 40, partial(steps.compiled, setting, small, "backbone")),
         (f"width {large}, compile=backbone", 40, partial(steps.compiled, setting, large, "backbone")),
         (f"width {small}, compile=model", 80, partial(steps.compiled, setting, small, "model")),

@@ -58,9 +58,14 @@ def _multiplied(product: MaskProduct, rows: Tensor, slots: Tensor, most: int, dt
     batch, _, _, width = product.vectors.shape
     vectors = product.vectors.to(dtype)[rows[1], rows[0], rows[2]]
     padded = vectors.new_zeros(batch * most + 1, width).index_copy(0, slots, vectors)
-    maps = _Product.apply(padded[:-1].view(batch, most, width), product.features.to(dtype))
+    maps = matched_product(padded[:-1].view(batch, most, width), product.features.to(dtype))
     own = slots.clamp(max=batch * most - 1)
     return maps.view(batch * most, *product.features.shape[2:]).index_select(0, own)
+
+
+def matched_product(vectors: Tensor, features: Tensor) -> Tensor:
+    """(B, S, h * w): vectors (B, S, C) times features (B, C, h, w), whose gradient lies as they do."""
+    return _Product.apply(vectors, features)
 
 
 class _Product(torch.autograd.Function):

@@ -16,14 +16,15 @@ LOOK = """
 import json, sys
 from maskshards.train.bench import kernel_registers as look
 
-every, chips, found = EVERY, CHIPS, {}
+every, chips, found, seen = EVERY, CHIPS, {}, []
 for case in look.cases():
-    if every or case.kernel.__name__ not in {name.split("/")[-1] for name in found}:
+    if every or case.kernel not in seen:
+        seen.append(case.kernel)
         for chip in chips:
             program = look.compiled(case, chip)
             used = look.usage(program)
             ptx = program.asm["ptx"]
-            found[f"{case.name}/sm{chip}/{case.kernel.__name__}"] = {
+            found[f"{case.name}/sm{chip}"] = {
                 "registers": used.registers, "stack": used.stack, "size": len(program.asm["cubin"]),
                 "atomics": "atom" in ptx or "red." in ptx, "may": case.atomics,
             }

@@ -35,6 +35,7 @@ def ceilings(setting: Setting) -> Figures:
     found: Figures = {"commit": commit(), "python": platform.python_version()}
     found["host cores"] = len(os.sched_getaffinity(0))
     found |= {name: version_of(name) for name in PACKAGES}
+    found["torch"] = torch.__version__  # with the CUDA that it was built for
     if cuda:
         facts = torch.cuda.get_device_properties(device)
         found |= {

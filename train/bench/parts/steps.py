@@ -41,7 +41,7 @@ LEVERS = {  # off, and the gain of having it at batch 16 and width 256 (docs/ben
 }
 
 
-CHOICES = {  # off until they are measured, and torch's own group norm, which is off because it copies
+CHOICES = {  # off until they are measured; torch's own group norm is off because it copies
     "depthwise stencil": ("stencil", True),
     "coordinates by point": ("points_first", True),
     "torch's group norm": ("keeps_layout", False),
@@ -69,7 +69,9 @@ def step_figures(
 def profiled(setting: Setting, call: Callable[[], object], name: str) -> str:
     """The operations of one call that take longest, in a file of this name; returns the name."""
     cuda = setting.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])], acc_events=True
+    ) as seen:
         call()
         if cuda:
             torch.cuda.synchronize(setting.device)
@@ -117,11 +119,11 @@ def without(setting: Setting, width: int) -> Figures:
     return found
 
 
-def with_levers(setting: Setting, width: int) -> Figures:
-    """The step with one kernel at a time chosen otherwise than by default."""
+def chosen_otherwise(setting: Setting, width: int, *names: str) -> Figures:
+    """The step with one kernel at a time chosen otherwise than by default; names of CHOICES."""
     bench, found = setting.bench(width), Figures()
-    for name, switch in CHOICES.items():
-        with switched(bench, Variant(switches=(switch,))) as other:
+    for name in names:
+        with switched(bench, Variant(switches=(CHOICES[name],))) as other:
             batches = setting.batches(bench.config.bs)
             found[name] = step_figures(setting, other, batches, bench.config.bs, width)
     return found

@@ -2,11 +2,16 @@
 weights.
 """
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskshards.train.losses.gather_matched import matched_product
 from maskshards.train.model.heads.pixel_decoder import PixelDecoder
 from maskshards.train.model.ops.deformable_attention import deformable_attention
 
@@ -157,3 +162,37 @@ def test_initial_values() -> None:
     assert abs(decoder.output_convs[0].weight.abs().max().item() - bound) < 1e-3
     assert not decoder.input_convs[0][0].bias.any()
     assert not decoder.mask_feature.bias.any()
+
+
+class Convolutions(TorchDispatchMode):
+    """Layouts of the maps that go into and come out of each convolution: whether they are channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, list[bool]] = {"convolution": [], "convolution_backward": []}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        if name in self.seen:
+            maps = (args[0], out) if name == "convolution" else (args[0], args[1], out[0])
+            self.seen[name] += [m.is_contiguous(memory_format=torch.channels_last) for m in maps]
+        return out
+
+
+def test_with_the_kernels_every_convolution_works_on_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the adapter's maps to the mask features, and back from the product that the loss takes."""
+    for name in ("deformable_attention", "group_norm", "upsample2x"):
+        monkeypatch.setattr(f"maskshards.train.model.ops.{name}.kernels_fit", lambda maps: True)
+    decoder = PixelDecoder(16, 64, ffn_dim=32)
+    last = torch.channels_last
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Convolutions() as looked:
+        maps = [torch.empty(2, 16, side, side).to(memory_format=last) for side in (16, 8, 4, 2)]
+        pyramid = tuple(mode.from_tensor(m).requires_grad_() for m in maps)
+        with torch.autocast("cpu", torch.bfloat16):
+            features, coarse = decoder(pyramid)
+            product = matched_product(torch.empty(2, 5, 64, dtype=features.dtype), features)
+        (product.sum() + sum(m.sum() for m in coarse)).backward()
+    assert len(looked.seen["convolution"]) == 2 * 6
+    assert len(looked.seen["convolution_backward"]) == 3 * 6
+    assert all(looked.seen["convolution"] + looked.seen["convolution_backward"])

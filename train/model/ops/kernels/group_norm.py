@@ -174,19 +174,19 @@ def _sums(grad, maps, mean, inverse, of_grad, of_product, num_places, tiles, chu
     image, chunk, group, channel, real = _place(chunks, G, D, BLOCK_G, BLOCK_D)
     centre = tl.load(mean + image * G + group, mask=group < G, other=0.0)
     factor = tl.load(inverse + image * G + group, mask=group < G, other=0.0)
-    plain = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
-    product = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
+    plain = tl.zeros((BLOCK_P, BLOCK_G, BLOCK_D), dtype=tl.float32)  # added up over places at the end, once
+    product = tl.zeros((BLOCK_P, BLOCK_G, BLOCK_D), dtype=tl.float32)
     for tile in range(tiles):
         place = (chunk * tiles + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
         mask = (place < num_places)[:, None, None] & real[None, :, :]
         offset = ((image * num_places + place) * (G * D))[:, None, None] + channel[None, :, :]
         x = tl.load(maps + offset, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32)
-        plain += tl.sum(dy, axis=0)
-        product += tl.sum(dy * (x - centre[None, :, None]), axis=0)
+        plain += dy
+        product += dy * (x - centre[None, :, None])
     target = (image * chunks + chunk) * (G * D) + channel
-    tl.store(of_grad + target, plain, mask=real)
-    tl.store(of_product + target, product * factor[:, None], mask=real)
+    tl.store(of_grad + target, tl.sum(plain, axis=0), mask=real)
+    tl.store(of_product + target, tl.sum(product, axis=0) * factor[:, None], mask=real)
 
 
 @triton.jit
