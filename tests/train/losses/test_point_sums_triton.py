@@ -38,7 +38,7 @@ def test_points_are_the_plain_ones_bit_for_bit(tmp_path: Path) -> None:
     script.write_text(POINTS.replace("KEYS", str(keys.tolist())), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(script)], cwd=Path(__file__).parents[3], capture_output=True, text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}, timeout=900,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "src:."}, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.tensor(json.loads(done.stdout.splitlines()[-1])).view(64, 2)
