@@ -44,4 +44,4 @@ def set_fused(model: nn.Module, on: bool) -> None:
     """Turn the switch `fused` of every module below `model` that has one."""
     for module in model.modules():
         if hasattr(module, "fused"):
-            module.fused = on
+            module.fused = on  # type: ignore[assignment]
