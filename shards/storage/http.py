@@ -29,6 +29,7 @@ from maskshards.shards.storage.retry import PATIENT, RetrySettings, Transient, w
 
 MAX_REDIRECTS = 4
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that are worth another attempt
+REFUSED = {401, 403}  # statuses of credentials that are wrong, or have expired
 REDIRECTS = {301, 302, 303, 307, 308}
 LASTING = {
     401: f"it wants a login or token: {HELP}",
@@ -39,7 +40,7 @@ LASTING = {
 }
 CHUNK_BYTES = 1 << 18
 MAX_CONTENT_BYTES = 1 << 30  # of one range; larger files are read in pieces
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE | re.ASCII)
 NAME = "{name}"
 
 
@@ -87,11 +88,14 @@ class HttpStore(Store):
         url, connections = self._url(name), self._connections.get()
 
         def attempt() -> tuple[bytes, str]:
+            access = connections.access
             deadline = time.monotonic() + self.settings.total_s + size / self.settings.slowest_bytes_per_s
             with closing(self._ask(connections, url, f"bytes={offset}-{offset + size - 1}")) as answer:
                 found = answer.headers.get("Content-Range", "")
                 if answer.status == 416 and may_be_empty and found == "bytes */0":
                     return b"", "0"
+                if answer.status in REFUSED and connections.renewed(access):
+                    raise Transient(f"status {answer.status}; there are other credentials by now")
                 total = _checked_range(shown(url), answer, offset, size)
                 return _body(answer, size, deadline), total
 

@@ -71,7 +71,7 @@ class Access:
     def proxy_for(self, url: str) -> tuple[str, dict[str, str]] | None:
         """(proxy's URL, headers for it) for requests to `url`; None where they go straight."""
         parts = urlsplit(url)
-        proxy = self.proxies.get(parts.scheme) or self.proxies.get("all")
+        proxy = (self.proxies.get(parts.scheme) or self.proxies.get("all", "")).strip()
         if not proxy or self._is_direct(parts):
             return None
         target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
@@ -84,13 +84,14 @@ class Access:
 
     def _is_direct(self, parts: SplitResult) -> bool:
         """Whether `NO_PROXY` names the host: by suffix, by `*`, or by a network that its address is in."""
-        if proxy_bypass_environment(parts.netloc, dict(self.proxies)):
+        exempt = self.proxies.get("no", "").replace("*.", ".")  # as some tools want a suffix
+        if proxy_bypass_environment(parts.netloc, {"no": exempt}):
             return True
         try:
             address = ipaddress.ip_address(parts.hostname or "")
         except ValueError:
             return False
-        for entry in self.proxies.get("no", "").split(","):
+        for entry in exempt.split(","):
             try:
                 if address in ipaddress.ip_network(entry.strip(), strict=False):
                     return True

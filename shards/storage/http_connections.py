@@ -3,15 +3,17 @@
 A thread that waits for a server cannot be interrupted, but its socket can be shut from any other thread, and
 then it returns. A second descriptor of each socket is kept for that from the moment when it is made, since
 during a TLS handshake nobody else holds one. What the environment says of proxies, certificates and
-credentials is read when the first request is made.
+credentials is read when the first request is made, and again when a server refuses them: tokens expire.
 """
 
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import socket
 import threading
+import time
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -33,19 +35,20 @@ class Connections:
 
     def __init__(self, settings: RetrySettings) -> None:
         self.stopped = threading.Event()
-        self._stall_s = settings.stall_s
+        self._stall_s, self.head_s = settings.stall_s, settings.total_s
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._sockets: dict[int, socket.socket] = {}  # by connection
         self._lock = threading.Lock()
 
     def get(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         """The answer to one GET: its head; the body waits to be read. urllib3's errors, or StoreError."""
-        query = self._access.query_for(url)
+        access = self.access
+        query = access.query_for(url)
         target = f"{url}{'&' if '?' in url else '?'}{query}" if query else url
         return self._manager(url).request(
             "GET",
             target,
-            headers={"Accept-Encoding": "identity", **self._access.headers_for(url), **headers},
+            headers={"Accept-Encoding": "identity", **access.headers_for(url), **headers},
             preload_content=False,
             decode_content=False,
             redirect=False,
@@ -80,15 +83,26 @@ class Connections:
             kept.close()
 
     @cached_property
-    def _access(self) -> Access:
+    def access(self) -> Access:
+        """What the environment said when it was last read."""
         return Access.from_environment()
+
+    def renewed(self, access: Access) -> bool:
+        """Whether there are other credentials than those of `access`, which a server has just refused."""
+        with self._lock:
+            if self.access is access:
+                found = Access.from_environment()
+                if found == access:
+                    return False
+                self.access = found
+            return True
 
     @cached_property
     def _trusted(self) -> Any:
         return trusted()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
-        proxy, proxy_headers = self._access.proxy_for(url) or ("", {})
+        proxy, proxy_headers = self.access.proxy_for(url) or ("", {})
         kind = "https" if url.startswith("https:") or proxy.startswith("https:") else "http"
         with self._lock:
             manager = self._managers.get(kind + proxy)
@@ -113,11 +127,14 @@ class Connections:
 def _watched_pools(connections: Connections) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     """urllib3's two kinds of pools, with connections that `connections` can end."""
 
+    class Answer(_Answer):
+        head_s = connections.head_s
+
     class Http(_Watched, HTTPConnection):
-        owner = connections
+        owner, response_class = connections, Answer
 
     class Https(_Watched, HTTPSConnection):
-        owner = connections
+        owner, response_class = connections, Answer
 
     class HttpPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Http
@@ -126,6 +143,28 @@ def _watched_pools(connections: Connections) -> dict[str, type[urllib3.HTTPConne
         ConnectionCls = Https
 
     return {"http": HttpPool, "https": HttpsPool}
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose head comes in time or is an error: a byte now and then would end no socket's wait."""
+
+    head_s: float
+
+    def begin(self) -> None:
+        raw: Any = self.fp.raw
+        read, deadline = raw.readinto, time.monotonic() + self.head_s
+
+        def in_time(buffer: object) -> int | None:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the head of the answer did not come in time")
+            num_bytes: int | None = read(buffer)
+            return num_bytes
+
+        raw.readinto = in_time
+        try:
+            super().begin()
+        finally:
+            del raw.readinto
 
 
 class _Watched(HTTPConnection):

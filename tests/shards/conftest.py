@@ -243,6 +243,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.server.waiting.set()
             return self.server.ended.wait(3600) if fault == "silent" else None
+        if fault == "slow head":  # never silent for long, and never done
+            self.close_connection = True
+            while not self.server.ended.wait(0.02):
+                self.wfile.write(b"H")
+            return None
         data = path.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         first, last = (int(asked[1]), min(int(asked[2]), len(data) - 1)) if asked else (0, len(data) - 1)

@@ -2,12 +2,13 @@
 
 import copy
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from maskshards.shards.errors import StoreError, UnreachableError
 from maskshards.shards.storage import http
-from maskshards.shards.storage.http import HttpStore, _asked_s, _redirected
+from maskshards.shards.storage.http import CONTENT_RANGE, HttpStore, _asked_s, _redirected
 from maskshards.shards.storage.retry import RetrySettings, Transient
 
 CONTENT = bytes(range(256)) * 40
@@ -87,7 +88,7 @@ def test_a_busy_server_is_given_the_time_that_it_asks_for(store, server, monkeyp
     assert store._range("a.tar", 0, 3) == (b"", "7.0")
 
 
-@pytest.mark.parametrize("fault", ["500", "cut", "stall", "drop", "short length", "other range"])
+@pytest.mark.parametrize("fault", ["500", "cut", "stall", "drop", "short length", "other range", "slow head"])
 def test_what_does_not_pass_is_an_error_in_the_end(store, server, fault):
     server.faults["a.tar"] = [fault] * 3
     with pytest.raises(StoreError, match=r"/a\.tar: .*3 attempts in all"):
@@ -291,3 +292,38 @@ def test_a_redirect_never_leaves_https():
     assert _redirected("http://a/x.tar", "https://b/y.tar") == "https://b/y.tar"
     with pytest.raises(StoreError, match="which is not followed"):
         _redirected("https://a/x.tar", "http://a/x.tar")
+
+
+def test_credentials_that_expire_are_read_again(server, monkeypatch):
+    """A signature or token ends in the middle of an epoch; whoever renews it does so in the environment."""
+    place = server.url.removeprefix("http://")
+    monkeypatch.setenv("MASKSHARDS_HTTP_QUERY", f"{place}=sig=old")
+    store = HttpStore(server.url, QUICK)
+    assert store.read("a.tar", 0, 3) == CONTENT[:3]
+    server.choose = lambda name, _: "403" if server.queries[-1] == "sig=old" else ""
+    with pytest.raises(StoreError, match=r"answered 403 Forbidden; .* a signature has expired"):
+        store.read("a.tar", 0, 3)
+    asked = len(server.queries)
+    monkeypatch.setenv("MASKSHARDS_HTTP_QUERY", f"{place}=sig=new")
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda first: store.read("a.tar", first, 3), [9] * 8)) == {CONTENT[9:12]}
+    assert set(server.queries[asked:]) == {"sig=old", "sig=new"}
+    assert server.queries[-1] == "sig=new"
+    server.choose = lambda name, _: "401"
+    with pytest.raises(StoreError, match="answered 401"):
+        store.read("a.tar", 0, 3)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        ("bytes 5-7/100", True),
+        ("Bytes  5-7/*", True),
+        ("bytes 5-8/100", False),
+        ("items 5-7/100", False),
+        ("bytes \u0665-7/100", False),
+    ],
+)
+def test_a_range_may_be_told_in_other_letters_and_with_more_spaces(said, good):
+    assert bool((found := CONTENT_RANGE.fullmatch(said)) and found.group(1, 2) == ("5", "7")) == good
