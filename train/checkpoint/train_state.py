@@ -23,6 +23,10 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or belongs to another model or another run."""
 
 
+class NewerCheckpointError(CheckpointError):
+    """A checkpoint is whole, and of a newer program than this one."""
+
+
 @dataclass(frozen=True)
 class TrainState:
     """The facts of a run after `step` steps."""
@@ -67,7 +71,7 @@ def read_state(path: Path) -> TrainState:
         raise CheckpointError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
     version = facts.get("version") if isinstance(facts, dict) else None
     if type(version) is int and version > VERSION:
-        raise CheckpointError(
+        raise NewerCheckpointError(
             f"{path} was written by a newer maskshards: it has version {version}, this program reads "
             f"{VERSION}; use the maskshards that wrote it, or a newer one"
         )

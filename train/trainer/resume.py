@@ -28,6 +28,7 @@ from maskshards.train.checkpoint.checkpoint import (
 )
 from maskshards.train.checkpoint.other_classes import load_by_class
 from maskshards.train.checkpoint.retention import set_aside
+from maskshards.train.checkpoint.train_state import NewerCheckpointError
 from maskshards.train.config.load import ConfigError, flatten, to_plain
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
@@ -135,7 +136,8 @@ def newest_whole_or_none(run: Path) -> Path | None:
 
 def newest_whole(run: Path) -> Path | None:
     """The newest checkpoint whose files are what its state says; damaged newer ones are reported and passed
-    over.
+    over. NewerCheckpointError for one of a newer program: it is no damage, and going on below it would throw
+    the steps up to it away.
     """
     for folder in reversed(checkpoints_of(run, LAST)):
         try:
@@ -147,6 +149,8 @@ def newest_whole(run: Path) -> Path | None:
                 )
             for part, digest in state.digests.items():
                 check_digest(folder / part, digest)
+        except NewerCheckpointError:
+            raise
         except CheckpointError as error:
             logger.warning("passing over a damaged checkpoint: %s", error)
             continue

@@ -18,6 +18,7 @@ from maskshards.train.checkpoint.checkpoint import (
     save_last,
 )
 from maskshards.train.checkpoint.retention import prune
+from maskshards.train.checkpoint.train_state import checksum
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks
@@ -271,6 +272,22 @@ def test_changed_facts_are_passed_over_like_changed_tensors(
         del facts["checksum"]
     state.write_text(json.dumps(facts))
     assert begin(config, ALONE, parts, tmp_path).step == 4
+
+
+def test_a_checkpoint_of_a_newer_program_is_no_damage_and_nothing_is_taken_back(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    run = tmp_path / "run"
+    save_at(run, config, parts, 2)
+    newest = save_at(run, config, parts, 4)
+    facts = json.loads((newest / "state.json").read_text())
+    del facts["checksum"]
+    facts["version"] += 1
+    (newest / "state.json").write_text(json.dumps(facts | {"checksum": checksum(facts)}))
+    with pytest.raises(CheckpointError, match="was written by a newer maskshards"):
+        begin(config, ALONE, parts, run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
 
 
 def test_a_copy_of_a_checkpoint_under_another_name_is_none(
