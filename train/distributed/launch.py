@@ -19,8 +19,10 @@ import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
 
+MOST_DIGITS = 9  # of a launcher's numbers
 POLL_S = 0.2  # between attempts to reach rank 0
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # of Open MPI, MPICH and Intel's, MVAPICH
 # SLURM_STEP_ID of the steps that srun did not make: batch script, interactive shell, extern.
 NO_STEPS = {"4294967290", "4294967291", "4294967292"}
 
@@ -61,6 +63,12 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
             f"{' and '.join(given)} set without {' and '.join(missing)}: start with torchrun, which sets "
             "all of them, or with srun, or unset what is left of another launch to run alone"
         )
+    for name in MPI:
+        if whole_number({name: "1", **environment}, name) > 1:
+            raise LaunchError(
+                f"{name} is {environment[name]}: mpirun started so many processes, and each of them would train "
+                "alone; start with torchrun or srun"
+            )
     if tasks > 1:
         logger.warning(
             "this Slurm allocation has %d tasks and this process runs alone; start with srun to use them all",
@@ -90,9 +98,9 @@ def from_srun(environment: Mapping[str, str], tasks: int) -> Launch:
 def whole_number(environment: Mapping[str, str], name: str) -> int:
     """LaunchError where the launcher's word is none, or missing."""
     word = environment.get(name, "")
-    if not word.isdecimal():
+    if not (word.isascii() and word.isdecimal() and len(word) <= MOST_DIGITS):
         raise LaunchError(
-            f"{name} is {word!r}, expected a whole number; start with torchrun or srun, which set it"
+            f"{name} is {word[:80]!r}, expected a whole number; start with torchrun or srun, which set it"
         )
     return int(word)
 
@@ -104,6 +112,8 @@ def checked(launch: Launch) -> Launch:
             f"this process is rank {launch.rank} of {launch.num_ranks}, but ranks count from 0; "
             "start all with one launcher"
         )
+    if not launch.address:
+        raise LaunchError("MASTER_ADDR is empty, expected the name or address of the node of rank 0")
     if not 0 < launch.port < 1 << 16:
         raise LaunchError(f"MASTER_PORT is {launch.port}, expected 1 to 65535")
     return launch
@@ -176,12 +186,26 @@ def store_error(launch: Launch, hosts: bool, failures: Sequence[RuntimeError]) -
             f"port {launch.port} of {launch.address} is taken by another program, and the ranks cannot meet "
             "there; set MASTER_PORT to a free one, the same on every node, or end what listens there"
         )
+    if hosts and (unknown := why_unknown(launch.address)):
+        return ConnectionError(
+            f"MASTER_ADDR is {launch.address}, and rank 0 cannot look that name up ({unknown}); set it to the "
+            "name or address of the node of rank 0, the same on every node"
+        )
     if hosts:
         return ConnectionError(f"rank 0 cannot listen at {where} (MASTER_ADDR, MASTER_PORT): {own}")
     return ConnectionError(
         f"rank {launch.rank} of {launch.num_ranks}: what listens at {where} does not answer like rank 0 "
         f"of a launch ({own}); look whether another program has that port, and set MASTER_PORT to a free one"
     )
+
+
+def why_unknown(address: str) -> str:
+    """Why the name of a host cannot be looked up; empty where it can."""
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def await_server(launch: Launch, timeout: timedelta) -> None:

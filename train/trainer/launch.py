@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
+import torch
+
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.heartbeat import one_line
 from maskshards.train.distributed.launch import last_words
 from maskshards.train.distributed.ranks import joined
 from maskshards.train.distributed.stop_signals import Stopped, StopSignals
@@ -39,4 +42,19 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     except (NonFiniteError, GuardError) as error:
         last_words(f"stopped: {error}")
         return STOPPED
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        last_words(
+            f"error: out of memory ({one_line(error) or 'it said no more'}); less is needed with a smaller bs "
+            "(the global batch stays), crop or decoder_head.hidden_dim, or activation_checkpointing=True"
+        )
+        return FAULT
     return 0
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of a GPU: torch's own error for the host is of no type of its
+    own.
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from maskshards.train.distributed.launch import (
     last_words,
     open_store,
     read_launch,
+    store_error,
 )
 from tests.train.launch import free_port
 
@@ -128,11 +130,32 @@ def test_a_port_that_another_program_has_is_named_on_every_rank() -> None:
         ({"RANK": "4"}, "rank 4 of 4, but ranks count from 0"),
         ({"WORLD_SIZE": "0"}, "rank 3 of 0"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
+        ({"WORLD_SIZE": "9" * 20}, "WORLD_SIZE is '9+', expected a whole number"),
+        ({"RANK": "٣"}, "RANK is '٣'"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is empty"),
     ],
 )
 def test_impossible_words_of_a_launcher_are_named(words: dict[str, str], said: str) -> None:
     with pytest.raises(LaunchError, match=said):
         read_launch(TORCHRUN | words)
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_of_mpirun_do_not_train_each_alone(name: str) -> None:
+    with pytest.raises(LaunchError, match=rf"{name} is 4: mpirun .* start with torchrun or srun"):
+        read_launch({name: "4"})
+    assert read_launch({name: "1"}) is None
+    assert read_launch(SRUN | {name: "4"}) == read_launch(SRUN)  # srun --mpi sets them too
+    assert read_launch(TORCHRUN | {name: "4"}) == read_launch(TORCHRUN)
+
+
+def test_rank_0_says_that_its_own_name_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    words = r"MASTER_ADDR is nowhere, and rank 0 cannot look that name up \(Name or service not known\)"
+    assert re.match(words, str(store_error(Launch(0, 2, 0, "nowhere", 29500), True, [])))
 
 
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"])

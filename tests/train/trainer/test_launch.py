@@ -1,6 +1,7 @@
 """How a run's end becomes a status and one block on stderr."""
 
 import pytest
+import torch
 
 from maskshards.train.config.load import load_config
 from maskshards.train.distributed.stop_signals import Stopped
@@ -16,6 +17,13 @@ from maskshards.train.trainer.guards import GuardError
         (GuardError("no gradient"), 1, "stopped: no gradient"),
         (OSError("disk"), 2, "error: disk"),
         (ValueError("classes"), 2, "error: classes"),
+        (MemoryError(), 2, "error: out of memory (it said no more); less is needed with a smaller bs"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            2,
+            "error: out of memory (CUDA out of memory.); less",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory (Default"),
         (Stopped(15), 143, "resume_from=auto continues"),
         (None, 0, ""),
     ],
@@ -34,3 +42,12 @@ def test_each_end_has_its_status(
     out, err = capsys.readouterr()
     assert words in err
     assert out == ("" if raised else "mIoU 1.00\n")
+
+
+def test_a_bug_keeps_its_traceback(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object) -> str:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(launch, "run", run)
+    with pytest.raises(RuntimeError, match="mat1"):
+        launch.launch(load_config(tiny_run))
