@@ -66,8 +66,8 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
     for name in MPI:
         if whole_number({name: "1", **environment}, name) > 1:
             raise LaunchError(
-                f"{name} is {environment[name]}: mpirun started so many processes, and each of them would train "
-                "alone; start with torchrun or srun"
+                f"{name} is {environment[name]}: mpirun started so many processes, and each of them would "
+                "train alone; start with torchrun or srun"
             )
     if tasks > 1:
         logger.warning(
@@ -188,8 +188,8 @@ def store_error(launch: Launch, hosts: bool, failures: Sequence[RuntimeError]) -
         )
     if hosts and (unknown := why_unknown(launch.address)):
         return ConnectionError(
-            f"MASTER_ADDR is {launch.address}, and rank 0 cannot look that name up ({unknown}); set it to the "
-            "name or address of the node of rank 0, the same on every node"
+            f"MASTER_ADDR is {launch.address}, and rank 0 cannot look that name up ({unknown}); set it to "
+            "the name or address of the node of rank 0, the same on every node"
         )
     if hosts:
         return ConnectionError(f"rank 0 cannot listen at {where} (MASTER_ADDR, MASTER_PORT): {own}")

@@ -3,14 +3,16 @@
 torchrun keeps one store for all attempts of a run, and gloo's addresses of an attempt that was killed stay in
 it: ranks of the next attempt then call processes that are gone. Here each rank shows a token that was never
 seen before, the first rank answers each token with the name of a new scope, an acknowledgement tells it that
-the token was not an old one, and once all are there it opens the scope. If some do not come, the first rank
-says so to all the others too, so that every rank ends with the same words.
+the token was not an old one, and once all are there it opens the scope. If some do not come, or were told of
+another number of ranks, the first rank says so to all the others too, so that every rank ends with the same
+words. Of two processes with one rank one is told.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -25,30 +27,48 @@ def meet(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> di
     """The scope of `store` that belongs to the ranks now alive. ConnectionError if not all come in time, with
     the same words on every rank that came.
     """
-    name = gather_all(store, num_ranks, timeout) if rank == 0 else show_up(store, rank, timeout)
+    name = gather_all(store, num_ranks, timeout) if rank == 0 else show_up(store, rank, num_ranks, timeout)
     return dist.PrefixStore(f"room/{name}", store)
 
 
 def gather_all(store: dist.Store, num_ranks: int, timeout: timedelta) -> str:
     """On rank 0: answer every other rank's newest token until all have said that they read it."""
     name, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
-    missing = list(range(1, num_ranks))
+    missing, members = list(range(1, num_ranks)), dict[int, str]()
     while missing:
         for rank in missing:
             if store.check([f"token/{rank}"]):
                 store.set(f"answer/{store.get(f'token/{rank}').decode()}", name)
-        missing = [rank for rank in missing if not arrived(store, f"read/{name}/{rank}", ANSWER_TIMEOUT)]
-        if missing and time.monotonic() > deadline:
+        for rank in missing:
+            if arrived(store, f"read/{name}/{rank}", ANSWER_TIMEOUT):
+                members[rank] = store.get(f"read/{name}/{rank}").decode()
+        missing = [rank for rank in missing if rank not in members]
+        words = other_size(members, num_ranks)
+        if not words and missing and time.monotonic() > deadline:
             words = (
                 f"ranks {missing} of {num_ranks} did not appear within {timeout.total_seconds():.0f} s; "
                 "look at their logs, and whether their nodes are up"
             )
+        if words:
             store.set(f"state/{name}", words)
-            for rank in set(range(1, num_ranks)) - set(missing):  # the store may end with this process
+            for rank in members:  # the store may end with this process
                 arrived(store, f"told/{name}/{rank}", FAREWELL_TIMEOUT)
             raise ConnectionError(words)
+    for rank, token in members.items():
+        store.set(f"member/{name}/{rank}", token)
     store.set(f"state/{name}", OPEN)
     return name
+
+
+def other_size(members: Mapping[int, str], num_ranks: int) -> str:
+    """What is wrong where a rank was told of another number of ranks than the first; else nothing."""
+    for rank, token in members.items():
+        if (size := token.rpartition("-")[2]) != str(num_ranks):
+            return (
+                f"rank {rank} was started as one of {size} ranks and rank 0 as one of {num_ranks}; start "
+                "every node with the same numbers (--nnodes, --nproc-per-node, WORLD_SIZE)"
+            )
+    return ""
 
 
 def arrived(store: dist.Store, key: str, timeout: timedelta) -> bool:
@@ -61,21 +81,25 @@ def arrived(store: dist.Store, key: str, timeout: timedelta) -> bool:
     return True
 
 
-def show_up(store: dist.Store, rank: int, timeout: timedelta) -> str:
+def show_up(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
     """On the other ranks: take part, and wait until all do."""
-    token, patience = uuid.uuid4().hex, timeout + FAREWELL_TIMEOUT
+    token, patience = f"{uuid.uuid4().hex}-{num_ranks}", timeout + FAREWELL_TIMEOUT
     store.set(f"token/{rank}", token)
     try:
         if not arrived(store, f"answer/{token}", timeout):
             raise ConnectionError(f"rank {rank} got no answer from rank 0; look at its log")
         name = store.get(f"answer/{token}").decode()
-        store.set(f"read/{name}/{rank}", "yes")
+        store.set(f"read/{name}/{rank}", token)
         if not arrived(store, f"state/{name}", patience):
             raise ConnectionError(f"rank {rank} heard no more of rank 0; look at its log")
         state = store.get(f"state/{name}").decode()
         if state != OPEN:
             store.set(f"told/{name}/{rank}", "yes")
             raise ConnectionError(state)
+        if store.get(f"member/{name}/{rank}").decode() != token:
+            raise ConnectionError(
+                f"another process takes part as rank {rank} of {num_ranks}; was the launch started twice?"
+            )
     except dist.DistError as error:  # the store went with rank 0
         raise ConnectionError(f"rank 0 is gone before all ranks had met; look at its log: {error}") from error
     return name

@@ -46,8 +46,9 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
         if not is_of_memory(error):
             raise
         last_words(
-            f"error: out of memory ({one_line(error) or 'it said no more'}); less is needed with a smaller bs "
-            "(the global batch stays), crop or decoder_head.hidden_dim, or activation_checkpointing=True"
+            f"error: out of memory ({one_line(error) or 'it said no more'}); less is needed with a "
+            "smaller bs (the global batch stays), crop or decoder_head.hidden_dim, or with "
+            "activation_checkpointing=True"
         )
         return FAULT
     return 0

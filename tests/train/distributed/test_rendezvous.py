@@ -10,7 +10,7 @@ import torch.distributed as dist
 from maskshards.train.distributed import rendezvous
 from maskshards.train.distributed.rendezvous import meet
 
-SOON = timedelta(seconds=20)
+SOON = timedelta(seconds=600)
 
 
 def meet_all(store: dist.Store, num_ranks: int) -> list[dist.PrefixStore]:
@@ -49,6 +49,37 @@ def test_who_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         meet(dist.HashStore(), 0, 2, timedelta(milliseconds=50))
     with pytest.raises(ConnectionError, match="no answer from rank 0"):
         meet(dist.HashStore(), 1, 2, timedelta(milliseconds=50))
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2)])
+def test_ranks_that_were_told_of_different_worlds_end_at_once_with_the_same_words(
+    first: int, second: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "ANSWER_TIMEOUT", timedelta(milliseconds=20))
+    store = dist.HashStore()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(meet, store, 0, first, SOON), pool.submit(meet, store, 1, second, SOON)]
+        for one in waiting:
+            words = rf"rank 1 was started as one of {second} ranks and rank 0 as one of {first}; start every"
+            with pytest.raises(ConnectionError, match=words):
+                one.result()
+
+
+class Twin(dist.HashStore):
+    """Of a launch in which another process came as rank 1 too, and was taken."""
+
+    def set(self, key: str, value: str) -> None:
+        super().set(key, value)
+        if key == "token/1":
+            super().set(f"answer/{value}", "room")
+        elif key == "read/room/1":
+            super().set("member/room/1", "another-2")
+            super().set("state/room", rendezvous.OPEN)
+
+
+def test_a_second_process_of_one_rank_is_told() -> None:
+    with pytest.raises(ConnectionError, match="another process takes part as rank 1 of 2; was the launch"):
+        meet(Twin(), 1, 2, SOON)
 
 
 class Came(dist.HashStore):
