@@ -138,12 +138,29 @@ def forged(**changes):
         ({"rejects": [{"name": None, "reason": "torn"}]}, "names are strings"),
         ({"rejects": [{"name": "a.jpg", "reason": 3}]}, "a name and a reason"),
         ({"dataset": 5}, "dataset is a int"),
+        *(
+            (
+                {"classes": [{"id": k, "name": name, "color": color} for k, name in enumerate("ab")]},
+                "three integers from 0 to 255",
+            )
+            for color in ([0, 0], [0, 0, 0, 0], [0, 0, 256], [0, -1, 0], [0, 0, 0.5], [0, 0, True])
+        ),
         ({"index_sha256": 5}, "no text"),
     ],
 )
 def test_forged_manifests_are_refused(changes, says):
     with pytest.raises(ManifestError, match=says):
         parse_manifest(forged(**changes))
+
+
+@pytest.mark.parametrize("name", ["split", "settings", "rejects"])
+def test_what_a_manifest_lacks_is_named(name):
+    from maskshards.shards.format.manifest import _digest
+
+    facts = json.loads(manifest().to_bytes())
+    del facts["checksum"], facts[name]
+    with pytest.raises(ManifestError, match=f"manifest.json cannot be read: it lacks '{name}'"):
+        parse_manifest(json.dumps({**facts, "checksum": _digest(facts)}).encode())
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"5", b"[" * 100_000, b"\xff\xfe", b'{"format": "maskshards"}'])

@@ -127,5 +127,6 @@ def test_where_the_kernels_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not loss_kernels_fit(logits, 3)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert loss_kernels_fit(logits, 3)
+    assert loss_kernels_fit(logits, 1)
     assert not loss_kernels_fit(logits.double(), 3)
     assert not loss_kernels_fit(logits, 0)  # crops without a label have nothing to compare

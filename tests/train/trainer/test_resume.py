@@ -290,6 +290,40 @@ def test_a_checkpoint_of_a_newer_program_is_no_damage_and_nothing_is_taken_back(
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
 
 
+def test_a_best_that_is_set_aside_is_told_as_one_and_no_other_checkpoint_is(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    save_at(tmp_path, config, parts, 2)
+    (save_at(tmp_path, config, parts, 4) / "weights.safetensors").write_bytes(b"torn")
+    told = "the best up to step 2 is not kept"
+    begin(config, ALONE, parts, tmp_path)
+    assert "step-00000004 does not lead to step 2: set aside" in caplog.text
+    assert told not in caplog.text
+    save_best(tmp_path, state_of(config, parts, 4, 50.0), weights_of(parts))
+    begin(config, ALONE, parts, tmp_path)
+    assert told in caplog.text
+
+
+def test_an_average_begins_anew_where_the_checkpoint_has_none_and_else_goes_on(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    config = load_config([*tiny_run, "decoder_head.type=linear", "ema.decay=0.9", "resume_from=auto"])
+    parts = build_parts(config, ALONE)
+    assert parts.average is not None
+    save_at(tmp_path, config, parts, 2)
+    for shadow in parts.average.shadow.values():
+        shadow.fill_(7.0)
+    begin(config, ALONE, parts, tmp_path)  # saved without an average
+    own = parts.decoder.state_dict()
+    assert all(torch.equal(shadow, own[name]) for name, shadow in parts.average.shadow.items())
+    kept = {name: torch.full_like(shadow, 3.0) for name, shadow in parts.average.shadow.items()}
+    moments = optimizer_tensors(parts.decoder, parts.optimizer)
+    save_last(tmp_path, state_of(config, parts, 4, None), weights_of(parts), moments, kept)
+    begin(config, ALONE, parts, tmp_path)
+    assert all(torch.equal(shadow, kept[name]) for name, shadow in parts.average.shadow.items())
+
+
 def test_a_copy_of_a_checkpoint_under_another_name_is_none(
     arguments: list[str], parts: Parts, tmp_path: Path
 ) -> None:
