@@ -40,6 +40,7 @@ from maskshards.preprocess.sources.opening import open_source, void_is_said
 from maskshards.preprocess.sources.source import Source
 from maskshards.preprocess.sources.splits import resolve_split
 from maskshards.preprocess.verify import verify_split
+from maskshards.shards.commands.root_files import CARD_NAME
 from maskshards.shards.errors import ShardError
 from maskshards.shards.format.class_pixels import class_notes, count_class_pixels, named_classes
 from maskshards.shards.format.manifest import open_split, open_splits
@@ -69,7 +70,8 @@ def run_build(args: argparse.Namespace) -> str:
         if args.part:
             return _part_summary(args.out, part, outcomes)
         done = publish_splits([job.destination for job in jobs], args.allow_rejects)
-        told = _describe(place, args.license) if done else []
+        # A builder that was killed after it published had no time to describe.
+        told = _describe(place, args.license) if done or place.root().read(CARD_NAME) is None else []
     fresh = {entry.manifest.split for entry in done}
     lines = [f"{place.split(name)}: published already, nothing to do" for name in splits if name not in fresh]
     return "\n".join([*(_summary(entry) for entry in done), *lines, *told, *_class_lines(place, splits)])
@@ -133,7 +135,7 @@ def run_finish(args: argparse.Namespace) -> str:
 
 def _describe(place: Place, license_name: str) -> list[str]:
     """Card and class list of all splits that are there; what was left alone, in lines."""
-    opened = open_splits(place.out)
+    opened = [open_split(str(split)) for split in place.complete()]
     try:
         return write_card(place.root(), opened, license_name)
     finally:

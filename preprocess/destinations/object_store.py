@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from maskshards.preprocess.destinations.local import Destination, build_files
+from maskshards.preprocess.destinations.local import BUILD_FOLDER, Destination, build_files
 from maskshards.preprocess.errors import BuildError
 from maskshards.shards.errors import StoreError
 from maskshards.shards.format.index import INDEX_NAME, SampleEntry
@@ -101,9 +101,12 @@ class ObjectDestination(Destination):
         return finished
 
     def finish(self) -> None:
-        """See Destination."""
-        for name in build_files(self):
-            self.remove(name)
+        """See Destination. On the hub all at once: each change is a commit there, and commits are limited."""
+        if not self.url.startswith("hf://"):
+            for name in build_files(self):
+                self.remove(name)
+        elif build_files(self):
+            self._try("delete", BUILD_FOLDER, lambda files, path: files.rm(path, recursive=True))
 
     def __str__(self) -> str:
         return self.url
@@ -124,9 +127,10 @@ class ObjectDestination(Destination):
         except FileNotFoundError as error:
             if verb == "read":
                 raise
-            raise TransferError(
-                f"cannot {verb} {path}: {error}; make sure that the bucket is there"
-            ) from error
+            what = "that the bucket is there"
+            if self.url.startswith("hf://"):
+                what = "of hf://datasets/NAME/SET, and create it: hf repo create NAME/SET --repo-type dataset"
+            raise TransferError(f"cannot {verb} {path}: {error}; make sure {what}") from error
         except StoreError as error:
             raise TransferError(
                 f"cannot {verb} {error} Finished shards are kept: the same command goes on from there"
@@ -140,9 +144,19 @@ class ObjectDestination(Destination):
                 f"{self.url}: shards can be built to a local folder, {known}, not to {scheme}://"
             )
         try:
+            if scheme == "hf":
+                _without_bars()
             return file_system(self.url)
         except StoreError as error:
             raise BuildError(str(error)) from error
+
+
+def _without_bars() -> None:
+    """The hub's client shows a bar for each file, under a scratch name that says nothing."""
+    with suppress(ImportError):  # told by whoever needs it
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def _remove(files: Any, path: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from maskshards.preprocess.destinations.local import PLAN_FILE, Destination, LocalDestination
 from maskshards.preprocess.destinations.lock import build_lock
 from maskshards.preprocess.errors import BuildError
+from maskshards.shards.format.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,18 @@ class Place:
 
     def unfinished(self) -> list[Destination]:
         """The splits with a plan but no end, by name."""
-        return [self.split(name) for name in sorted(self._splits_with_a_plan())]
+        return [self.split(name) for name in self._splits_with(PLAN_FILE)]
 
-    def _splits_with_a_plan(self) -> Iterator[str]:
-        if self.is_url:
-            for name in _objects(self.out.rstrip("/")).names():
-                split, _, rest = name.partition("/")
-                if rest == PLAN_FILE:
-                    yield split
-        else:
-            for path in Path(self.out).glob(f"*/{PLAN_FILE}"):
-                yield path.parent.parent.name
+    def complete(self) -> list[Destination]:
+        """The splits that are published, by name."""
+        return [self.split(name) for name in self._splits_with(MANIFEST_NAME)]
+
+    def _splits_with(self, file: str) -> list[str]:
+        """Names of the splits that hold `file`, sorted; an object store is listed, so any name is found."""
+        if not self.is_url:
+            return sorted(path.relative_to(self.out).parts[0] for path in Path(self.out).glob(f"*/{file}"))
+        parts = (name.partition("/") for name in _objects(self.out.rstrip("/")).names())
+        return sorted(split for split, _, rest in parts if rest == file)
 
 
 def _objects(url: str) -> Destination:

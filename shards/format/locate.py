@@ -12,7 +12,7 @@ from maskshards.shards.storage.base import SCHEME
 from maskshards.shards.storage.open_store import folder_of, open_store
 
 MANIFEST_NAME = "manifest.json"
-USUAL_SPLITS = ("training", "validation")
+USUAL_SPLITS = ("training", "validation", "train", "val", "test")
 
 
 def splits_below(place: str) -> list[str]:

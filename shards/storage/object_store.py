@@ -28,6 +28,8 @@ LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryE
 # Client libraries have errors of their own that share no base: by name, those that another try cannot mend.
 LASTING_NAME = re.compile(r"Credential|Auth|Forbidden|Denied|NotFound|Gated|Validation|Invalid")
 
+PASSING_STATUSES = (408, 425, 429)  # of the client's errors: too slow, too early, too many
+
 Result = TypeVar("Result")
 
 
@@ -71,11 +73,18 @@ def tried(
             raise
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            if isinstance(error, LASTING) or LASTING_NAME.search(type(error).__name__):
+            lasting = isinstance(error, LASTING) or LASTING_NAME.search(type(error).__name__)
+            if lasting or _refused(error):
                 raise StoreError(f"{url} refuses ({what}); is it right, and may you use it?") from error
             raise Transient(what) from error
 
     return with_retries(attempt, url, settings, stopped or threading.Event())
+
+
+def _refused(error: Exception) -> bool:
+    """Whether a server's status says that another try is refused too, whatever type a library gives it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_STATUSES
 
 
 def sha256_of(files: Any, path: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from maskshards.preprocess.__main__ import main
+from maskshards.preprocess.destinations.place import Place
 from maskshards.shards.format.manifest import open_split
 
 
@@ -165,3 +166,21 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_in_an_object_store_splits_of_any_name_are_described(tmp_path, write_image, write_label, capsys):
+    root, out = tmp_path / "root", f"memory://{tmp_path.name}/out"
+    for split in ("train", "valid"):
+        write_image(root / f"images/{split}/{split}.jpg")
+        write_label(root / f"masks/{split}/{split}.png", [0])
+    (root / "classes.txt").write_text("ground\n")
+    words = ["--root", str(root), "--classes", str(root / "classes.txt"), "--out", out, "--workers", "1"]
+    assert main(["build", "--dataset", "folder", *words, "--quiet"]) == 0
+    place = Place(out).root()
+    card = place.read("README.md")
+    assert b'path: "valid/*.tar"' in card
+    assert b'path: "train/*.tar"' in card
+    place.remove("README.md")  # as if the builder had been killed before it
+    assert main(["build", "--dataset", "folder", *words, "--quiet"]) == 0
+    assert place.read("README.md") == card
+    assert "valid: published already, nothing to do" in capsys.readouterr().out

@@ -19,7 +19,9 @@ def test_what_is_unfinished(tmp_path, kind):
     place.split("b").write(PLAN_FILE, b"{}")
     place.split("a").write(PLAN_FILE, b"{}")
     place.split("done").write("manifest.json", b"{}")
+    place.split("val").write("manifest.json", b"{}")
     assert place.unfinished() == [place.split("a"), place.split("b")]
+    assert place.complete() == [place.split("done"), place.split("val")]
 
 
 def test_only_folders_are_locked(tmp_path):

@@ -180,3 +180,22 @@ def test_a_digest_is_that_of_the_whole_object_and_a_missing_one_is_an_answer(sto
     assert found == hashlib.sha256(bytes(range(100))).hexdigest()
     with pytest.raises(FileNotFoundError):
         tried(lambda files: sha256_of(files, "memory://split/b.tar"), "memory://split/b.tar", QUICK)
+
+
+@pytest.mark.parametrize(("status", "tries"), [(401, 1), (404, 1), (429, 3), (503, 3)])
+def test_a_server_that_refuses_is_not_asked_again(store, monkeypatch, status, tries):
+    class HttpError(Exception):
+        def __init__(self):
+            self.response = type("Response", (), {"status_code": status})
+            super().__init__(f"status {status}")
+
+    calls = []
+
+    def info(path):
+        calls.append(path)
+        raise HttpError
+
+    monkeypatch.setattr(file_system(store.base), "info", info)
+    with pytest.raises(StoreError, match=f"HttpError: status {status}"):
+        store.size("a.tar")
+    assert len(calls) == tries
