@@ -8,16 +8,23 @@ whichever executor. A build that stops anywhere goes on from there when the same
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 
 from maskshards.preprocess.destinations.local import BUILD_FOLDER, PARTIAL, PLAN_FILE, Destination
 from maskshards.preprocess.destinations.publish import published, stored_plan
-from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.errors import BuildError, RejectedInput
+from maskshards.preprocess.inputs.colours import palette_conflict
+from maskshards.preprocess.inputs.source_files import read_unchanged
 from maskshards.preprocess.plan import BuildSettings, SplitFacts, SplitPlan, plan_split
 from maskshards.preprocess.rejects import check_rejects
 from maskshards.preprocess.shard_task import ShardOutcome, ShardTask, build_shard
+from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.source import Source
+from maskshards.shards.errors import SampleError
+
+LOOKED_AT = 32  # label maps of a split, before the build
 
 Executor = Callable[[Callable[[ShardTask], ShardOutcome], Iterable[ShardTask]], Iterator[ShardOutcome]]
 Progress = Callable[[ShardOutcome], None]
@@ -103,6 +110,24 @@ def shared_images(jobs: list[Job], source: Source) -> list[str]:
         shared = names[first] & names[second]
         lines += [f"{first} and {second} share {len(shared)} images, such as {min(shared)}"] if shared else []
     return lines
+
+
+def odd_palettes(jobs: list[Job], source: Source) -> list[str]:
+    """One line where palettes of label maps disagree, from a few drawn at random of each split."""
+    if not isinstance(source, FolderSource) or source.colours or not source.label_ending.endswith(".png"):
+        return []
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for job in jobs:
+            for name in job.plan.order[:LOOKED_AT]:
+                with suppress(RejectedInput, SampleError):  # told when its shard is built
+                    path = source.item(job.plan.facts.split, name).label_path
+                    yield path, read_unchanged(source.root, path)
+
+    try:
+        return [fault] if (fault := palette_conflict(files())) else []
+    except RejectedInput:  # a damaged file, told likewise
+        return []
 
 
 def execute(

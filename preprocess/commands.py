@@ -20,6 +20,7 @@ from maskshards.preprocess.build import (
     Job,
     Part,
     execute,
+    odd_palettes,
     plan_jobs,
     refuse_listed,
     shared_images,
@@ -62,7 +63,7 @@ def run_build(args: argparse.Namespace) -> str:
         jobs = plan_jobs(source, splits, settings, place.split)
         if not args.part:  # the limit for parts is that of `finish`
             refuse_listed(jobs, args.allow_rejects)
-        notes += shared_images(jobs, source)
+        notes += shared_images(jobs, source) + odd_palettes(jobs, source)
         _tell([*notes, *(note for job in jobs for note in job.plan.notes)])
         total = sum(job.num_samples(part) for job in jobs)
         guard = MaskGuard(source.label_rule, void_is_said(request), total)

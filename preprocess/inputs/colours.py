@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.label_file import npy_bytes
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.pillow import opened
-from maskshards.preprocess.inputs.png import SIGNATURE, check_whole, read_header
+from maskshards.preprocess.inputs.png import PALETTE, SIGNATURE, check_whole, read_header
 from maskshards.shards.storage.foreign_file import read_text, why_unreadable
 
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
@@ -159,6 +160,34 @@ def _decode(data: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except RejectedInput as error:
         raise RejectedInput(f"label map: {error}") from error
+
+
+def palette_conflict(files: Iterable[tuple[str, bytes]]) -> str:
+    """What to say of label files, by path, whose palettes give one colour two indices; '' where none do.
+
+    Programs that reduce colours number them anew in each file, so that an index means nothing.
+    """
+    seen: dict[Color, tuple[int, str]] = {}
+    for path, data in files:
+        for index, colour in _used_palette(data):
+            first, where = seen.setdefault(colour, (index, path))
+            if first != index:
+                return (
+                    f"palettes disagree: colour {colour} is index {first} in {where} and {index} in {path}."
+                    " Indices are taken as label values; if the colours tell the classes: --colours FILE"
+                )
+    return ""
+
+
+def _used_palette(data: bytes) -> list[tuple[int, Color]]:
+    """Index and colour of the pixels of a palette PNG, of colours that its palette has once."""
+    if data[:8] != SIGNATURE or read_header(data).colour != PALETTE:
+        return []
+    with opened(data, ("PNG",)) as image:
+        flat = image.getpalette() or []
+        used = np.unique(np.asarray(image)).tolist()
+    colours = [(flat[at], flat[at + 1], flat[at + 2]) for at in range(0, len(flat) - 2, 3)]
+    return [(i, colours[i]) for i in used if i < len(colours) and colours.count(colours[i]) == 1]
 
 
 def _unknown(packed: np.ndarray, known: int) -> str:

@@ -92,9 +92,14 @@ def _table(path: str, state: str) -> AnnotationTable:
         try:
             _write(path, scratch)
             os.replace(scratch, database)
-        except (OSError, ValueError, KeyError, TypeError, sqlite3.Error) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, sqlite3.Error) as error:
             if isinstance(error, SourceError):
                 raise
+            if isinstance(error, sqlite3.OperationalError):
+                raise SourceError(
+                    f"{database.parent}: the table of {path} cannot be written there ({error}); make room, or"
+                    " set TMPDIR to another folder"
+                ) from error
             reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             if isinstance(error, sqlite3.IntegrityError):
                 reason = f"two entries have one id or name: {error}"

@@ -184,3 +184,19 @@ def test_in_an_object_store_splits_of_any_name_are_described(tmp_path, write_ima
     assert main(["build", "--dataset", "folder", *words, "--quiet"]) == 0
     assert place.read("README.md") == card
     assert "valid: published already, nothing to do" in capsys.readouterr().out
+
+
+def test_palettes_that_were_numbered_anew_are_told(tmp_path, write_image, build_and_check):
+    root = tmp_path / "root"
+    for number, palette in enumerate(([0, 0, 0, 255, 0, 0], [255, 0, 0, 0, 0, 0])):
+        write_image(root / f"images/train/{number}.jpg")
+        mask = Image.frombytes("P", (32, 24), bytes([0, 1] * 384))
+        mask.putpalette(palette)
+        (root / "masks/train").mkdir(parents=True, exist_ok=True)
+        mask.save(root / f"masks/train/{number}.png")
+    (root / "classes.txt").write_text("ground\nroof\n")
+    told = build_and_check("folder", root, "--classes", str(root / "classes.txt"))
+    assert "note: palettes disagree: colour (" in told.err
+    (root / "colours.csv").write_text("ground,0,0,0\nroof,255,0,0\n")
+    shutil.rmtree(tmp_path / "shards")
+    assert "disagree" not in build_and_check("folder", root, "--colours", str(root / "colours.csv")).err

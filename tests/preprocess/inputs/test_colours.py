@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
-from maskshards.preprocess.inputs.colours import ColourTable, read_colours
+from maskshards.preprocess.inputs.colours import ColourTable, palette_conflict, read_colours
 from maskshards.preprocess.inputs.label_file import decode_label_file
 
 TABLE = ColourTable((((255, 255, 255), 0), ((0, 0, 255), 1), ((0, 255, 255), 0), ((0, 0, 0), None)), 2)
@@ -121,3 +121,25 @@ def test_tables_as_tools_write_them(tmp_path, text):
     classes, table = read_colours(tmp_path / "colours.txt", None)
     assert classes == ("road", "car")
     assert table.entries == (((255, 255, 255), 0), ((0, 0, 255), 1))
+
+
+def palette_png(values, *colours):
+    image = Image.frombytes("P", (len(values), 1), bytes(values))
+    image.putpalette(bytes(sum(colours, ())))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+BLACK, RED, BLUE = (0, 0, 0), (255, 0, 0), (0, 0, 255)
+
+
+def test_palettes_in_which_a_colour_has_two_indices_are_told():
+    same = [("a", palette_png([0, 1], BLACK, RED)), ("b", palette_png([0, 1, 2], BLACK, RED, BLUE))]
+    assert palette_conflict(same) == ""
+    told = palette_conflict([*same, ("c", palette_png([0, 1], BLACK, BLUE))])
+    assert "colour (0, 0, 255) is index 2 in b and 1 in c" in told
+    unused = ("c", palette_png([0], BLACK, BLUE))
+    grey = ("d", encode(np.array([[0, 1]], np.uint8)))
+    empty = [(name, palette_png([value], *[BLACK] * 3)) for name, value in (("e", 0), ("f", 1))]
+    assert palette_conflict([*same, unused, grey, *empty, ("g", b"no image")]) == ""

@@ -1,8 +1,10 @@
 import json
+import sqlite3
 
 import pytest
 
 from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.sources import coco_annotations
 from maskshards.preprocess.sources.coco_annotations import _objects, _table, open_table
 
 
@@ -81,4 +83,23 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
     (folder,) = tmp_path.glob("maskshards-coco-*")
     folder.chmod(0o777)
     with pytest.raises(SourceError, match="not this user's alone"):
+        open_table(str(path))
+
+
+def test_a_temporary_folder_without_room_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(FACTS))
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(coco_annotations, "_write", full)
+    with pytest.raises(SourceError, match=r"cannot be written there \(database or disk is full\).*TMPDIR"):
+        open_table(str(path))
+
+
+def test_an_id_beyond_all_numbers_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({**FACTS, "images": [{**FACTS["images"][0], "id": 2**70}]}))
+    with pytest.raises(SourceError, match=r"not COCO's JSON \(.*too large"):
         open_table(str(path))
