@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 from itertools import islice, product
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from maskshards.shards.errors import SampleError
 from maskshards.shards.format.manifest import open_split
+from maskshards.shards.loading.evaluation_batches import evaluation_batches
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import World
 
@@ -289,3 +291,45 @@ def test_lightning_resumes_after_the_last_step(split, tmp_path, stopped_at):
     whole = [batch.keys for batch in Loader(split, batch_per_rank=4, end=4 * 12)]
     assert fit(12) == whole
     assert fit(stopped_at) + fit(12, tmp_path / "last.ckpt") == whole
+
+
+def first_keys(loader, results):
+    results.put([batch.keys for batch in islice(loader, 3)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_the_stream_is_the_same_however_processes_start(split, method):
+    loader = Loader(split, batch_per_rank=4, epochs=1)
+    source = DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context=method)
+    stream = list(Loader(split, batch_per_rank=4, epochs=1))
+    assert [rows_of(batch) for batch in source] == [rows_of(batch) for batch in stream]
+    validation = evaluation_batches(split, batch_per_rank=4)
+    source = DataLoader(validation, batch_size=None, num_workers=2, multiprocessing_context=method)
+    assert [rows_of(batch) for batch in source] == [rows_of(batch) for batch in validation]
+    context = multiprocessing.get_context(method)
+    results, batches = context.SimpleQueue(), iter(loader)
+    assert next(batches).keys == stream[0].keys
+    process = context.Process(target=first_keys, args=(loader, results))
+    process.start()
+    assert results.get() == [batch.keys for batch in stream[1:4]]
+    assert next(batches).keys == stream[1].keys
+    process.join(600)
+    assert process.exitcode == 0
+    loader.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's iterator, at its end
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_is_killed_is_an_error_and_the_loader_reads_on(split, number):
+    loader = Loader(split, batch_per_rank=2)
+    batches = iter(DataLoader(loader, batch_size=None, num_workers=2))
+    first = next(batches)
+    os.kill(batches._workers[1].pid, number)
+    with pytest.raises((RuntimeError, OSError, EOFError)):  # torch's words, by where it notices
+        for _ in batches:
+            pass
+    del batches
+    loader.load_state_dict(loader.state_dict(after=first))
+    assert next(iter(DataLoader(loader, batch_size=None, num_workers=2))).positions == (2, 3)
