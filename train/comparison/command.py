@@ -14,6 +14,8 @@ which training writes.)
 example:
   maskshards report runs/a runs/b --out comparison.html"""
 
+DEFAULT = "comparison.html"
+
 
 def parser() -> argparse.ArgumentParser:
     """Options and their help."""
@@ -27,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN", help="the output_dir of a training or an evaluation; two to five"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("comparison.html"), metavar="FILE", help="the page (comparison.html)"
-    )
+        "--out", "--output", "-o", type=Path, default=Path(DEFAULT), metavar="FILE",
+        help=f"the page, or a folder for it ({DEFAULT})",
+    )  # fmt: skip
     return parser
 
 
@@ -53,10 +56,11 @@ def report(runs: Sequence[str], out: Path) -> str:
 
     for folder in folders:
         check_run(folder)
+    out = out / DEFAULT if out.is_dir() else out
     if not 2 <= len(folders) <= len(LETTERS):
         page = folders[0] / "report.html"
         hint = f"; the page of this run alone is {page}" if len(folders) == 1 and page.is_file() else ""
-        raise ValueError(f"{len(folders)} runs are named, expected two to {len(LETTERS)}{hint}")
+        raise ValueError(f"runs named: {len(folders)}, expected two to {len(LETTERS)}{hint}")
     write_comparison([read_run(folder) for folder in folders], out)
     return f"{out}: {len(folders)} runs; open it in a browser"
 

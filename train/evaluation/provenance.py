@@ -79,7 +79,10 @@ def check_classes(trained: Sequence[str], manifest: Manifest, where: str) -> Non
         return
     shards = f"the shards of {manifest.dataset!r} ({manifest.split})"
     if len(trained) != len(found):
-        raise ConfigError(f"{where} has {len(trained)} classes, {shards} have {len(found)}")
+        raise ConfigError(
+            f"{where} has {len(trained)} classes, {shards} have {len(found)}: build the shards with the "
+            "class list of the training"
+        )
     place = next(k for k, (one, other) in enumerate(zip(trained, found, strict=True)) if one != other)
     same = sorted(trained) == sorted(found)
     raise ConfigError(

@@ -97,10 +97,12 @@ def open_checked(config: TrainConfig, descriptor: str) -> Split:
 def check_classes(config: TrainConfig, split: Split) -> None:
     manifest, wanted = split.manifest, config.decoder_head.classes
     if len(manifest.classes) != wanted:
+        remedy = f"set decoder_head.num_classes={len(manifest.classes)}"
+        if config.load_from:
+            remedy = "weights are scored on shards that were built with the class list of their training"
         raise ConfigError(
             f"decoder_head.num_classes is {wanted}, but the manifest of {manifest.dataset!r} "
-            f"({manifest.split}) lists {len(manifest.classes)} classes; "
-            f"set decoder_head.num_classes={len(manifest.classes)}"
+            f"({manifest.split}) lists {len(manifest.classes)} classes; {remedy}"
         )
 
 

@@ -21,6 +21,8 @@ def test_a_page_of_two_runs(tmp_path, capsys, monkeypatch):
     assert "optimizer.lr" in (tmp_path / "comparison.html").read_text()
     assert main(["a", "b", "--out", "deep/c.html"]) == 0
     assert (tmp_path / "deep/c.html").is_file()
+    assert main(["a", "b", "--output", "deep"]) == 0
+    assert (tmp_path / "deep/comparison.html").is_file()
 
 
 def test_what_is_no_run_is_one_line(tmp_path, capsys):
@@ -31,7 +33,7 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys):
         ([one, str(tmp_path / "none")], "does not exist"),
         ([one, f"{one}/"], "one run is named twice"),
         ([one], f"the page of this run alone is {one}/report.html"),
-        ([made(tmp_path / f"r{k}", 0.1) for k in range(6)], "6 runs are named, expected two to 5"),
+        ([made(tmp_path / f"r{k}", 0.1) for k in range(6)], "runs named: 6, expected two to 5"),
     ):
         assert main([*words, "--out", str(tmp_path / "page.html")]) == 2
         error = capsys.readouterr().err

@@ -20,6 +20,7 @@ from maskshards.train.trainer.build import (
     crop_settings,
     open_loader,
     open_training_split,
+    open_validation_split,
     select,
     tell_odd_classes,
 )
@@ -71,6 +72,8 @@ def test_the_seed_makes_the_head(tiny_run: list[str]) -> None:
 def test_class_counts_must_agree_with_the_manifest(tiny_run: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"num_classes is 5.*lists 3 classes.*num_classes=3"):
         open_training_split(load_config([*tiny_run, "decoder_head.num_classes=5"]))
+    with pytest.raises(ConfigError, match=r"lists 3 classes; weights are scored on shards that were built"):
+        open_validation_split(load_config([*tiny_run, "decoder_head.num_classes=5", "load_from=run"]))
 
 
 def test_a_folder_without_manifest_is_named(tiny_run: list[str], tmp_path: Path) -> None:
