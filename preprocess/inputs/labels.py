@@ -160,7 +160,8 @@ class LabelRule:
         """Whether every value of 8 bits has one of two meanings, one below a value and one from it on: then a
         mask may be read from a JPEG too, whose values near 0 and 255 are noise.
         """
-        meanings = [label for value, label in self.mapping or () if value <= USUAL_VOID]
+        known = dict(self.mapping or ())  # in a manifest's order, which is that of text
+        meanings = [known[value] for value in range(USUAL_VOID + 1) if value in known]
         switches = sum(one != other for one, other in pairwise(meanings))
         return len(meanings) == USUAL_VOID + 1 and switches == 1
 

@@ -200,3 +200,15 @@ def test_palettes_that_were_numbered_anew_are_told(tmp_path, write_image, build_
     (root / "colours.csv").write_text("ground,0,0,0\nroof,255,0,0\n")
     shutil.rmtree(tmp_path / "shards")
     assert "disagree" not in build_and_check("folder", root, "--colours", str(root / "colours.csv")).err
+
+
+def test_masks_in_jpeg_files_are_cut_in_two(tmp_path, write_image, write_label, build_and_check):
+    root = tmp_path / "root"
+    for number in range(3):
+        write_image(root / f"images/train/{number}.jpg")
+        write_label(root / f"masks/train/{number}.jpg", [0, 255, 0])
+    (root / "classes.txt").write_text("background\npolyp\n")
+    words = ["--classes", str(root / "classes.txt"), "--label-ending", ".jpg"]
+    told = build_and_check("folder", root, *words, "--mapping", '{"0-127": 0, "128-255": 1}')
+    split = open_split(told.out_folder / "train")
+    assert {split.index(0).entry(row).areas for row in range(3)} == {(21 * 24, 11 * 24)}

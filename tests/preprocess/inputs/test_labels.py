@@ -171,8 +171,10 @@ def test_classes_that_no_value_stands_for_are_known(rule, gone):
 )
 def test_ranges_of_values(mapping, threshold):
     rule = read_mapping(mapping, 2)
-    assert rule.is_threshold() == threshold
-    assert LabelRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+    again = LabelRule.from_json(json.loads(json.dumps(rule.to_json(), sort_keys=True)))
+    for found in (rule, again):  # a manifest sorts its keys as text
+        assert found.is_threshold() == threshold
+        assert np.array_equal(found.table(), rule.table())
 
 
 def test_ranges_that_are_none():
