@@ -9,10 +9,14 @@ among masks of 0 and 1: borders and unsure pixels would stand beside objects too
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
+
+import numpy as np
 
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.inputs.labels import MASK_MAPPING, USUAL_VOID, LabelRule
+from maskshards.shards.format.index import ShardIndex
 from maskshards.shards.format.manifest import Split
 
 ENOUGH = 64  # samples, or all there are; shards deal them at random
@@ -116,7 +120,8 @@ def mask_notes(splits: Sequence[Split]) -> list[str]:
         for split in splits
     ):
         return []
-    kinds = together(_kinds_in(split) for split in splits)
+    numbered = ((split, number) for split in splits for number in range(len(split.manifest.shards)))
+    kinds = together(kinds_of_rows(split.index(number)) for split, number in numbered)
     if any(kind.others for kind in kinds):
         return [fault] if (fault := mixed_masks(kinds)) else []
     if not any(kind.void for kind in kinds):
@@ -126,13 +131,20 @@ def mask_notes(splits: Sequence[Split]) -> list[str]:
     return [f"{found}; if the label maps are masks of 0 and {USUAL_VOID}: {MASK_MAPPING}"]
 
 
-def _kinds_in(split: Split) -> dict[Kind, Group]:
-    return together(
-        {kind_of(entry.class_ids, entry.height * entry.width - sum(entry.areas)): Group(1, (entry.key,))}
-        for number in range(len(split.manifest.shards))
-        for rows in (split.index(number),)
-        for entry in map(rows.entry, range(len(rows)))
-    )
+def kinds_of_rows(rows: ShardIndex) -> dict[Kind, Group]:
+    """The kinds of all samples of a shard, from its index."""
+    sample = np.repeat(np.arange(len(rows)), np.diff(rows.label_offsets))
+    labelled = np.bincount(sample, weights=rows.flat_areas, minlength=len(rows))
+    void = rows.height.astype(np.int64) * rows.width > labelled
+    class_0, others = np.zeros((2, len(rows)), bool)
+    class_0[sample[rows.flat_class_ids == 0]] = True
+    others[sample[rows.flat_class_ids != 0]] = True
+    found = {}
+    for kind in map(Kind._make, product((False, True), repeat=3)):
+        mine = np.flatnonzero((class_0 == kind.class_0) & (others == kind.others) & (void == kind.void))
+        if len(mine):
+            found[kind] = Group(len(mine), tuple(rows.keys[row] for row in mine[:SHOWN]))
+    return found
 
 
 def _group(kinds: Kinds, *, others: bool, void: bool) -> Group:

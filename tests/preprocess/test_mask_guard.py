@@ -1,8 +1,22 @@
+from dataclasses import fields
+
+import numpy as np
 import pytest
 
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.inputs.labels import LabelRule
-from maskshards.preprocess.mask_guard import ENOUGH, ENOUGH_OF_EACH, Group, MaskGuard, kind_of, together
+from maskshards.preprocess.mask_guard import (
+    ENOUGH,
+    ENOUGH_OF_EACH,
+    Group,
+    MaskGuard,
+    kind_of,
+    kinds_of_rows,
+    together,
+)
+from maskshards.shards.format.index import SampleEntry, ShardIndex
+
+NUMBERS = [field.name for field in fields(SampleEntry) if field.type == "int"]
 
 
 def kinds(*samples):
@@ -72,3 +86,16 @@ def test_masks_of_two_kinds_are_told_with_files_of_each_once_there_are_many_or_a
 )
 def test_void_as_people_draw_it_is_no_second_kind_of_mask(samples):
     watching(len(samples), *samples).finish()
+
+
+def test_the_index_tells_the_same_kinds_as_one_sample_after_another():
+    rng = np.random.default_rng(5)
+    entries = []
+    for number in range(60):
+        ids = sorted(rng.choice(4, rng.integers(0, 4), replace=False).tolist())
+        areas = [5] * (len(ids) - 1) + [int(rng.choice([5, 20 - 5 * (len(ids) - 1)]))] * bool(ids)
+        numbers = dict.fromkeys(NUMBERS, 0) | {"height": 4, "width": 5}
+        entries.append(SampleEntry(f"k{number}", "png", class_ids=tuple(ids), areas=tuple(areas), **numbers))
+    slow = together({kind_of(e.class_ids, 20 - sum(e.areas)): Group(1, (e.key,))} for e in entries)
+    assert kinds_of_rows(ShardIndex.of_entries(entries)) == slow
+    assert len(slow) >= 6
