@@ -116,7 +116,8 @@ def mask_notes(splits: Sequence[Split]) -> list[str]:
     """What a finished data set, from folders or the hub, says of masks that may be hidden in it, in lines."""
     if not all(
         LabelRule.from_json(split.manifest.label_rule).may_hide_a_mask()
-        and split.manifest.settings.get("source", {}).get("kind") in ("folder", "hf", "voc")
+        and (source := split.manifest.settings.get("source", {})).get("kind") in ("folder", "hf", "voc")
+        and "colours" not in source
         for split in splits
     ):
         return []

@@ -1,5 +1,5 @@
-"""Files that hold label values, one a pixel: PNG, TIFF of one band, GIF, NPY. The one place that decodes
-them.
+"""Files that hold label values, one a pixel: PNG, TIFF of one band, BMP, GIF, NPY. The one place that
+decodes them.
 
 Values come out as they are stored: a palette's indices, never its colours, grey of 1 to 16 bits, and of three
 equal channels the one that they repeat. What holds no whole numbers is refused, and so is what would come out
@@ -9,6 +9,7 @@ of a damaged file.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -23,6 +24,8 @@ from maskshards.shards.decode.exif import ORIENTATION, orientation
 
 NPY_START, NPY_HEADER_BYTES = b"\x93NUMPY", 10_000
 GIF_START, JPEG_START = b"GIF8", b"\xff\xd8"
+BMP_START, BMP_HEADER_BYTES = b"BM", 54
+BMP_MODES = {1: ("1", "P"), 8: ("L", "P"), 24: ("RGB",)}  # by bits a pixel: those that hold values
 GREY_STEPS = {1: 1, 2: 85, 4: 17}  # what Pillow makes of a step of 1 in grey of so many bits
 SEVERAL_CHANNELS = (png.RGB, png.RGB_ALPHA, png.GREY_ALPHA)
 OPAQUE = 255
@@ -36,7 +39,7 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; 0 of the second: va
 
 def decode_label_file(data: bytes, lossy: bool = False) -> np.ndarray:
     """(H, W) uint8 or uint16 values of a label file: PNG with grey, or a palette whose indices are the
-    values; TIFF with one band of whole numbers; GIF; NPY; grey JPEG if `lossy`. RejectedInput for any other.
+    values; TIFF with one band of whole numbers; BMP; GIF; NPY; grey JPEG if `lossy`. RejectedInput for others.
     """
     try:
         if data.startswith(NPY_START):
@@ -45,11 +48,13 @@ def decode_label_file(data: bytes, lossy: bool = False) -> np.ndarray:
             return _decode_tiff(data)
         if data.startswith(GIF_START):
             return _decode_gif(data)
+        if data.startswith(BMP_START) and len(data) > BMP_HEADER_BYTES:
+            return _decode_bmp(data)
         if data[:8] != png.SIGNATURE:
             if data.startswith(JPEG_START):
                 return _decode_jpeg(data, lossy)
             found = format_name(data)
-            raise RejectedInput(f"{found}; expected PNG, TIFF, GIF or NPY: get the original label maps")
+            raise RejectedInput(f"{found}; expected PNG, TIFF, BMP, GIF or NPY: get the original label maps")
         return _decode_png(data)
     except RejectedInput as error:
         reason = str(error)
@@ -84,8 +89,8 @@ def _decode_png(data: bytes) -> np.ndarray:
 def _decode_jpeg(data: bytes, lossy: bool) -> np.ndarray:
     if not lossy:
         raise RejectedInput(
-            "a JPEG file, which does not keep values; expected PNG, TIFF, GIF or NPY: get the original label"
-            f" maps. A mask of two values may be cut in two: {THRESHOLD_MAPPING}"
+            "a JPEG file, which does not keep values; expected PNG, TIFF, BMP, GIF or NPY: get the original"
+            f" label maps. A mask of two values may be cut in two: {THRESHOLD_MAPPING}"
         )
     prove_before_converting(data)
     with opened(data, ("JPEG",)) as image:
@@ -123,6 +128,15 @@ def _decode_gif(data: bytes) -> np.ndarray:
         if getattr(image, "n_frames", 1) > 1:
             raise RejectedInput("label map is an animated GIF; save its one true frame as PNG")
         return np.asarray(image)
+
+
+def _decode_bmp(data: bytes) -> np.ndarray:
+    size, bits = struct.unpack_from("<I", data, 14)[0], struct.unpack_from("<H", data, 28)[0]
+    with opened(data, ("BMP",)) as image:
+        if size < 40 or image.mode not in BMP_MODES.get(bits, ()):  # a short palette may be taken for grey
+            raise RejectedInput(f"label map is a BMP of {bits} bits, mode {image.mode}; save it as PNG")
+        values = np.asarray(image)
+    return _of_equal_channels(values, "24-bit BMP", False) if bits == 24 else _small(values)
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:

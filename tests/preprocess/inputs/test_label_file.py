@@ -83,7 +83,10 @@ TWO_FRAMES = {"save_all": True, "append_images": [Image.new("L", (4, 4), 9)]}
             written(Image.new("L", (4, 4)), "JPEG"),
             "label map: a JPEG file, which does not keep values; expected",
         ),
-        (written(Image.new("L", (4, 4)), "BMP"), "label map: a BMP file; expected PNG, TIFF, GIF or NPY"),
+        (
+            written(Image.new("RGB", (9, 9)), "WEBP"),
+            "label map: a WebP file; expected PNG, TIFF, BMP, GIF or NPY",
+        ),
         (written(Image.new("L", (4, 4)), exif=TURNED), "label map has orientation 3: viewers turn it"),
         (written(Image.new("L", (4, 4)), "TIFF", tiffinfo={274: 6}), "label map has orientation 6"),
         (b"MATLAB 5.0", "label map: an unknown format"),
@@ -211,3 +214,30 @@ def test_a_mask_in_a_jpeg_is_read_where_every_value_has_one_of_two_meanings():
     Image.fromarray(np.stack([values, 0 * values, 0 * values], -1)).save(red, "JPEG")
     with pytest.raises(RejectedInput, match="a JPEG file with colours"):
         decode_label_file(red.getvalue(), lossy=True)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB"])
+def test_bmp_holds_what_was_written(mode):
+    values = np.random.default_rng(4).integers(0, 2 if mode == "1" else 256, (9, 13)).astype(np.uint8)
+    if mode == "P":
+        image = Image.frombytes("P", (13, 9), values.tobytes())
+        image.putpalette(np.random.default_rng(5).permutation(256).astype(np.uint8).repeat(3).tobytes())
+    else:
+        image = Image.fromarray(values * 255 if mode == "1" else values).convert(mode)
+    assert decode_label_file(written(image, "BMP")).tolist() == values.tolist()
+
+
+def test_a_bmp_of_eight_bits_with_two_colours_is_not_taken_for_one_of_one_bit():
+    rows = bytes([0, 1, 1, 0]) * 2
+    palette = bytes([0, 0, 0, 0, 255, 255, 255, 0])
+    info = struct.pack("<IiiHHIIiiII", 40, 4, 2, 1, 8, 0, len(rows), 0, 0, 2, 2)
+    data = b"BM" + struct.pack("<IHHI", 62 + len(rows), 0, 0, 62) + info + palette + rows
+    with Image.open(io.BytesIO(data)) as image:
+        taken_for_one_bit = image.mode == "1"
+    if taken_for_one_bit:
+        with pytest.raises(RejectedInput, match="label map is a BMP of 8 bits, mode 1"):
+            decode_label_file(data)
+    else:
+        assert decode_label_file(data).tolist() == [[0, 1, 1, 0]] * 2
+    with pytest.raises(RejectedInput):
+        decode_label_file(data[:-5])
