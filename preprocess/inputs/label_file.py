@@ -38,8 +38,8 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; 0 of the second: va
 
 
 def decode_label_file(data: bytes, lossy: bool = False) -> np.ndarray:
-    """(H, W) uint8 or uint16 values of a label file: PNG with grey, or a palette whose indices are the
-    values; TIFF with one band of whole numbers; BMP; GIF; NPY; grey JPEG if `lossy`. RejectedInput for others.
+    """(H, W) uint8 or uint16 values of a label file: PNG with grey, or a palette whose indices are
+    the values; TIFF of one band of whole numbers; BMP; GIF; NPY; grey JPEG if `lossy`. RejectedInput else.
     """
     try:
         if data.startswith(NPY_START):
