@@ -50,6 +50,10 @@ class CacheSettings:
     folder: str | Path
     max_bytes: int = 100 << 30
 
+    def __post_init__(self) -> None:
+        if not str(self.folder).strip():
+            raise ValueError("the cache's folder has no name; give one, or leave the cache out")
+
 
 def cached(split: Split, settings: CacheSettings) -> Split:
     """The same split with its shards read through the cache. Local splits stay as they are."""
@@ -241,7 +245,8 @@ class CachedStore(Store):
             return False
 
     def _fetch(self, shard: ShardInfo, running: _Running) -> None:
-        """Fetch a shard, again if it arrives damaged."""
+        """Fetch a shard, again if it arrives damaged; what comes wrong alike twice is wrong there."""
+        arrived: set[str] = set()
         for num_fetches in count(1):
             digest = self._files.add(
                 shard, lambda out: self._copy(shard, out, running), self._dropped, running.stopped
@@ -249,8 +254,9 @@ class CachedStore(Store):
             if digest == shard.sha256:
                 return
             told = f"{self.base}/{shard.name} has sha256 {digest}, the manifest says {shard.sha256}"
-            if not self.remote.again(shard.name, num_fetches):
+            if digest in arrived or not self.remote.again(shard.name, num_fetches):
                 raise StoreError(f"{told}; it is damaged or of another data set there")
+            arrived.add(digest)
             log.warning("%s; it is fetched again", told)
 
     def _copy(self, shard: ShardInfo, out: BinaryIO, running: _Running) -> str:

@@ -21,7 +21,6 @@ from maskshards.shards.loading.cache import CachedStore, CacheSettings, cached
 from maskshards.shards.loading.cache_folder import CacheFolder
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.loading.place import Share
-from maskshards.shards.storage.base import MOST_READS
 from maskshards.shards.storage.http import HttpStore
 from maskshards.shards.storage.retry import RetrySettings
 
@@ -118,12 +117,21 @@ def test_a_download_survives_what_passes(store, server, made, fault):
 )
 def test_a_bad_download_leaves_nothing(store, server, made, fault, message):
     shard = made.manifest.shards[0]
-    server.faults[shard.name] = [fault] * (MOST_READS if fault == "flip" else 1)
+    server.faults[shard.name] = [fault] * (2 if fault == "flip" else 1)  # the same bit: it is wrong there
     with pytest.raises(StoreError, match=message):
         store.read(shard.name, 0, 10)
     assert not server.faults[shard.name]
     assert names_in(store.folder) == []
     assert store.read(shard.name, 0, 10) == tar_bytes(made, 0)[:10]
+
+
+def test_a_download_that_is_wrong_in_another_way_each_time_is_given_up_too(store, server, made, monkeypatch):
+    shard, sums = made.manifest.shards[0], iter("abcdefgh")
+    add = store._files.add
+    monkeypatch.setattr(store._files, "add", lambda *words: add(*words) and next(sums) * 64)
+    with pytest.raises(StoreError, match=f"has sha256 {'d' * 64}"):  # MOST_READS of them
+        store.read(shard.name, 0, 10)
+    assert next(sums) == "e"
 
 
 def test_another_data_set_under_the_same_names_has_its_own_copies(store, serve, make_split, made, tmp_path):
@@ -455,3 +463,9 @@ def test_a_copy_that_was_cut_short_is_fetched_again(server, made, tmp_path):
         store.close()
         os.truncate(store.folder / f"{shard.sha256}.tar", 900)
     assert server.bytes_sent[shard.name] == 4 * shard.bytes
+
+
+@pytest.mark.parametrize("folder", ["", "  "])
+def test_a_folder_without_a_name_is_not_the_working_directory(folder):
+    with pytest.raises(ValueError, match="folder has no name"):
+        CacheSettings(folder)
