@@ -49,7 +49,8 @@ docs: setup
 	@echo "site/index.html"
 
 # Every line below is an ordinary command of the README; make prints each before it runs. Torch gets one thread: two
-# that wait for each other by spinning are many times slower as soon as anything else runs on the machine.
+# that wait for each other by spinning are many times slower as soon as anything else runs on the machine. So training
+# takes two processes of one thread: the same steps, each process with half of the images.
 demo: export OMP_NUM_THREADS := 1
 demo: setup
 	rm -rf $(DEMO)
@@ -57,7 +58,7 @@ demo: setup
 	$(BIN)/maskshards build --dataset folder --root $(DEMO)/scenes --classes $(DEMO)/scenes/classes.txt --reduce-zero-label --samples-per-shard 32 --out $(DEMO)/shards
 	$(BIN)/maskshards verify $(DEMO)/shards --against $(DEMO)/scenes
 	$(BIN)/maskshards info $(DEMO)/shards
-	$(BIN)/maskshards train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/train
+	$(BIN)/torchrun --nproc-per-node 2 --no-python $(BIN)/maskshards train config=configs/demo.yaml bs=4 n_gpus=2 datasets.root=$(DEMO)/shards output_dir=$(DEMO)/train
 	$(BIN)/maskshards train config=configs/demo.yaml datasets.root=$(DEMO)/shards output_dir=$(DEMO)/evaluation load_from=$(DEMO)/train/model_final.pth
 	$(BIN)/maskshards predict checkpoint=$(DEMO)/train/model_final.pth inputs=$(DEMO)/scenes/images/validation output_dir=$(DEMO)/pictures
 	@$(BIN)/python examples/demo_summary.py $(DEMO)

@@ -251,6 +251,10 @@ TABLE = {
     " eval.reduce_zero_label=null model.dino_hub=dinov3_vitl16 model.weights=WEIGHTS": trained(
         "runs/mine", ONE, ("SHARDS",), swap={"num_classes=19": "num_classes=6"}
     ),
+    "OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 --no-python maskshards train config=configs/demo.yaml"
+    " bs=4 n_gpus=2 datasets.root=demo-run/shards output_dir=demo-run/train": Elsewhere(
+        "`make demo` runs it, and tests/train/test_multi_node.py runs two ranks"
+    ),
     "maskshards train config=configs/demo.yaml datasets.root=demo-run/shards"
     " output_dir=demo-run/train": Elsewhere(
         "`make demo` runs it, and tests/test_end_to_end.py runs it small"

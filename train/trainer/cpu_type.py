@@ -59,14 +59,18 @@ def with_cpu_type(
     if config.cpu_autocast is not None:
         return config
 
-    def choose() -> tuple[bool, str]:
+    def choose() -> dict[str, Any]:  # crosses the ranks as JSON
         before = (earlier() or {}).get("cpu_autocast")
         if isinstance(before, bool):
-            return before, "as it was trained"
+            return {"chosen": before, "why": "as it was trained"}
         found = has_bfloat16_units()
-        return found, f"this processor has {'units for it' if found else 'no bfloat16 units'}"
+        return {
+            "chosen": found,
+            "why": f"this processor has {'units for it' if found else 'no bfloat16 units'}",
+        }
 
-    chosen, why = ranks.from_first(choose)
+    answer = ranks.from_first(choose)
+    chosen, why = answer["chosen"], answer["why"]
     kind = "bfloat16" if chosen else "float32"
     logger.info("computing in %s: %s (cpu_autocast=%s says it outright)", kind, why, chosen)
     return replace(config, cpu_autocast=chosen)

@@ -1,6 +1,8 @@
 """bfloat16 on a CPU: where the recipe says so, or else where the processor has units for it, and told."""
 
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from maskshards.shards.order.order import World
 from maskshards.train.config.load import load_config
-from maskshards.train.distributed.ranks import Ranks
+from maskshards.train.distributed.ranks import Ranks, to_message
 from maskshards.train.trainer import cpu_type
 from maskshards.train.trainer.cpu_type import computes_in_bfloat16, has_bfloat16_units, with_cpu_type
 
@@ -85,3 +87,17 @@ def test_a_run_that_goes_on_elsewhere_computes_as_before(
 def test_float32_recipes_are_left_as_they_are(tiny_run: list[str]) -> None:
     config = load_config([*tiny_run, "model_dtype=FLOAT32"])
     assert with_cpu_type(config, ALONE, lambda: None) is config
+
+
+def test_what_the_first_rank_chose_can_cross_to_the_others(
+    tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes on a CPU ended with a TypeError: alone, nothing is sent."""
+
+    def sent(_: Ranks, work: Callable[[], object]) -> object:
+        return json.loads(to_message(work()))["value"]
+
+    monkeypatch.setattr(Ranks, "from_first", sent)
+    config = load_config([*tiny_run, "model_dtype=BFLOAT16"])
+    for before in (None, {"cpu_autocast": True}):
+        assert isinstance(with_cpu_type(config, ALONE, lambda before=before: before).cpu_autocast, bool)  # type: ignore[misc]
