@@ -104,7 +104,7 @@ class FrozenBackbone(nn.Module):
                 patches = final_norm_of(vit)(tokens)[
                     :, -grid_h * grid_w :
                 ]  # class and register tokens stand first
-                maps.append(patches.transpose(1, 2).unflatten(2, (grid_h, grid_w)))
+                maps.append(patches.unflatten(1, (grid_h, grid_w)).permute(0, 3, 1, 2))
         return tuple(maps)
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -204,5 +204,5 @@ def to_tokens(feature_map: Tensor) -> Tensor:
 
 
 def to_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(B, h * w, D) -> (B, D, h, w)."""
-    return tokens.transpose(1, 2).unflatten(2, shape)
+    """(B, h * w, D) -> (B, D, h, w), channels-last: also told so by the strides of a single image."""
+    return tokens.unflatten(1, shape).permute(0, 3, 1, 2)

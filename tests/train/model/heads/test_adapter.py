@@ -2,6 +2,7 @@
 weights.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -203,3 +204,14 @@ def test_under_autocast_the_residual_stream_has_its_type() -> None:
         adapter(images, features)
     assert len(seen) == 4
     assert all(t.dtype is torch.bfloat16 for pair in seen for t in pair)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_all_maps_are_channels_last(batch: int) -> None:
+    """A single image's too, whose strides leave it open: convolutions go by the strides."""
+    tokens = torch.randn(batch, 5 + 16, WIDTH)  # patches behind other tokens, as a backbone gives them
+    features = tuple(to_map(tokens[:, 5:], (4, 4)) for _ in range(4))
+    for level in (*features, *Adapter(WIDTH)(torch.randn(batch, 3, 64, 64), features)):
+        assert level.stride()[1] == 1
+        assert level.permute(0, 2, 3, 1).stride()[1:] == (level.shape[1] * level.shape[3], level.shape[1], 1)
+        assert level.stride()[0] >= level.shape[1] * level.shape[2] * level.shape[3]
