@@ -93,15 +93,16 @@ def test_at_least_one_worker():
 
 
 PARENT = """
-import os, signal
+import os, select
 from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 
 def hold(task):
-    \"\"\"Say who it is through a pipe that stays open as long as the worker lives, and never come back.\"\"\"
-    pipe = os.open(os.environ["PIPE"], os.O_WRONLY)
+    \"\"\"Say who it is through a pipe that stays open as long as the worker lives, and say so if it outlives
+    its parent: the kernel kills before it tells of the parent's end.\"\"\"
+    pipe, parent = os.open(os.environ["PIPE"], os.O_WRONLY), os.pidfd_open(os.getppid())
     os.write(pipe, f"{os.getpid()} ".encode())
-    while True:
-        signal.pause()
+    select.select([parent], [], [])
+    os.write(pipe, b"outlived")
 
 if __name__ == "__main__":
     list(run_tasks(hold, range(2), 2))

@@ -20,6 +20,7 @@ from maskshards.shards.format.index import ShardInfo
 from maskshards.shards.format.manifest import (
     Manifest,
     finish_manifest,
+    is_as_written,
     open_split,
     open_splits,
     parse_manifest,
@@ -171,6 +172,32 @@ def test_other_files_are_refused(data):
 
 def test_fields_of_a_later_minor_addition_are_allowed():
     assert parse_manifest(forged(license="CC0")) == manifest()
+
+
+def test_bytes_that_say_the_same_otherwise_are_not_as_written():
+    data = manifest().to_bytes()
+    assert is_as_written(data)
+    for other in (data[:-1], data + b"\n", data.replace(b" ", b"  ", 1)):
+        assert not is_as_written(other)
+
+
+def test_splits_below_a_folder_are_found_where_it_is_none_itself(make_split, tmp_path):
+    for name in ("validation", "training"):
+        (tmp_path / name).symlink_to(make_split(name, [1]).folder)
+    assert [split.base for split in open_splits(tmp_path)] == [
+        str(tmp_path / name) for name in ("training", "validation")
+    ]
+    with pytest.raises(ManifestError):
+        open_splits(tmp_path / "nothing")
+
+
+def test_a_closed_split_reads_its_index_anew(make_split):
+    split = open_split(make_split("closed", [2]).folder)
+    before = split.index(0)
+    assert split._reader is not None
+    split.close()
+    assert split._reader is None
+    assert split.index(0).keys == before.keys
 
 
 def test_a_split_opens_and_reads_its_index_lazily(make_split, monkeypatch):

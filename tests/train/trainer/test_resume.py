@@ -85,8 +85,9 @@ def test_without_a_word_an_old_run_is_not_overwritten(
 
 @pytest.mark.parametrize("word", ["auto", "the run", "the checkpoint"])
 def test_weights_moments_step_and_best_come_back(
-    arguments: list[str], parts: Parts, tmp_path: Path, word: str
+    arguments: list[str], parts: Parts, tmp_path: Path, word: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     config = load_config(arguments)
     path = save_at(tmp_path, config, parts, 4)
     save_best(tmp_path, state_of(config, parts, 4, 33.0), weights_of(parts))
@@ -95,6 +96,7 @@ def test_weights_moments_step_and_best_come_back(
     assert begin(load_config([*arguments, f"resume_from={place}"]), ALONE, fresh, tmp_path) == Start(
         4, 33.0, "0" * 16
     )
+    assert f"continuing after step 4 from {path}" in caplog.text
     for own, saved in zip(fresh.decoder.parameters(), parts.decoder.parameters(), strict=True):
         assert torch.equal(own, saved)
     moments = optimizer_tensors(fresh.decoder, fresh.optimizer)
@@ -103,7 +105,7 @@ def test_weights_moments_step_and_best_come_back(
 
 
 def test_auto_in_an_empty_folder_starts_fresh_or_from_init(
-    arguments: list[str], parts: Parts, tmp_path: Path
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = load_config(arguments)
     final = save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts))
@@ -113,6 +115,11 @@ def test_auto_in_an_empty_folder_starts_fresh_or_from_init(
     )
     assert start == Start(0, None)
     assert torch.equal(next(other.decoder.parameters()), next(parts.decoder.parameters()))
+    assert not caplog.records  # the classes are the same
+    renamed = replace(state_of(config, parts, 8, None), class_names=["ground", "disc", "box"])
+    final = save_final(tmp_path, renamed, weights_of(parts))
+    begin(load_config([*arguments, f"init_from={final}"]), ALONE, other, tmp_path / "new")
+    assert "its rows are kept for 3 classes of the same name" in caplog.text
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_loudly(
