@@ -102,6 +102,8 @@ def mixture(chosen: Sequence[tuple[Split, Choice]]) -> Selection:
         parts += _parts(number, split, choice)
     if not sum(part.num_samples for part in parts):
         places = ", ".join(split.base for split, _ in chosen)
+        if all(choice.takes_all for _, choice in chosen):
+            raise ManifestError(f"{places}: it holds no sample")
         raise ManifestError(
             f"{places}: no sample is left by the choice {[asdict(choice) for _, choice in chosen]}"
         )

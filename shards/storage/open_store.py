@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import unquote
 
 from maskshards.shards.storage.base import SCHEME, Store
 from maskshards.shards.storage.local import LocalStore
@@ -10,18 +12,18 @@ from maskshards.shards.storage.local import LocalStore
 
 def folder_of(base: str | Path) -> Path:
     """The folder of a place that is no URL of another kind than file://; `~` is the user's own."""
-    folder = Path(str(base).removeprefix("file://"))
-    try:
-        return folder.expanduser()
-    except RuntimeError:  # no such user
-        return folder
+    path = str(base).removeprefix("file://")
+    if path != str(base) and not os.path.exists(path):
+        path = unquote(path)  # as Path.as_uri writes it
+    return Path(os.path.expanduser(path))
 
 
 def open_store(base: str | Path) -> Store:
     """The store of a folder or of a file://, http(s)://, s3://, gs:// or hf:// URL; no connection is made."""
     scheme = SCHEME.match(str(base))
     if scheme is None or scheme[1] == "file":
-        return LocalStore(folder_of(base))
+        # Absolute: the working directory may change, and is another one in other processes.
+        return LocalStore(folder_of(base).absolute())
     if scheme[1] in ("http", "https"):
         from maskshards.shards.storage.http import HttpStore
 

@@ -123,3 +123,8 @@ def test_what_does_not_go_together_is_refused(split):
     for wrong in ({"fraction": 0.0}, {"fraction": 1.5}, {"weight": 0.0}, {"weight": -1}):
         with pytest.raises(ValueError, match="must be in"):
             Choice(**wrong)
+
+
+def test_a_split_without_samples_is_named(make_split):
+    with pytest.raises(ManifestError, match=r"it holds no sample$"):
+        whole(open_split(make_split("hollow", [0, 0]).folder))
