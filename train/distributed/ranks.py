@@ -119,7 +119,9 @@ class Ranks:
         as FirstRankError, so that nobody waits for a rank that has given up.
         """
         if self.control is None:
-            return work()
+            answer = work()
+            to_message(answer)  # so that what several ranks could not hear is told in one process too
+            return answer
         failure, message = None, ""
         if self.is_first:
             try:

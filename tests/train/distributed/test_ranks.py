@@ -90,6 +90,8 @@ def test_alone_everything_is_the_identity() -> None:
 def test_what_would_not_come_back_as_it_is_is_not_sent() -> None:
     with pytest.raises(TypeError, match="Tensor cannot be sent"):
         to_message(torch.ones(1))
+    with joined({}) as ranks, pytest.raises(TypeError, match="Tensor cannot be sent"):
+        ranks.from_first(lambda: torch.ones(1))
 
 
 def test_alone_the_decoder_is_not_wrapped() -> None:
