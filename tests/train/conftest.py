@@ -1,6 +1,8 @@
 """A tiny data set in shards, and the settings of a run on it that takes a second."""
 
 import io
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,15 @@ from maskshards.shards.format.tar import TarWriter
 
 CLASSES = ("ground", "box", "disc")
 COLOURS = np.array([(90, 140, 60), (200, 60, 50), (50, 80, 210)], np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def level_of_the_log() -> Iterator[None]:
+    """A launch in the test's own process sets it, and no later test is to see more lines for it."""
+    log = logging.getLogger("maskshards.train")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
