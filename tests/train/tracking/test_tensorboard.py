@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from maskshards.shards.order.order import World
 from maskshards.train.config.load import load_config
@@ -66,6 +67,9 @@ def test_a_run_killed_in_the_middle_and_continued_shows_each_step_once(
         *tiny_run, "bs=1", "scheduler.total_iter=5", "checkpoint.interval=2", "eval.eval_interval=5",
         "eval.max_val_samples=1", "log.interval=1", "log.report=False", "resume_from=auto",
     ]  # fmt: skip
+    # Names of event files end in a count of this process and are read in the order of text: 10 before 9 where
+    # both lives fall into one second.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10))
     whole = loop.one_step
 
     def killed(session: Session, batches: object, step: int) -> None:
