@@ -101,15 +101,15 @@ class Loader(IterableDataset[Any]):
         as_dict: bool = False,
         stages: tuple[Stage, ...] = (),
     ) -> None:
-        batch_per_rank = whole_number(batch_per_rank, "batch_per_rank", 1)
+        batch_per_rank, world = whole_number(batch_per_rank, "batch_per_rank", 1), checked_world(world)
         seed = whole_number(seed, "seed", 0, MOST_SEED)
         threads = whole_number(threads, "threads", 1)
         prefetch_batches = whole_number(prefetch_batches, "prefetch_batches", 1)
         if global_batch is None:
-            global_batch = batch_per_rank * checked_world(world).num_ranks
+            global_batch = batch_per_rank * world.num_ranks
         self.selection = own(split, cache)
         self.global_batch = whole_number(global_batch, "global_batch", 1)
-        self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, checked_world(world).num_ranks)
+        self.micro_steps = num_micro_steps(self.global_batch, batch_per_rank, world.num_ranks)
         self.batch_per_rank, self.world, self.seed, self.stages = batch_per_rank, world, seed, tuple(stages)
         self.threads, self.prefetch_batches, self.pin, self.decode = threads, prefetch_batches, pin, decode
         order = Order(self.selection.shard_samples, seed, self.global_batch, epoch_end)

@@ -175,7 +175,7 @@ class RoomStep:
         missing = self.room.labels - crops.labels.shape[1]
         places.put("labels", torch.nn.functional.pad(crops.labels, (0, missing), value=-1))
         places.put("keys", to_device(matched.keys(seed, crops.positions, self.num_layers), device))
-        self._make_room(len(crops.keys), device)
+        self._make_room(device)
         self.owner.keep_gradients()
         self._works.begin()
         self._works.run(0)
@@ -198,8 +198,8 @@ class RoomStep:
         self.owner.keep_gradients()
         self._works.run(2)
 
-    def _make_room(self, num_images: int, device: torch.device) -> None:
-        """Places for what the host will say, which a recording needs before there is anything in them."""
+    def _make_room(self, device: torch.device) -> None:
+        """Places for what the host will say, with rows that fit any batch: recordings come before it."""
         rows = torch.zeros((6, self.num_layers * self.room.rows), dtype=torch.int64, device=device)
         self.places.put("rows", rows)
         self.places.put("shares", torch.ones(2, device=device))

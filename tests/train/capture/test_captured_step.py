@@ -211,7 +211,7 @@ def test_nothing_recorded_reads_a_value_or_the_host(monkeypatch: pytest.MonkeyPa
     room = step._room([3, 2])
     room.places.put("labels", torch.zeros((num_images, room.room.labels), dtype=torch.int64, device=meta))
     room.places.put("keys", torch.zeros((2, 2, num_images, 2), dtype=torch.int64, device=meta))
-    room._make_room(num_images, meta)
+    room._make_room(meta)
     for work in (step._look, room._ask, room._compare, room._learn):
         with Tape() as tape:
             work()
