@@ -32,6 +32,7 @@ from maskshards.train.config.load import load_config, read_recipe, split_argumen
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.evaluation.evaluate import evaluation_settings
 from maskshards.train.evaluation.inference import label_maps
+from maskshards.train.model.cpu_memory import keep_freed_memory
 from maskshards.train.model.heads.mask2former import Mask2Former
 from maskshards.train.model.heads.registry import head_called
 from maskshards.train.tracking.phase_timer import HOST_PHASE, PhaseClock
@@ -126,6 +127,8 @@ def bench(config: TrainConfig, options: argparse.Namespace) -> Report:
             f"--steps {options.steps} --warmup {options.warmup}: expected at least 1 and at least 0"
         )
     device = chosen_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as training does
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     model = {"hub": config.model.dino_hub, "hidden_dim": config.decoder_head.hidden_dim, "bs": config.bs}
     report = Report(name, torch.__version__, {**model, "input": config.datasets.root})

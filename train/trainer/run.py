@@ -18,6 +18,7 @@ from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.evaluation.metrics import EvalResult
 from maskshards.train.evaluation.provenance import check_against_split, check_trained_on
 from maskshards.train.evaluation.results import write_results
+from maskshards.train.model.cpu_memory import keep_freed_memory
 from maskshards.train.tracking.data_order import OrderChain
 from maskshards.train.tracking.metrics_log import MetricsFile
 from maskshards.train.tracking.progress import ProgressLine
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 def run(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str] = ()) -> str:
     """Do the job and return one closing line for people. `words` were given for `config`, and are kept."""
     check_same_job(config, ranks)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     job = run_evaluation if config.load_from else run_training
     return job(config, ranks, stop, words)
 

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskshards.train.model.ops.autocast_norms import to_autocast
-from maskshards.train.model.ops.deformable_by_point import BILINEAR, ZEROS, attention_by_point
 from maskshards.train.model.ops.deformable_fused import deformable_attention_kernel
+from maskshards.train.model.ops.deformable_sparse import sparse_attention
 from maskshards.train.model.ops.fused import kernels_fit
 
 SAMPLED_BUDGET = 1 << 26  # sampled features of one level held at a time, elements; beyond it image by image
 KEPT_BUDGET = 1 << 22  # sampled features of a layer that may wait for the backward pass, elements
+
+BILINEAR, ZEROS = 0, 0  # what grid_sample's operators call its mode and padding
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
@@ -253,15 +255,11 @@ class DeformableAttention(nn.Module):
         steps = 1 / level_sizes(shapes, references.device, exact)
         steps = steps[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         places = references.repeat(1, repeats * self.num_levels)
-        if self.resample and not (self.fused and kernels_fit(value)) and not torch.compiler.is_compiling():
-            numbers = query.shape[0] * query.shape[1] * repeats * value.shape[-1]  # sampled of one level
-            if numbers <= SAMPLED_BUDGET:
-                projected = self._projected(query, position, exact, points_first=True)
-                keep = numbers * self.num_levels <= KEPT_BUDGET
-                return self.output_proj(
-                    attention_by_point(value, shapes, projected, places, steps, self.num_points, keep)
-                )
-        if self.points_first and self.fused and kernels_fit(value):
+        fused = self.fused and kernels_fit(value)
+        if value.device.type == "cpu" and self.resample and not fused and not torch.compiler.is_compiling():
+            projected = self._projected(query, position, exact, points_first=True)
+            return self.output_proj(sparse_attention(value, shapes, projected, places, steps))
+        if self.points_first and fused:
             projected = self._projected(query, position, exact, points_first=True)
             offsets, weights = projected.split([len(steps), len(steps) // 2], 1)
             locations = torch.addcmul(places.t(), offsets, steps[:, None]).unflatten(1, (*grid, 2))

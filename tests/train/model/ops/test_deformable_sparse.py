@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from maskshards.train.model.ops import deformable_sparse
 from maskshards.train.model.ops.deformable_attention import DeformableAttention, reference_points
-from maskshards.train.model.ops.deformable_by_point import attention_by_point
+from maskshards.train.model.ops.deformable_sparse import sparse_attention
 
 SHAPES = ((2, 3), (4, 1))
 
@@ -24,12 +25,13 @@ def inputs(batch: int, queries: int, heads: int, width: int, points: int) -> tup
     )
 
 
-@pytest.mark.parametrize("keep", [True, False], ids=["kept", "sampled again"])
-def test_gradients_equal_the_numerical_ones(keep: bool) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "made again"])
+def test_gradients_equal_the_numerical_ones(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kept:
+        monkeypatch.setattr(deformable_sparse, "KEPT_BUDGET", 0)
+        monkeypatch.setattr(deformable_sparse, "BUDGET", 1)  # and image by image
     value, said, places, steps = inputs(2, 3, 2, 2, 2)
-    assert torch.autograd.gradcheck(
-        lambda v, s: attention_by_point(v, SHAPES, s, places, steps, 2, keep), (value, said)
-    )
+    assert torch.autograd.gradcheck(lambda v, s: sparse_attention(v, SHAPES, s, places, steps), (value, said))
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
@@ -55,3 +57,16 @@ def test_the_module_equals_what_autograd_differentiates(low: bool) -> None:
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     for mine, other in zip(gradients, wanted, strict=True):
         assert float((mine - other).norm() / other.norm()) < (1e-2 if low else 1e-5)
+
+
+def test_what_is_not_finite_is_told_by_what_comes_out_not_by_a_place_outside() -> None:
+    """The step's guard names layer and images; an index out of range would end the process."""
+    value, said, places, steps = inputs(2, 3, 2, 2, 2)
+    with torch.no_grad():
+        said[0, 0, 1], said[1, 3, 2] = float("nan"), float("inf")
+    out = sparse_attention(value, SHAPES, said, places, steps)
+    finite = out.detach().isfinite().view(2, 3, 2, 2).all(-1)
+    assert not finite[0, 1, 0] and not finite[1, 2, 0]
+    assert int(finite.sum()) == finite.numel() - 2
+    out.sum().backward()
+    assert value.grad is not None and not value.grad.isfinite().all()
