@@ -6,18 +6,22 @@ MODULE is a name of TARGETS; without one, all of them. Each mutant is one change
 syntax tree: a comparison or an operator exchanged, a number or truth value changed, a condition negated, a
 statement left out, a returned value replaced by None. Strings, annotations, decorators and what is raised are
 left alone. A copy of the checkout gets the change, and the module's own test files run in it until the first
-failure. Heavy libraries are loaded once, and each run is forked from there. A run of more than ten times the
-unchanged one counts as caught, in a column of its own. Prints a Markdown table and the survivors.
+failure. Libraries, and what the tests import without importing the module, are loaded once, and each run is
+forked from there. hypothesis draws the same examples for each mutant and looks for no smaller ones. A run
+that takes more than ten times the processor time of the unchanged one, or waits as long, counts as caught, in
+a column of its own. Prints a Markdown table and the survivors.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -29,20 +33,33 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import pytest
+from hypothesis import Phase
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {
     "order": ("shards/order/order.py", ["tests/shards/order/test_order.py"]),
     "rle": ("shards/format/rle.py", ["tests/shards/format/test_rle.py"]),
     "tar": ("shards/format/tar.py", ["tests/shards/format/test_tar.py"]),
     "manifest": ("shards/format/manifest.py", ["tests/shards/format/test_manifest.py"]),
-    "matched_loss": ("train/losses/matched_loss.py", ["tests/train/losses/test_matched_loss.py"]),
+    "matched_loss": (
+        "train/losses/matched_loss.py",
+        ["tests/train/losses/test_matched_loss.py", "tests/train/losses/test_matches.py"],
+    ),
     "lr_schedule": ("train/optim/lr_schedule.py", ["tests/train/optim/test_lr_schedule.py"]),
     "resume": ("train/trainer/resume.py", ["tests/train/trainer/test_resume.py"]),
 }
-PRELOADED = ("numpy", "torch", "pyarrow.parquet", "zstandard", "scipy.optimize",
-             "omegaconf", "safetensors.torch", "transformers", "webdataset", "tensorboard")  # fmt: skip
-RELOADED = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that the preloaded libraries brought along
-PATIENCE, LEAST_S = 10, 60.0  # times the unchanged run, and seconds, that a mutant may take
+PRELOADED = (
+    "numpy", "torch", "pyarrow.parquet", "zstandard", "scipy.optimize", "omegaconf", "safetensors.torch",
+    "hypothesis.extra.numpy", "_hypothesis_pytestplugin", "PIL.Image", "google_crc32c",
+    "torch.utils.tensorboard", "transformers.models.mask2former.modeling_mask2former",
+    "transformers.models.dinov3_vit.modeling_dinov3_vit",
+)  # fmt: skip
+RELOADED = "ignore::pytest.PytestAssertRewriteWarning"  # the plugin that is loaded already
+PATIENCE, LEAST_S = 10, 5  # times the unchanged run, and seconds, that a mutant may compute
+WAIT_S = 120.0  # that it may take in all, at least
+MOST_MEMORY = 12 << 30  # bytes of address space: a changed size may ask for all there is
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -80,14 +97,20 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"no such module: {', '.join(unknown)}; known are {', '.join(TARGETS)}")
     for name in PRELOADED:
         importlib.import_module(name)
+    hypothesis.settings.register_profile(
+        "mutants", deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+    )
     results = []
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
         copy_checkout(checkout)
+        sys.path[:0] = [str(checkout / "src"), str(checkout)]
+        sys.dont_write_bytecode = True
         for name in args.modules or TARGETS:
             results.append(try_module(checkout, name, args.sample, args.seed))
             if args.json:
                 args.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    gc.unfreeze()  # or Triton's bindings complain of leaks at the end
     sys.stdout.write(table(results) + "\n")
     return 0
 
@@ -107,15 +130,17 @@ def try_module(checkout: Path, name: str, sample: int, seed: int) -> Result:
     source = (ROOT / path).read_text(encoding="utf-8")
     possible = places(ast.parse(source))
     result = Result(name, len(possible))
-    since = time.monotonic()
-    if run_tests(checkout, tests, 3600) != 0:
+    preload(checkout, path, tests)
+    began = time.monotonic(), children_s()
+    if run_tests(checkout, tests, 3600, 3600) != 0:
         raise SystemExit(f"{', '.join(tests)} fail on the unchanged module")
-    limit_s = max(LEAST_S, PATIENCE * (time.monotonic() - since))
+    compute_s = max(LEAST_S, int(PATIENCE * (children_s() - began[1])))
+    wait_s = max(WAIT_S, PATIENCE * (time.monotonic() - began[0]))
     chosen = random.Random(seed).sample(possible, min(sample, len(possible)))
     for number, place in enumerate(chosen, start=1):
         what, changed = mutant(source, *place)
         (checkout / path).write_text(changed, encoding="utf-8")
-        status = run_tests(checkout, tests, limit_s)
+        status = run_tests(checkout, tests, compute_s, wait_s)
         if status == 0:
             result.survivors.append(what)
         elif status is None:
@@ -128,18 +153,62 @@ def try_module(checkout: Path, name: str, sample: int, seed: int) -> Result:
     return result
 
 
-def run_tests(checkout: Path, tests: list[str], limit_s: float) -> int | None:
+def preload(checkout: Path, path: str, tests: list[str]) -> None:
+    """Import what the tests take from the package, and let go of the module and of all that imports it."""
+    for test in tests:
+        for file in (checkout / test, *(folder / "conftest.py" for folder in (checkout / test).parents)):
+            for name in imported(file) if file.exists() else ():
+                if (checkout / f"{name.partition('.')[2].replace('.', '/')}.py").exists():
+                    importlib.import_module(name)  # else it stands in a module
+    uses = {
+        name: imported(Path(module.__file__))
+        for name, module in sys.modules.items()
+        if name.startswith("maskshards.") and module.__file__
+    }
+    changing, before = {"maskshards." + path.removesuffix(".py").replace("/", ".")}, 0
+    while len(changing) > before:
+        before = len(changing)
+        changing |= {name for name, used in uses.items() if used & changing}
+    gc.freeze()  # no look for garbage in a fork goes through what is loaded here
+    for name in changing & sys.modules.keys():
+        parent, _, own = name.rpartition(".")
+        del sys.modules[name]
+        if parent in sys.modules:
+            vars(sys.modules[parent]).pop(own, None)
+
+
+def imported(file: Path) -> set[str]:
+    """Names of the package's modules, and of what stands in them, that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.startswith("maskshards.")}
+
+
+def children_s() -> float:
+    """Processor time of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run_tests(checkout: Path, tests: list[str], compute_s: int, wait_s: float) -> int | None:
     """pytest's exit status in a fork of this process, or None where it took too long."""
     child = os.fork()
     if child == 0:
         os.setsid()  # its own group, to end what it starts too
+        resource.setrlimit(resource.RLIMIT_CPU, (compute_s, compute_s))
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
         os._exit(in_child(checkout, tests))
     since = time.monotonic()
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() - since > limit_s:
+            code = os.waitstatus_to_exitcode(status)
+            return None if code in (-signal.SIGXCPU, -signal.SIGKILL) else code
+        if time.monotonic() - since > wait_s:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return None
@@ -147,16 +216,21 @@ def run_tests(checkout: Path, tests: list[str], limit_s: float) -> int | None:
 
 
 def in_child(checkout: Path, tests: list[str]) -> int:
-    import pytest
-
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     os.chdir(checkout)
-    os.environ["PYTHONPATH"] = str(checkout / "src")
-    sys.path[:0] = [str(checkout / "src"), str(checkout)]
-    sys.dont_write_bytecode = True
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", RELOADED, *tests]))
+    os.environ |= {"PYTHONPATH": str(checkout / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    plugins = ["-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile", "mutants"]
+    return int(pytest.main(["-x", "-q", "-W", RELOADED, *plugins, *tests], [Leave()]))
+
+
+class Leave:
+    """A plugin that ends the process before pytest looks for garbage once more."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        os._exit(exitstatus)
 
 
 def places(tree: ast.AST) -> list[tuple[int, int]]:

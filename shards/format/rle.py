@@ -63,7 +63,7 @@ def encode_label_map(class_map: UInt16Array | NDArray[np.uint8]) -> LabelledRuns
     if class_map.ndim != 2 or class_map.dtype not in (np.uint8, np.uint16):
         raise RunsError(f"class map is {class_map.ndim}-d {class_map.dtype}, expected 2-d uint16")
     _check_size(*class_map.shape)
-    flat = np.ascontiguousarray(class_map).reshape(-1)
+    flat = class_map.ravel()
     starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = np.concatenate([[0], starts, [flat.size]])
     classes, lengths = flat[bounds[:-1]], np.diff(bounds)
@@ -78,7 +78,7 @@ def _number(classes: UInt16Array | NDArray[np.uint8]) -> tuple[UInt16Array, Owne
     sorting takes.
     """
     if classes.dtype == np.uint8:
-        present = np.flatnonzero(np.bincount(classes, minlength=256))
+        present = np.flatnonzero(np.bincount(classes))
         table: OwnerArray = _owner_array(256, len(present))
         table[present] = np.arange(1, len(present) + 1)
         return present.astype(np.uint16), table[classes]
@@ -154,7 +154,7 @@ def unpack_runs(
         raise RunsError(
             f"runs take {len(payload)} bytes, which {num_labels} labels and {num_runs} runs do not"
         )
-    labels = np.frombuffer(payload, "<u2", num_labels, HEADER.size).astype(np.uint16, copy=False)
+    labels = np.frombuffer(payload, "<u2", num_labels, HEADER.size).astype(np.uint16)
     table = np.frombuffer(payload, np.uint8, offset=HEADER.size + 2 * num_labels).reshape(planes, num_runs)
     owners: OwnerArray = _join(table[2], table[3]) if flags else table[2]
     runs = LabelledRuns(labels, _join(table[0], table[1]), owners)

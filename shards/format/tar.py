@@ -140,7 +140,7 @@ def read_members(source: BinaryIO | ByteReader, entry: SampleEntry, *, shard: st
     )
     members: Members = []
     for name, (offset, size, crc32c) in zip(member_names(entry.key, entry.image_format), places, strict=True):
-        data = whole[max(offset - first, 0) : max(offset - first, 0) + size]
+        data = whole[offset - first : offset - first + size]
         check_member(data, name, size, crc32c, shard=shard, key=entry.key)
         members.append((name, data))
     return members

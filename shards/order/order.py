@@ -83,7 +83,7 @@ def random_words(num_words: int, purpose: int, *keys: int) -> NDArray[np.uint64]
 
 def permutation(num_items: int, purpose: int, *keys: int) -> Int64Array:
     """(num_items,) int64, an order of 0..num_items-1 drawn from (purpose, keys)."""
-    return np.argsort(random_words(num_items, purpose, *keys), kind="stable").astype(np.int64, copy=False)
+    return np.argsort(random_words(num_items, purpose, *keys), kind="stable").astype(np.int64)
 
 
 class EpochOrder:
@@ -163,8 +163,9 @@ class Order:
             offsets = positions[epochs == epoch] - epoch * self.epoch_samples
             lanes = offsets % self.global_batch
             slots = np.searchsorted(order.starts, self._entries(offsets), side="right")
-            inside = order.starts[slots] < self._lane_starts(lanes + 1)
-            ahead.append(order.shard_order[slots[inside]])
+            slots = slots[order.starts[slots] < self._lane_starts(lanes + 1)]
+            filled = np.searchsorted(order.starts, order.starts[slots], side="right") - 1  # past empty ones
+            ahead.append(order.shard_order[filled])
         return np.unique(np.concatenate(ahead)) if ahead else np.empty(0, np.int64)
 
     def epoch(self, epoch: int) -> EpochOrder:

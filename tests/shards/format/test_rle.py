@@ -17,7 +17,6 @@ from maskshards.shards.errors import RunsError
 from maskshards.shards.format.rle import (
     IGNORE,
     MAX_PIXELS,
-    ZSTD_LEVEL,
     LabelledRuns,
     binary_mask,
     check_runs,
@@ -65,9 +64,10 @@ def test_runs_are_those_of_the_loop_and_every_direction_returns(class_map):
     assert runs.labels.tolist() == sorted(set(class_map.ravel().tolist()) - {IGNORE})
     assert np.array_equal(decode_label_map(runs, height, width), class_map)
     assert unpack_runs(pack_runs(runs, height, width), height, width) == runs
-    for owner, label in enumerate([IGNORE, *runs.labels.tolist()]):
+    table = [IGNORE, *runs.labels.tolist()]
+    for owner, label in enumerate(table):
         assert np.array_equal(binary_mask(runs, owner, height, width), class_map == label)
-        assert runs.areas()[owner] == (class_map == label).sum()
+    assert runs.areas().tolist() == [(class_map == label).sum() for label in table]
 
 
 @pytest.mark.parametrize("num_pixels", [65534, 65535, 65536, 131070, 131071, 200000])
@@ -103,6 +103,15 @@ def test_the_bytes_are_those_of_the_document():
     assert payload == expected
 
 
+def test_the_bytes_of_wide_owners_are_those_of_the_document():
+    class_map = np.arange(600, dtype=np.uint16).reshape(20, 30)[::-1]  # a view whose rows lie backwards
+    payload = zstandard.ZstdDecompressor().decompress(pack_runs(encode_label_map(class_map), 20, 30))
+    owners = (class_map.ravel() + 1).tolist()
+    expected = struct.pack("<4sHHIII", b"MSR1", 1, 600, 20, 30, 600) + struct.pack("<600H", *range(600))
+    expected += bytes([1] * 600) + bytes(600) + bytes(k & 255 for k in owners) + bytes(k >> 8 for k in owners)
+    assert payload == expected
+
+
 def test_packing_declares_the_content_size_and_a_checksum():
     data = pack_runs(encode_label_map(np.zeros((4, 4), np.uint16)), 4, 4)
     frame_parameters = zstandard.get_frame_parameters(data)
@@ -128,6 +137,8 @@ u8, u16 = (lambda *v: np.array(v, np.uint8)), (lambda *v: np.array(v, np.uint16)
         (LabelledRuns(u16(1, 2), GOOD.lengths, u8(1, 2, 2, 0)), "runs 1 and the next"),
         (LabelledRuns(GOOD.labels, GOOD.lengths, GOOD.owners.astype(np.uint16)), "uint16 with 3 labels"),
         (LabelledRuns(u16(), u16(), u8()), "cover 0 pixels"),
+        (LabelledRuns(GOOD.labels.astype(np.int64), GOOD.lengths, GOOD.owners), "runs are int64, uint16"),
+        (LabelledRuns(GOOD.labels, GOOD.lengths.astype(np.int64), GOOD.owners), "runs are uint16, int64"),
     ],
 )
 def test_runs_that_are_not_canonical_are_refused_in_both_directions(bad, says):
@@ -135,7 +146,8 @@ def test_runs_that_are_not_canonical_are_refused_in_both_directions(bad, says):
         check_runs(bad, 2, 3)
     with pytest.raises(RunsError, match=says):
         pack_runs(bad, 2, 3)
-    if bad.owners.dtype == np.uint8 and len(bad.lengths) == len(bad.owners) > 0:  # what a payload can say
+    kinds = [array.dtype for array in (bad.labels, bad.lengths, bad.owners)]
+    if kinds == [np.uint16, np.uint16, np.uint8] and len(bad.lengths) == len(bad.owners) > 0:  # a payload's
         with pytest.raises(RunsError, match=says):
             unpack_runs(frame(raw_payload(bad)), 2, 3)
 
@@ -220,10 +232,73 @@ def test_a_flipped_bit_of_the_frame_is_refused_or_changes_nothing(place, bit):
         pass
 
 
-@pytest.mark.parametrize("shape", [(0, 4), (MAX_PIXELS + 1, 1), (1 << 31, 1 << 31)])
+@pytest.mark.parametrize(
+    ("num_bytes", "says"),
+    [
+        (20, "claim 20 bytes, expected 21 to 56"),
+        (21, "another format"),
+        (20 + 2 * 6 + 4 * 6, "another format"),
+        (20 + 2 * 6 + 4 * 6 + 1, "claim 57 bytes, expected 21 to 56"),
+    ],
+)
+def test_a_payload_holds_more_than_a_header_and_no_more_than_its_pixels_need(num_bytes, says):
+    with pytest.raises(RunsError, match=says):
+        unpack_runs(frame(bytes(num_bytes)), 2, 3)
+
+
+def test_no_image_needs_more_labels_than_there_are_class_ids():
+    largest = 20 + 2 * 65535 + 4 * 300 * 300
+    for num_bytes, says in ((largest, "another format"), (largest + 1, f"claim {largest + 1} bytes")):
+        with pytest.raises(RunsError, match=says):
+            unpack_runs(frame(bytes(num_bytes)), 300, 300)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 4), (4, 0), (-2, -3), (2**27 + 1, 1), (1, 2**27 + 1), (1 << 31, 1 << 31)]
+)
 def test_sizes_beyond_the_limit_are_refused(shape):
-    with pytest.raises(RunsError, match="at most"):
-        unpack_runs(pack_runs(GOOD, 2, 3), *shape)
+    assert MAX_PIXELS == 2**27
+    data = pack_runs(GOOD, 2, 3)
+    for take in (
+        lambda: unpack_runs(data, *shape),
+        lambda: pack_runs(GOOD, *shape),
+        lambda: decode_label_map(GOOD, *shape),
+        lambda: binary_mask(GOOD, 1, *shape),
+    ):
+        with pytest.raises(RunsError, match="at least 1x1 and at most 134217728 pixels"):
+            take()
+    if 0 <= min(shape) < 2:
+        with pytest.raises(RunsError, match="at least 1x1 and at most 134217728 pixels"):
+            encode_label_map(np.broadcast_to(np.uint16(0), shape))
+
+
+@pytest.mark.parametrize("shape", [(2**27, 1), (1, 2**27), (3, 3)])
+def test_runs_are_of_an_image_of_one_size(shape):
+    """The largest sizes are asked for, and what is wrong with these runs is not their size."""
+    height, width = shape
+    with pytest.raises(RunsError, match=f"runs are of a 3x2 image, expected {width}x{height}"):
+        unpack_runs(pack_runs(GOOD, 2, 3), height, width)
+    for take in (decode_label_map, pack_runs, check_runs, lambda runs, *size: binary_mask(runs, 1, *size)):
+        with pytest.raises(RunsError, match=f"runs cover 6 pixels, the image has {width}x{height}"):
+            take(GOOD, height, width)
+
+
+def test_one_pixel_is_an_image():
+    for value in (0, IGNORE):
+        class_map = np.full((1, 1), value, np.uint16)
+        assert (
+            decode_label_map(unpack_runs(pack_runs(encode_label_map(class_map), 1, 1), 1, 1), 1, 1) == value
+        )
+
+
+def test_owners_that_an_image_has_not_are_refused():
+    for owner in (-1, 4):
+        with pytest.raises(RunsError, match=f"owner {owner} of an image with 3 labels"):
+            binary_mask(GOOD, owner, 2, 3)
+
+
+def test_a_label_without_a_pixel_has_no_area():
+    assert LabelledRuns(u16(1, 2), u16(6), u8(1)).areas().tolist() == [0, 6, 0]
 
 
 def test_a_class_map_of_another_type_is_refused():
@@ -257,9 +332,15 @@ def test_bytes_give_the_runs_of_the_same_map_in_two_bytes(count):
     )
 
 
-def test_a_kept_compressor_writes_what_a_fresh_one_writes():
+def test_a_kept_compressor_writes_what_a_fresh_one_of_level_6_writes():
+    """Another level gives other bytes, and a shard built anew would be another shard."""
     for seed in range(5):
         runs = encode_label_map(np.random.default_rng(seed).integers(0, 9, (20 + seed, 30)).astype(np.uint16))
         data = pack_runs(runs, 20 + seed, 30)
         payload = zstandard.ZstdDecompressor().decompress(data)
-        assert data == zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(payload)
+        fresh = {
+            level: zstandard.ZstdCompressor(level=level, write_checksum=True).compress(payload)
+            for level in (5, 6, 7)
+        }
+        assert data == fresh[6]
+        assert len({*fresh.values()}) == 3

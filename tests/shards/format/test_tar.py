@@ -1,11 +1,13 @@
 """Shards: the bytes are plain USTAR, as tarfile and tar agree, and reading checks each of them."""
 
+import errno
 import hashlib
 import io
 import os
 import shutil
 import subprocess
 import tarfile
+from contextlib import nullcontext
 from dataclasses import replace
 
 import google_crc32c
@@ -55,9 +57,13 @@ def test_headers_are_those_of_tarfile(folders, size, long):
 def test_what_a_header_cannot_say_is_refused(name, size):
     with pytest.raises(SampleError, match="USTAR"):
         tar_header(name, size)
-    largest = tarfile.TarInfo("k.jpg")
-    largest.size = 8**11 - 1
-    assert tar_header("k.jpg", 8**11 - 1) == largest.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize("size", [0, 8**11 - 1])
+def test_the_smallest_and_the_largest_size_are_said(size):
+    info = tarfile.TarInfo("k.jpg")
+    info.size = size
+    assert tar_header("k.jpg", size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_tarfile_reads_what_was_written_and_finds_it_plain():
@@ -88,6 +94,7 @@ def test_the_writer_knows_size_and_digest_and_equal_samples_give_equal_bytes():
     data, _, writer = written(3)
     assert (writer.num_bytes, writer.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert data == written(3)[0]
+    assert writer.crc32c == google_crc32c.value(data)
     assert data[-1024:] == bytes(1024)
     assert written(0)[0] == bytes(1024)
 
@@ -107,8 +114,18 @@ def test_a_repeated_key_is_refused():
     writer = TarWriter(io.BytesIO())
     record = next(records(1))
     writer.add(record)
+    size = writer.num_bytes
     with pytest.raises(SampleError, match="already"):
         writer.add(record)
+    assert writer.num_bytes == size
+
+
+def test_a_record_that_was_refused_leaves_nothing_and_its_key_is_free():
+    writer, record = TarWriter(io.BytesIO()), next(records(1))
+    with pytest.raises(SampleError):
+        writer.add(replace(record, height=6))
+    assert writer.num_bytes == 0
+    writer.add(record)
 
 
 def test_a_file_is_never_overwritten_and_an_error_leaves_no_end_marker(tmp_path):
@@ -124,6 +141,26 @@ def test_a_file_is_never_overwritten_and_an_error_leaves_no_end_marker(tmp_path)
     assert path.read_bytes()[-512:] != bytes(512)
     with pytest.raises(FileExistsError):
         TarWriter(path)
+
+
+def test_the_writer_closes_its_own_file_however_it_ends_and_never_anothers(tmp_path, monkeypatch):
+    def use(target, *errors):
+        with pytest.raises(errors) if errors else nullcontext(), TarWriter(target) as writer:
+            writer.add(next(records(1)))
+            if KeyboardInterrupt in errors:
+                raise KeyboardInterrupt
+        return writer._file
+
+    assert use(tmp_path / "whole.tar").closed
+    assert use(tmp_path / "ended.tar", KeyboardInterrupt).closed
+    assert not use(io.BytesIO()).closed
+    assert not use(io.BytesIO(), KeyboardInterrupt).closed
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert use(tmp_path / "full.tar", OSError).closed
 
 
 def test_members_are_read_by_index_from_a_file_or_a_function(tmp_path):
@@ -217,6 +254,32 @@ def test_a_shard_that_was_cut_short_is_named():
         with pytest.raises(SampleError, match="cut short") as caught:
             read_members(reader_of(cut), entries[1], shard="a.tar")
         assert caught.value.key == entries[1].key
+
+
+@pytest.mark.parametrize("read", [read_members, read_image_and_runs])
+def test_members_lie_no_further_apart_than_two_headers_and_paddings(read):
+    """At the limits the bytes are read, and those that the index speaks of are not there."""
+    data, entries, _ = written(1)
+    entry = entries[0]
+    assert entry.image_offset == 512
+    after = entry.image_offset + entry.image_size + entry.json_size
+    for lie, says in (
+        ({"runs_offset": after}, "crc32c|bytes"),
+        ({"runs_offset": after - 1}, "not of this shard"),
+        ({"runs_offset": after + 2048}, "crc32c|bytes"),
+        ({"runs_offset": after + 2049}, "not of this shard"),
+        ({"image_offset": 511, "runs_offset": after}, "not of this shard"),
+    ):
+        with pytest.raises(SampleError, match=says) as caught:
+            read(reader_of(data), replace(entry, **lie), shard="a.tar")
+        assert (caught.value.shard, caught.value.key) == ("a.tar", entry.key)
+
+
+def test_a_member_that_would_lie_before_its_sample_is_named():
+    data, entries, _ = written(2)
+    for offset in (0, entries[0].json_offset, entries[1].image_offset - 1):
+        with pytest.raises(SampleError, match=r"\.json has "):
+            read_members(reader_of(data), replace(entries[1], json_offset=offset), shard="a.tar")
 
 
 def test_an_index_that_would_read_half_the_disk_is_refused():

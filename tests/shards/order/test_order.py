@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from maskshards.shards.order.order import (
     KEPT_PERMUTATIONS,
     MOST_SEED,
+    ORDER_VERSION,
     SAMPLE_ORDER,
     SHARD_ORDER,
     Order,
     World,
+    checked_world,
     micro_batch_positions,
     num_micro_steps,
     permutation,
@@ -159,20 +161,32 @@ def test_dropping_leaves_out_other_samples_in_each_epoch():
     assert len(left) == 11
 
 
-def test_next_shards_are_those_that_the_lanes_enter():
-    sizes, global_batch = [4, 6, 3, 5, 7], 3
-    num_samples = sum(sizes)
-    order = Order(sizes, 2, global_batch)
-    shards, _ = order.samples(np.arange(num_samples))
-    for position in range(num_samples):
-        lane = shards[position % global_batch :: global_batch]
-        entry = position // global_batch
-        later = [shard for shard in lane[entry:] if shard != lane[entry]]
-        assert order.next_shards(np.array([position])).tolist() == [int(shard) for shard in later[:1]]
+@settings(max_examples=60, deadline=None)
+@given(shard_sizes, st.integers(1, 9), st.sampled_from(["carry", "drop"]), st.data())
+def test_next_shards_are_those_that_the_lanes_enter(sizes, global_batch, epoch_end, data):
+    """In any epoch, for one position and for several in any epochs, and never a shard without a sample."""
+    if epoch_end == "drop" and sum(sizes) < global_batch:
+        return
+    order = Order(sizes, 2, global_batch, epoch_end)
+    each = order.epoch_samples
+    shards, _ = order.samples(np.arange(3 * each))
+
+    def entered(position):
+        epoch, offset = divmod(position, each)
+        lane = shards[epoch * each : (epoch + 1) * each][offset % global_batch :: global_batch]
+        entry = offset // global_batch
+        return {int(shard) for shard in [s for s in lane[entry:] if s != lane[entry]][:1]}
+
+    for position in range(3 * each):
+        assert set(order.next_shards(np.array([position])).tolist()) == entered(position)
+    some = data.draw(st.lists(st.integers(0, 3 * each - 1), min_size=1, max_size=6))
+    assert order.next_shards(np.array(some)).tolist() == sorted(set().union(*map(entered, some)))
 
 
 def test_no_positions_enter_no_shards():
-    assert Order([3, 2], 0, 2).next_shards(np.array([], np.int64)).tolist() == []
+    order, none = Order([3, 2], 0, 2), np.array([], np.int64)
+    assert order.next_shards(none).tolist() == []
+    assert [found.tolist() for found in order.samples(none)] == [[], []]
 
 
 def test_what_is_kept_of_the_order_is_bounded():
@@ -186,12 +200,34 @@ def test_what_is_kept_of_the_order_is_bounded():
     assert len(order._epochs) == 2
 
 
+def test_the_permutations_that_are_let_go_are_those_not_used_for_longest(monkeypatch):
+    monkeypatch.setattr("maskshards.shards.order.order.KEPT_PERMUTATIONS", 2)
+    order = Order([1, 1, 1], 0, 1)
+    places = {int(order.samples(np.array([position]))[0][0]): position for position in range(3)}
+    for shard, kept in ((0, [0]), (1, [0, 1]), (0, [1, 0]), (2, [0, 2])):
+        order.samples(np.array([places[shard]]))
+        assert [shard for _, shard in order._permutations][-len(kept) :] == kept
+
+
+@given(shard_sizes, st.integers(1, 30), st.integers(1, 40))
+def test_steps_of_epochs_hold_all_their_positions_and_no_more_batches(sizes, global_batch, epochs):
+    steps = Order(sizes, 0, global_batch).num_steps(epochs)
+    assert (steps - 1) * global_batch < epochs * sum(sizes) <= steps * global_batch
+
+
 def test_the_drawn_words_never_change():
     """Data sets are resumed by these numbers: if this fails, ORDER_VERSION must rise."""
+    assert ORDER_VERSION == 1
     assert [int(word) for word in random_words(2, 1, 0, 0)] == GOLDEN_WORDS
     assert permutation(8, SAMPLE_ORDER, 7, 3, 5).tolist() == GOLDEN_PERMUTATION
     shards, indices = Order([3, 0, 4, 2], 11, 4).samples(np.arange(18))
     assert [f"{s}.{i}" for s, i in zip(shards, indices, strict=True)] == GOLDEN_ORDER.split()
+
+
+def test_a_key_is_two_words_of_32_bits():
+    for key in (0, 1, 2**32 - 1, 2**32, 2**33 + 7, 2**63, 2**64 - 1):
+        seeds = np.random.SeedSequence([2, *divmod(key, 2**32)[::-1], 5, 0])
+        assert random_words(3, 2, key, 5).tolist() == np.random.Philox(seeds).random_raw(3).tolist()
 
 
 def test_keys_are_separate_words():
@@ -215,9 +251,9 @@ def test_a_plan_of_a_hundred_million_samples_makes_no_list_of_them():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((16, 3, 2), "batch_per_rank of 1, 2, 4, 8 would fit, or a global_batch of 12, 18"),
-        ((16, 2, 3), "global_batch of 12, 18 would fit"),
-        ((2, 4, 1), "batch_per_rank of 1, 2 would fit, or a global_batch of 4"),
+        ((16, 3, 2), "a batch_per_rank of 1, 2, 4, 8 would fit, or a global_batch of 12, 18$"),
+        ((16, 2, 3), r"a global_batch of 12, 18 would fit \(a multiple of 6\)$"),
+        ((2, 4, 1), "a batch_per_rank of 1, 2 would fit, or a global_batch of 4$"),
         ((0, 1, 1), "must be positive"),
     ],
 )
@@ -226,7 +262,25 @@ def test_what_does_not_divide_is_refused_with_what_would_fit(arguments, message)
         num_micro_steps(*arguments)
 
 
+def test_a_world_is_made_of_plain_integers_and_nothing_else_is_one():
+    world = World(np.int64(1), np.uint8(2))
+    assert (type(world.rank), type(world.num_ranks)) == (int, int)
+    assert checked_world(world) is world
+    assert World() == World(0, 1)
+    for wrong in ((0, 1), None, 1):
+        with pytest.raises(ValueError, match=r"expected World\(rank, num_ranks\)"):
+            checked_world(wrong)
+    for wrong in ((-1, 2), (0, 0), (1.0, 2), (0, "2")):
+        with pytest.raises(ValueError, match="rank"):
+            World(*wrong)
+
+
 def test_nonsense_is_refused():
+    for epochs in (0, -1, 1.5, None):
+        with pytest.raises(ValueError, match="epochs"):
+            Order([1], 0, 1).num_steps(epochs)
+    with pytest.raises(ValueError, match="list of counts"):
+        Order([[1, 2]], 0, 1)
     with pytest.raises(ValueError, match="every shard is empty"):
         Order([0, 0], 0, 4)
     with pytest.raises(ValueError, match="none negative"):
