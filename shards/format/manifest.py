@@ -99,7 +99,7 @@ class Manifest:
             "rejects": list(self.rejects),
         }
         facts["checksum"] = _digest(facts)
-        return (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode()
+        return (json.dumps(facts, indent=1) + "\n").encode()
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -206,7 +206,7 @@ def is_as_written(data: bytes) -> bool:
     """Whether the bytes of a manifest are those that `Manifest.to_bytes` of any version writes: its checksum
     covers values, and a bit may change that changes no value.
     """
-    return data == (json.dumps(json.loads(data), indent=1, allow_nan=False) + "\n").encode()
+    return data == (json.dumps(json.loads(data), indent=1) + "\n").encode()
 
 
 def finish_manifest(manifest: Manifest, shards: Sequence[ShardInfo], index_sha256: str = "") -> Manifest:

@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from maskshards.shards.errors import ManifestError
+from maskshards.shards.errors import ManifestError, UnreachableError
 from maskshards.shards.format.index import ShardInfo
 from maskshards.shards.format.manifest import (
     Manifest,
@@ -107,7 +108,8 @@ def forged(**changes):
 
     facts = {**json.loads(manifest().to_bytes()), **changes}
     facts.pop("checksum")
-    return json.dumps({**facts, "checksum": _digest(facts)}).encode()
+    checksum = "of what is no JSON" if "NaN" in json.dumps(facts) else _digest(facts)
+    return json.dumps({**facts, "checksum": checksum}).encode()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,22 @@ def forged(**changes):
             "digests",
         ),
         ({"shards": [{"name": "a.tar"}]}, "cannot be read"),
-        ({"shards": [{"name": "a.tar", "samples": 1, "bytes": 1, **DIGESTS}] * 2}, "contradicts|twice"),
+        *(
+            ({"shards": [{"name": "a.tar", "samples": 1, "bytes": 1, **DIGESTS, **change}]}, says)
+            for change, says in (
+                ({"name": "a.zip"}, "plain tar file"),
+                ({"name": "../a.tar"}, "plain tar file"),
+                ({"samples": 1.0}, "sane counts"),
+                ({"samples": True}, "sane counts"),
+                ({"bytes": -1}, "sane counts"),
+                ({"sha256": "ab" * 31 + "a"}, "digests"),
+                ({"sha256": "ab" * 32 + "a"}, "digests"),
+                ({"index_sha256": "AB" * 32}, "digests"),
+                ({"index_sha256": "ag" * 32}, "digests"),
+                ({"etag": "5"}, "cannot be read"),
+            )
+        ),
+        ({"shards": [{"name": "a.tar", "samples": 1, "bytes": 1, **DIGESTS}] * 2, "num_samples": 2}, "twice"),
         ({"shards": 5}, "cannot be read"),
         ({"classes": None}, "cannot be read"),
         ({"num_samples": 3.0}, "are integers"),
@@ -138,7 +155,10 @@ def forged(**changes):
         ({"classes": [{"id": 0, "name": 7}, {"id": 1, "name": "sea"}]}, "names are strings"),
         ({"rejects": [{"name": None, "reason": "torn"}]}, "names are strings"),
         ({"rejects": [{"name": "a.jpg", "reason": 3}]}, "a name and a reason"),
-        ({"dataset": 5}, "dataset is a int"),
+        ({"dataset": 5}, "cannot be read: dataset is a int"),
+        ({"split": None}, "split is a NoneType, expected str"),
+        ({"settings": []}, "settings is a list, expected dict"),
+        ({"settings": {"rate": float("nan")}}, "cannot be read"),
         *(
             (
                 {"classes": [{"id": k, "name": name, "color": color} for k, name in enumerate("ab")]},
@@ -170,6 +190,24 @@ def test_other_files_are_refused(data):
         parse_manifest(data)
 
 
+def test_what_json_cannot_say_is_not_written():
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            manifest(settings={"rate": number}).to_bytes()
+
+
+def test_a_manifest_without_colours_and_with_every_hex_digit_comes_back():
+    digest = "0123456789abcdef" * 4
+    made = manifest(palette=None, shards=(ShardInfo("a.tar", 1, 2, digest, digest),))
+    assert parse_manifest(made.to_bytes()) == made
+
+
+def test_the_order_of_keys_says_nothing():
+    facts = json.loads(manifest().to_bytes())
+    facts["shards"] = [dict(reversed(shard.items())) for shard in facts["shards"]]
+    assert parse_manifest(json.dumps(dict(reversed(facts.items()))).encode()) == manifest()
+
+
 def test_fields_of_a_later_minor_addition_are_allowed():
     assert parse_manifest(forged(license="CC0")) == manifest()
 
@@ -191,13 +229,50 @@ def test_splits_below_a_folder_are_found_where_it_is_none_itself(make_split, tmp
         open_splits(tmp_path / "nothing")
 
 
-def test_a_closed_split_reads_its_index_anew(make_split):
+def test_a_split_keeps_its_reader_until_it_is_closed(make_split, monkeypatch):
     split = open_split(make_split("closed", [2]).folder)
     before = split.index(0)
-    assert split._reader is not None
+    reader, closed, close = split._reader, [], type(split.store).close
+    assert reader is not None
+    split.index(0)
+    assert split._reader is reader
+    monkeypatch.setattr(type(split.store), "close", lambda store: closed.append(store) or close(store))
     split.close()
+    assert closed == [split.store]
     assert split._reader is None
     assert split.index(0).keys == before.keys
+
+
+def test_a_manifest_that_is_too_large_is_not_read(make_split, tmp_path, monkeypatch):
+    with open(tmp_path / "manifest.json", "wb") as file:
+        file.truncate((1 << 29) + 1)  # no byte of it is on disk
+    with pytest.raises(ManifestError, match=r"manifest\.json has 536870913 bytes, more than 536870912$"):
+        open_split(tmp_path)
+    made = make_split("long", [1])
+    num_bytes = (made.folder / "manifest.json").stat().st_size
+    monkeypatch.setattr("maskshards.shards.format.manifest.MAX_MANIFEST_BYTES", num_bytes)
+    assert open_split(made.folder).manifest == made.manifest
+    monkeypatch.setattr("maskshards.shards.format.manifest.MAX_MANIFEST_BYTES", num_bytes - 1)
+    with pytest.raises(ManifestError, match=f"more than {num_bytes - 1}$"):
+        open_split(made.folder)
+
+
+def test_below_a_server_that_cannot_be_reached_no_splits_are_looked_for(monkeypatch):
+    from maskshards.shards.format import manifest as module
+
+    monkeypatch.setattr(module, "splits_below", lambda place: pytest.fail("must not look"))
+    monkeypatch.setattr(module, "open_store", unreachable)
+    with pytest.raises(ManifestError, match="no route"):
+        open_splits("https://nowhere.invalid/set")
+
+
+def unreachable(place):
+    """A store that does not answer."""
+
+    def size(name):
+        raise UnreachableError("no route")
+
+    return SimpleNamespace(size=size, base=place, close=lambda: None, read=size)
 
 
 def test_a_split_opens_and_reads_its_index_lazily(make_split, monkeypatch):
@@ -300,9 +375,10 @@ def test_a_store_is_let_go_where_its_manifest_is_refused(content, tmp_path, monk
 def test_a_manifest_of_many_shards_opens_quickly():
     shards = tuple(ShardInfo(f"t-{n:05d}.tar", 4096, 1024, **DIGESTS) for n in range(24_000))
     data = manifest(shards=shards).to_bytes()
-    assert parse_manifest(data).num_samples == 24_000 * 4096
+    parsed = parse_manifest(data)
+    assert parsed.num_samples == 24_000 * 4096
     assert len(data) < 8_000_000
-    assert isinstance(parse_manifest(data).shard_samples, np.ndarray)
+    assert isinstance(parsed.shard_samples, np.ndarray)
 
 
 def test_importing_writer_and_manifest_loads_neither_pyarrow_nor_torch():

@@ -1,4 +1,5 @@
 import itertools
+import logging
 import math
 
 import pytest
@@ -33,6 +34,51 @@ def test_one_cycle_without_ratio_warms_up_from_the_final_rate() -> None:
     assert one_cycle_factor(5, 100, settings) == pytest.approx(
         1e-3 + 0.5 * (1 + math.cos(math.pi * 0.05)) / 2
     )
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4, 12])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+@pytest.mark.parametrize(("division", "final"), [(25.0, 1000.0), (2.0, 3.0), (1.0, 1.0), (4.0, math.inf)])
+def test_one_cycle_is_the_published_formula_at_every_step(
+    warmup: int, ratio: float, anneal: str, division: float, final: float
+) -> None:
+    """Written down once more, in learning rates from the first to the last instead of shares of the full."""
+    settings = OneCycleSettings(
+        warmup_iters=warmup, warmup_ratio=ratio, anneal_strategy=anneal, div_factor=division,
+        final_div_factor=final,
+    )  # fmt: skip
+    full, total = 0.3, 10
+    first = full / division
+    least = first / final
+    for step in range(total):
+        if step < warmup and ratio:
+            lacking = (1 - step / warmup) * (1 - ratio)
+            rate = full * (1 - step / total) * (1 - lacking)
+        elif step < warmup:
+            start, end = full / final, full
+            rate = start + step / warmup * end * math.cos(math.pi * step / (2 * total)) ** 2
+        elif anneal == "linear":
+            rate = full * (total - step) / total + least * step / total
+        else:
+            rate = least + (full - least) * math.cos(math.pi * (step + 1) / (2 * total)) ** 2
+        assert full * one_cycle_factor(step, total, settings) == pytest.approx(rate, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize(("ratio", "least", "power"), [(0.0, 0.0, 1.0), (0.25, 0.1, 2.0), (1.0, 0.5, 0.9)])
+def test_decays_are_what_they_say_at_every_step(
+    warmup: int, ratio: float, least: float, power: float
+) -> None:
+    arguments = {"warmup_iters": warmup, "warmup_ratio": ratio, "min_ratio": least}
+    poly = build_schedule(SchedulerConfig("WarmupPolyLR", 10, {**arguments, "power": power}))
+    cosine = build_schedule(SchedulerConfig("WarmupCosineLR", 10, dict(arguments)))
+    for step in range(10):
+        left = (10 - step) / (10 - warmup)
+        rising = ratio * (warmup - step) / max(warmup, 1) + step / max(warmup, 1)
+        for schedule, falling in ((poly, left**power), (cosine, math.sin(math.pi / 2 * left) ** 2)):
+            expected = rising if step < warmup else least + (1 - least) * falling
+            assert schedule(step) == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
 def test_one_cycle_linear_falls_along_a_line() -> None:
@@ -84,6 +130,7 @@ def test_bad_schedules_are_refused(kind: str, arguments: dict[str, object], expe
 
 
 def test_a_warm_up_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     build_schedule(SchedulerConfig("WarmupOneCycleLR", 10, dict(PUBLISHED)))
     assert "warm-up of 1500 steps outlasts the run of 10" in caplog.text
     caplog.clear()
@@ -96,8 +143,11 @@ def test_a_warm_up_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize("kind", ["WarmupOneCycleLR", "WarmupPolyLR", "WarmupCosineLR"])
 def test_a_schedule_has_no_rate_beyond_its_end(kind: str) -> None:
     schedule = build_schedule(SchedulerConfig(kind, 10, {}))
-    with pytest.raises(ValueError, match="after step 10"):
-        schedule(10)
+    for step in (-1, 10):
+        with pytest.raises(
+            ValueError, match=f"a schedule of 10 steps has no .* after step {step}$"
+        ):
+            schedule(step)
 
 
 def test_a_finite_final_division_lifts_the_whole_cosine() -> None:
