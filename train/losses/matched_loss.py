@@ -88,22 +88,21 @@ class MatchedLoss:
         that it queues runs while the host waits and matches. Raises NonFiniteError when a matching cost is
         not finite, after writing that image and its logits into `dump_dir`, if one is given.
         """
-        with torch.autocast(crops.owner_map.device.type, enabled=False):
-            device, inputs = crops.owner_map.device, (crops.owner_map, crops.labels)
-            keys = to_device(self.keys(seed, crops.positions, len(predictions)), device)
-            copy = HostCopy(self.asked(predictions, *inputs, keys, flags))
-            if meanwhile is not None:
-                meanwhile()
-            shape = (len(predictions), *predictions[0].class_logits.shape[:2], crops.labels.shape[1])
-            matches, flags_on_host = self.matches(copy.wait(), shape, predictions, crops, dump_dir=dump_dir)
-            rows = to_device(matches.rows, device)
-            shares = normalisers(to_device(matches.numbers, device), world_reduce)
-            terms = self.terms(predictions, *inputs, keys, rows, shares, matches.most)
-            return replace(
-                terms,
-                num_segments=matches.num_segments,
-                flags_on_host=None if flags is None else flags_on_host,
-            )
+        device, inputs = crops.owner_map.device, (crops.owner_map, crops.labels)
+        keys = to_device(self.keys(seed, crops.positions, len(predictions)), device)
+        copy = HostCopy(self.asked(predictions, *inputs, keys, flags))
+        if meanwhile is not None:
+            meanwhile()
+        shape = (len(predictions), *predictions[0].class_logits.shape[:2], crops.labels.shape[1])
+        matches, flags_on_host = self.matches(copy.wait(), shape, predictions, crops, dump_dir=dump_dir)
+        rows = to_device(matches.rows, device)
+        shares = normalisers(to_device(matches.numbers, device), world_reduce)
+        terms = self.terms(predictions, *inputs, keys, rows, shares, matches.most)
+        return replace(
+            terms,
+            num_segments=matches.num_segments,
+            flags_on_host=None if flags is None else flags_on_host,
+        )
 
     def keys(self, seed: int, positions: Sequence[int], num_layers: int) -> np.ndarray:
         """(2, L, B, 2) int64: of the points of the costs and of the matched rows."""
@@ -184,7 +183,7 @@ class MatchedLoss:
         settings, num_layers = self.settings, len(predictions)
         classes = labels[rows[1], rows[3]]
         class_logits = torch.stack([p.class_logits for p in predictions]).float()  # (L, B, Q, C + 1)
-        matched = rows[5] < class_logits[..., 0].numel()  # the others fill up
+        matched = rows[5] < class_logits.shape[:3].numel()  # the others fill up
         maps = matched_maps(predictions, rows[:4], rows[4], most)
         found = sampler.row_sums(Rows(maps, rows[:4], classes))
         mask, dice = (
@@ -238,16 +237,15 @@ def linear_loss(
     `world_reduce` sums over all ranks (None in a single process): the mean is then over the pixels of all,
     times the number of ranks, so that the average over ranks is what one process would have.
     """
-    with torch.autocast(logits.device.type, enabled=False):
-        size = crops.owner_map.shape[1:]
-        full = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-        index = crops.owner_map.long()
-        ignored = index == VOID
-        own = crops.labels.gather(1, index.masked_fill(ignored, 0).flatten(1)).view_as(index)
-        target = own.masked_fill(ignored, -1)
-        loss = F.cross_entropy(full, target, ignore_index=-1, reduction="sum")
-        labelled = (target >= 0).sum()
-        if world_reduce is None:
-            return loss / labelled.clamp(min=1)
-        labelled, num_ranks = world_reduce(torch.stack((labelled, torch.ones_like(labelled))))
-        return loss * num_ranks / labelled.clamp(min=1)
+    size = crops.owner_map.shape[1:]
+    full = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+    index = crops.owner_map.long()
+    ignored = index == VOID
+    own = crops.labels.gather(1, index.masked_fill(ignored, 0).flatten(1)).view_as(index)
+    target = own.masked_fill(ignored, -1)
+    loss = F.cross_entropy(full, target, ignore_index=-1, reduction="sum")
+    labelled = (target >= 0).sum()
+    if world_reduce is None:
+        return loss / labelled.clamp(min=1)
+    labelled, num_ranks = world_reduce(torch.stack((labelled, torch.ones_like(labelled))))
+    return loss * num_ranks / labelled.clamp(min=1)

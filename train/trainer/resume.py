@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -222,14 +224,8 @@ def changed_settings(state: TrainState, config: TrainConfig) -> dict[str, tuple[
     return {key: (saved[key], now[key]) for key in keys}
 
 
-def leaves(content: dict[str, object]) -> list[tuple[str, object]]:
-    def value_at(key: str) -> object:
-        place: object = content
-        for part in key.split("."):
-            place = place[part] if isinstance(place, dict) else None
-        return place
-
-    return [(key, value_at(key)) for key in flatten(content)]
+def leaves(content: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, reduce(lambda at, part: at[part], key.split("."), content)) for key in flatten(content)]
 
 
 def best_score(run: Path, step: int, metric: str, val_fingerprint: str | None = None) -> float | None:

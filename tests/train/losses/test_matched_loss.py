@@ -21,6 +21,9 @@ from maskshards.train.losses.matched_loss import (
     MaskClassificationLoss,
     MatchedLoss,
     linear_loss,
+    loss_kernels_fit,
+    mask_terms,
+    normalisers,
 )
 from maskshards.train.losses.nonfinite import NonFiniteError
 from maskshards.train.losses.point_sampling import (
@@ -31,6 +34,7 @@ from maskshards.train.losses.point_sampling import (
     row_offsets,
     shifted,
 )
+from maskshards.train.losses.point_sums import RowSums
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 from tests.forked import ForkedPython
 
@@ -153,6 +157,7 @@ def gradients(total: torch.Tensor, predictions: list[Prediction]) -> list[torch.
 
 CASES = {
     "usual": ([[0, 1, 3], [2, 3]], SETTINGS, QUERIES),
+    "one mask": ([[2]], SETTINGS, QUERIES),
     "an empty image": ([[0, 1], [], [2]], SETTINGS, QUERIES),
     "all images empty": ([[], []], SETTINGS, QUERIES),
     "more masks than queries": ([[0, 1, 2, 3], [1]], SETTINGS, 2),
@@ -385,6 +390,105 @@ def test_flags_come_back_on_the_host() -> None:
     )
     assert terms.flags_on_host is not None
     assert terms.flags_on_host.tolist() == [1.0, 0.5]
+
+
+def test_other_work_is_done_while_the_costs_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Copy:
+        def __init__(self, source: torch.Tensor) -> None:
+            done.append("queued")
+            self.source = source
+
+        def wait(self) -> np.ndarray:
+            done.append("waited")
+            return self.source.numpy()
+
+    monkeypatch.setattr("maskshards.train.losses.matched_loss.HostCopy", Copy)
+    crops, predictions, loss = make_crops([[0, 1]]), make_predictions(1, 1), MatchedLoss(SETTINGS, CLASSES)
+    terms = loss(predictions, crops, seed=0, world_reduce=None, meanwhile=lambda: done.append("meanwhile"))
+    assert done == ["queued", "meanwhile", "waited"]
+    assert terms.flags_on_host is None
+
+
+def test_the_parts_of_a_call_give_its_terms_and_say_no_number_of_segments() -> None:
+    """As a recorded step takes them, in which the number is known on the host alone."""
+    crops, predictions, loss = (
+        make_crops([[0, 1, 3], [2]]),
+        make_predictions(2, 2),
+        MatchedLoss(SETTINGS, CLASSES),
+    )
+    keys = torch.from_numpy(loss.keys(5, crops.positions, 2))
+    asked = loss.asked(predictions, crops.owner_map, crops.labels, keys, None)
+    matches, _ = loss.matches(asked.numpy(), (2, 2, QUERIES, 5), predictions, crops)
+    shares = normalisers(torch.from_numpy(matches.numbers), None)
+    rows = torch.from_numpy(matches.rows)
+    terms = loss.terms(predictions, crops.owner_map, crops.labels, keys, rows, shares, matches.most)
+    assert torch.equal(terms.total, loss(predictions, crops, seed=5, world_reduce=None).total)
+    assert (terms.num_segments, terms.flags_on_host) == (0, None)
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_no_part_of_the_loss_runs_in_lower_precision(around: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def watched(name: str) -> None:
+        real = getattr(MatchedLoss, name)
+
+        def watch(*arguments: object) -> object:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return real(*arguments)
+
+        monkeypatch.setattr(MatchedLoss, name, watch)
+
+    watched("_sampler")
+    watched("_terms")
+    crops, predictions = make_crops([[0, 1]]), make_predictions(1, 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        MatchedLoss(SETTINGS, CLASSES)(predictions, crops, seed=0, world_reduce=None)
+        logits = predictions[0].mask_logits[:, :CLASSES].bfloat16()
+        linear = linear_loss(logits, make_crops([[0, 1]]))
+    assert seen == [False] * 3  # for the costs, for the terms
+    assert linear.dtype == torch.float32
+    assert torch.equal(linear, linear_loss(logits.float(), make_crops([[0, 1]])))
+
+
+def test_the_kernels_are_for_crops_with_a_label_and_taken_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for fit in (True, False):
+        monkeypatch.setattr("maskshards.train.losses.matched_loss.kernels_fit", lambda maps, fit=fit: fit)
+        assert [loss_kernels_fit(torch.zeros(1), count) for count in (0, 1, 2)] == [False, fit, fit]
+    assert MatchedLoss(SETTINGS, CLASSES).fused
+
+
+def test_rows_are_divided_by_their_points_and_by_one_where_none_counts() -> None:
+    one = torch.ones(4)
+    counted = torch.tensor([0.0, 0.5, 1.0, 4.0])
+    entropy, dice = mask_terms(RowSums(8 * one, 3 * one, 5 * one, 7 * one, counted))
+    assert entropy.tolist() == [8, 8, 8, 2]
+    assert dice.tolist() == pytest.approx([1 - 7 / 13] * 4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shares"), [((0, 3, 1), (1, 3)), ((1, 3, 1), (1, 3)), ((6, 3, 2), (3, 1.5))]
+)
+def test_normalisers_are_means_over_ranks_and_at_least_one_segment(
+    numbers: tuple[float, ...], shares: tuple[float, ...]
+) -> None:
+    assert normalisers(torch.tensor(numbers, dtype=torch.float32), None).tolist() == list(shares)
+
+
+def test_linear_loss_of_one_labelled_pixel_is_that_pixels() -> None:
+    """In crops of images with a single label, alone and as one of two ranks of which the other has none."""
+    owner_map = torch.full((1, SIZE, SIZE), VOID, dtype=torch.int16)
+    owner_map[0, 3, 5] = 0
+    crops = crops_of(owner_map, torch.tensor([[4]]))
+    logits = torch.randn(1, CLASSES, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    expected = -logits[0, :, 3, 5].log_softmax(0)[4]
+    torch.testing.assert_close(linear_loss(logits, crops), expected)
+    both = linear_loss(logits, crops, lambda numbers: numbers + torch.tensor([0, 1]))
+    torch.testing.assert_close(both / 2, expected)
 
 
 def test_settings_out_of_range_are_refused() -> None:

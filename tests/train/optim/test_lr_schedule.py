@@ -144,9 +144,7 @@ def test_a_warm_up_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture)
 def test_a_schedule_has_no_rate_beyond_its_end(kind: str) -> None:
     schedule = build_schedule(SchedulerConfig(kind, 10, {}))
     for step in (-1, 10):
-        with pytest.raises(
-            ValueError, match=f"a schedule of 10 steps has no .* after step {step}$"
-        ):
+        with pytest.raises(ValueError, match=f"a schedule of 10 steps has no .* after step {step}$"):
             schedule(step)
 
 

@@ -122,6 +122,38 @@ def test_auto_in_an_empty_folder_starts_fresh_or_from_init(
     assert "its rows are kept for 3 classes of the same name" in caplog.text
 
 
+def test_weights_that_a_run_starts_from_are_told_and_its_average_begins_with_them(
+    tiny_run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    arguments = [*tiny_run, "decoder_head.type=linear", "ema.decay=0.9"]
+    config = load_config(arguments)
+    parts, other = build_parts(config, ALONE), build_parts(load_config([*arguments, "seed=9"]), ALONE)
+    assert other.average is not None
+    final = save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts))
+    begin(load_config([*arguments, f"init_from={final}"]), ALONE, other, tmp_path / "new")
+    assert f"weights from {final}; the schedule starts anew" in caplog.text
+    own = parts.decoder.state_dict()
+    assert all(torch.equal(shadow, own[name]) for name, shadow in other.average.shadow.items())
+
+
+def test_no_checkpoint_changes_its_name_before_all_ranks_have_looked(
+    arguments: list[str], parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, done = load_config([*arguments, "resume_from=auto"]), []
+    path = save_at(tmp_path, config, parts, 4)
+    monkeypatch.setattr(Ranks, "wait", lambda ranks, what: done.append(what))
+    monkeypatch.setattr(
+        "maskshards.train.trainer.resume.set_aside", lambda run, step: done.append(f"set aside {step}") or []
+    )
+    begin(config, ALONE, parts, tmp_path)
+    assert done == [f"the weights of {path}", "set aside 4"]
+
+
+def test_a_state_says_how_many_samples_it_has_seen(arguments: list[str], parts: Parts) -> None:
+    assert state_of(load_config(arguments), parts, 5, None).position == 5 * 2
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_loudly(
     arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,8 +199,13 @@ def test_a_changed_setting_is_reported(
 def test_weights_alone_cannot_be_continued(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
     config = load_config(arguments)
     final = save_final(tmp_path, state_of(config, parts, 8, None), weights_of(parts))
+    again = load_config([*arguments, f"resume_from={final}"])
     with pytest.raises(CheckpointError, match="init_from takes weights"):
-        begin(load_config([*arguments, f"resume_from={final}"]), ALONE, parts, tmp_path)
+        begin(again, ALONE, parts, tmp_path)
+    for path in final.parent.glob("*.json"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="init_from takes weights"):
+        begin(again, ALONE, parts, tmp_path)
 
 
 def test_a_best_of_the_future_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
@@ -192,6 +229,10 @@ def test_a_half_removed_best_stops_no_run(
     (best / "state.json").unlink()  # as a kill in the middle of removing it leaves it
     assert best_score(tmp_path, 8, "mIoU") is None
     assert "passing over a damaged checkpoint" in caplog.text
+    older = shutil.copytree(best, best.with_name("best-00000004"))
+    save_best(tmp_path / "other", state_of(load_config(arguments), parts, 4, 40.0), weights_of(parts))
+    shutil.copytree(tmp_path / "other/checkpoints/best-00000004", older, dirs_exist_ok=True)
+    assert best_score(tmp_path, 8, "mIoU") == 40.0
 
 
 def test_a_score_of_another_validation_split_counts_no_more(
@@ -200,8 +241,10 @@ def test_a_score_of_another_validation_split_counts_no_more(
     state = state_of(load_config(arguments), parts, 8, 50.0)
     save_best(tmp_path, state, weights_of(parts))
     assert best_score(tmp_path, 8, "mIoU", state.val_fingerprint) == 50.0
-    assert best_score(tmp_path, 8, "mIoU", "another") is None
-    assert f"the validation split was {str(state.val_fingerprint)[:16]} when best-00000008" in caplog.text
+    assert best_score(tmp_path, 8, "mIoU", "0123456789abcdef" * 4) is None
+    before = str(state.val_fingerprint)[:16]
+    assert f"the validation split was {before} when best-00000008 scored 50.0 and" in caplog.text
+    assert "and is 0123456789abcdef now" in caplog.text
     save_best(tmp_path, replace(state, val_fingerprint=None), weights_of(parts))  # of an older version
     assert best_score(tmp_path, 8, "mIoU", "another") == 50.0
 
