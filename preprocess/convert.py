@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from maskshards.preprocess.errors import RejectedInput
+from maskshards.preprocess.errors import BuildError, RejectedInput, SourceUnavailable
 from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.images import encode_images
 from maskshards.preprocess.inputs.label_file import decode_label_file
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.pillow import size_limit
+from maskshards.preprocess.inputs.source_files import may_pass
 from maskshards.preprocess.inputs.tiles import tile_key
 from maskshards.preprocess.sources.source import RawSample, Source, SourceItem
 from maskshards.shards.errors import ShardError
 from maskshards.shards.format.record import Record
+
+
+@contextmanager
+def judged(place: str) -> Iterator[None]:
+    """Whatever is raised in the block, where the sample at `place` is read and decoded, as RejectedInput; as
+    BuildError what says nothing of the sample (its source is away, memory is short).
+    """
+    try:
+        yield
+    except (RejectedInput, ShardError, BuildError):
+        raise
+    except MemoryError as error:
+        raise BuildError(
+            f"{place}: memory does not suffice for it ({str(error) or 'MemoryError'}); finished shards"
+            " are kept: give fewer --workers or more memory, and the same command goes on from there"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and may_pass(error):
+            raise SourceUnavailable(
+                f"{place} cannot be read now: {error}; the same command goes on from there"
+            ) from error
+        raise RejectedInput(
+            f"it cannot be read ({type(error).__name__}: {error}); get a good copy of the file"
+        ) from error
 
 
 def read_records(source: Source, item: SourceItem, stamp: str, policy: ImagePolicy) -> list[Record]:

@@ -16,11 +16,14 @@ from typing import Any
 
 from maskshards.preprocess.errors import BuildError, Reject, SourceError
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
+from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.reencode import RE_ENCODING
 from maskshards.preprocess.inputs.tiles import is_tile_key, untiled_key
 from maskshards.preprocess.sources.source import Source
 from maskshards.shards.errors import SampleError
 
+# Of JSON that holds something else than what is looked for in it.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 PLAN_VERSION = 1  # grows when the same settings would give other bytes
 
 
@@ -81,12 +84,19 @@ class SplitFacts:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SplitFacts:
-        """The inverse of `to_bytes`; ValueError, KeyError or TypeError for anything else."""
+        """The inverse of `to_bytes`; one of UNREADABLE for anything else."""
         facts = json.loads(data)
         facts["rejects"] = tuple(Reject(**reject) for reject in facts["rejects"])
         facts["classes"] = tuple(facts["classes"])
         facts["palette"] = facts["palette"] and tuple(tuple(color) for color in facts["palette"])
-        return cls(**facts)
+        made = cls(**facts)
+        LabelRule.from_json(made.label_rule)
+        BuildSettings.from_json(made.settings)
+        sound = all(type(number) is int for number in (made.num_shards, made.num_samples))
+        names = (made.split, made.digest, made.dataset, *made.classes)
+        if not sound or not all(isinstance(name, str) for name in names):
+            raise TypeError("counts are whole numbers, names are text")
+        return made
 
 
 @dataclass(frozen=True, slots=True)

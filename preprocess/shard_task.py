@@ -13,12 +13,11 @@ from pathlib import Path
 
 import google_crc32c
 
-from maskshards.preprocess.convert import read_records
+from maskshards.preprocess.convert import judged, read_records
 from maskshards.preprocess.destinations.journal import Journal, read_journal, write_journal
 from maskshards.preprocess.destinations.local import Destination
-from maskshards.preprocess.errors import BuildError, Reject, RejectedInput, SourceUnavailable
+from maskshards.preprocess.errors import BuildError, Reject, RejectedInput
 from maskshards.preprocess.inputs.image_policy import ImagePolicy
-from maskshards.preprocess.inputs.source_files import may_pass
 from maskshards.preprocess.inputs.tiles import untiled_key
 from maskshards.preprocess.mask_guard import Group, Kinds, kind_of, together
 from maskshards.preprocess.sources.source import Source, SourceItem
@@ -133,30 +132,11 @@ def _write(
 
 
 def _records(task: ShardTask, sample: _Sample) -> list[Record]:
-    """The records of a sample, one or its tiles.
-
-    Whatever a decoder raises is RejectedInput; what says nothing of the sample (its source is away, memory is
-    short) is BuildError.
-    """
+    """The records of a sample, one or its tiles; errors as `judged` makes them."""
     if sample.item is None:
         raise RejectedInput(sample.fault)
-    try:
+    with judged(sample.place):
         return read_records(task.source, sample.item, sample.stamp, task.policy)
-    except (RejectedInput, SampleError, BuildError):
-        raise
-    except MemoryError as error:
-        raise BuildError(
-            f"{sample.place}: memory does not suffice for it ({str(error) or 'MemoryError'}); finished shards"
-            " are kept: give fewer --workers or more memory, and the same command goes on from there"
-        ) from error
-    except Exception as error:
-        if isinstance(error, OSError) and may_pass(error):
-            raise SourceUnavailable(
-                f"{sample.place} cannot be read now: {error}; the same command goes on from there"
-            ) from error
-        raise RejectedInput(
-            f"it cannot be read ({type(error).__name__}: {error}); get a good copy of the file"
-        ) from error
 
 
 def _add_all(writer: TarWriter, records: list[Record], place: str) -> list[SampleEntry]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from maskshards.preprocess.convert import pieces
+from maskshards.preprocess.convert import judged, pieces
 from maskshards.preprocess.errors import BuildError, RejectedInput
 from maskshards.preprocess.inputs.image_policy import Encoded, ImagePolicy
 from maskshards.preprocess.inputs.labels import LabelRule
@@ -167,9 +167,10 @@ class _Truth:
     def _read(self, name: str) -> None:
         self._name, self._pieces = "", {}
         item = self.task.source.item(self.split, name)
-        raw = self.task.source.read(item)
-        found = pieces(item, raw, self.task.source.label_rule, self.policy)
-        self._pieces = {key: (image, values) for key, image, values in found}
+        with judged(item.image_path):
+            raw = self.task.source.read(item)
+            found = pieces(item, raw, self.task.source.label_rule, self.policy)
+            self._pieces = {key: (image, values) for key, image, values in found}
         self._name = name
         self.unseen |= set(self._pieces)
 

@@ -9,22 +9,33 @@ import contextlib
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-from maskshards.shards.errors import ManifestError
+from maskshards.preprocess.errors import Reject, RejectedInput, SourceError
+from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.plan import UNREADABLE, BuildSettings, SplitFacts
+from maskshards.preprocess.sources.coco import open_coco
+from maskshards.preprocess.sources.mapillary import open_mapillary
+from maskshards.shards.errors import ManifestError, ShardError
 from maskshards.shards.format.index import ShardInfo
 from maskshards.shards.format.manifest import Manifest, finish_manifest, parse_manifest
 from maskshards.train.checkpoint.checkpoint import read_checkpoint, save_final
 from maskshards.train.checkpoint.hub_folder import write_folder
 from maskshards.train.checkpoint.train_state import CheckpointError, TrainState, read_state, state_json
+from maskshards.train.comparison.command import report
+from maskshards.train.comparison.past_run import RunError
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError, TrainConfig
+from maskshards.train.evaluation.results import STEM
 from maskshards.train.model.backbone.architectures import ModelError, architecture
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.backbone.weight_files import WeightsError
@@ -171,6 +182,102 @@ def test_config_json_of_a_backbone(tmp_path: Path) -> None:
         own = (WeightsError, ModelError)
         found = outcome(lambda: load_backbone(arch.name, str(tmp_path)), own, tmp_path)
         assert found is None or found.digest == digest
+
+
+def annotations(panoptic: bool) -> dict[str, Any]:
+    """COCO's JSON of two images."""
+    marks: list[dict[str, Any]] = [
+        {"id": 1, "image_id": 1, "category_id": 1, "area": 40.5, "bbox": [1, 1, 9, 9], "iscrowd": 0,
+         "segmentation": [[1, 1, 10, 1, 10, 10]]},
+        {"id": 2, "image_id": 2, "category_id": 2, "area": 50, "bbox": [1, 1, 9, 9], "iscrowd": 1,
+         "segmentation": {"size": [20, 30], "counts": [100, 50, 450]}},
+    ]  # fmt: skip
+    if panoptic:
+        segments = [{"id": 7, "category_id": 1, "area": 150}, {"id": 9, "category_id": 2, "area": 450}]
+        marks = [{"image_id": n, "file_name": "1.png", "segments_info": segments} for n in (1, 2)]
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 20, "width": 30} for n in (1, 2)]
+    return {
+        "images": images,
+        "annotations": marks,
+        "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}],
+    }
+
+
+@pytest.mark.parametrize("kind", ["instances", "panoptic"])
+def test_annotations_of_coco(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are refused one by one where the JSON as a whole can be read."""
+    pytest.importorskip("pycocotools.mask", reason="the extra 'coco' is not installed")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    path = tmp_path / f"annotations/{kind}_train2017.json"
+    for n in (1, 2):
+        write_image(np.zeros((20, 30, 3), np.uint8), tmp_path / f"train2017/{n}.jpg")
+    colours = np.zeros((20, 30, 3), np.uint8)
+    colours[:5, :, 0], colours[5:, :, 0] = 7, 9
+    write_image(colours, tmp_path / f"annotations/{kind}_train2017/1.png")
+    value = annotations(kind == "panoptic")
+    for case in cases(json.dumps(value).encode(), value, json.dumps, seed=6, rounds=40):
+        path.write_bytes(case)
+        source = outcome(lambda: open_coco(tmp_path, "", "", False), (SourceError,), tmp_path)
+        listing = source and outcome(partial(source.listing, "train"), (SourceError,), tmp_path)
+        for image in listing.names if listing else ():
+            with contextlib.suppress(RejectedInput, ShardError):
+                assert source.read(source.item("train", image)).label
+
+
+def write_image(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_the_configuration_of_mapillary(tmp_path: Path) -> None:
+    (tmp_path / "training/v2.0/labels").mkdir(parents=True)
+    colours = {"road": [1, 2, 3], "car": [1, 2, 4], "void": [0, 0, 0]}
+    labels = [
+        {"name": f"a--{name}", "readable": name, "evaluate": name != "void", "color": colour}
+        for name, colour in colours.items()
+    ]
+    value, path = {"labels": labels, "version": 2.0}, tmp_path / "config_v2.0.json"
+    for case in cases(json.dumps(value).encode(), value, json.dumps, seed=7):
+        path.write_bytes(case)
+        outcome(lambda: open_mapillary(tmp_path), (SourceError,), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", f"{STEM}.json", "metrics.jsonl", "model_final.json"])
+def test_what_reports_are_made_of(name: str, state: TrainState, tmp_path: Path) -> None:
+    """A page, or an error that names the run."""
+    value: dict[str, Any] = {"kind": "train", "step": 4, "loss": 1.5, "lr": 1e-4, "images_per_s": 12.5}
+    scores = {"mIoU": 30.5, "aAcc": 80.0, "num_images": 12}
+    classes = {"classes": [{"name": "ground", "iou": 40.5}, {"name": "box", "iou": None}]}
+    config = {"bs": 2, "scheduler": {"total_iter": 8}, "decoder_head": {"type": "m2f"}}
+    for run in (tmp_path / "a", tmp_path / "b"):
+        run.mkdir()
+        save_final(run, state, {"w": torch.zeros(2)})
+        (run / "metrics.jsonl").write_text(json.dumps(value) + "\n" + json.dumps({**value, "step": 6}) + "\n")
+        (run / f"{STEM}.json").write_text(json.dumps(scores | classes))
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    damaged_file, dump = tmp_path / "a" / name, yaml.safe_dump if name == "config.yaml" else json.dumps
+    good = damaged_file.read_bytes()
+    held = yaml.safe_load(good.splitlines()[0] if name == "metrics.jsonl" else good)
+    held.pop("checksum", None)  # else all that is forged is damaged
+    runs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for case in cases(good, held, dump, seed=8, rounds=25):
+        damaged_file.write_bytes(case)
+        own = (RunError, CheckpointError, ConfigError)
+        outcome(lambda: report(runs, tmp_path / "page.html"), own, tmp_path)
+
+
+def test_the_plan_of_a_build_that_is_not_finished() -> None:
+    facts = SplitFacts(
+        "training", "0" * 64, 2, 3, (Reject("a.jpg", "it is empty"),), "made", ("a", "b"), ((1, 2, 3),) * 2,
+        LabelRule(2).to_json(), {"kind": "folder"}, BuildSettings().to_json(),
+    )  # fmt: skip
+    good = facts.to_bytes()
+    assert SplitFacts.from_bytes(good) == facts
+    for case in cases(good, json.loads(good), json.dumps, seed=9):
+        with contextlib.suppress(*UNREADABLE):
+            found = SplitFacts.from_bytes(case)
+            assert LabelRule.from_json(found.label_rule).num_classes >= 0
+            assert found.shard_name(found.num_shards)
 
 
 def test_recipes(tmp_path: Path) -> None:

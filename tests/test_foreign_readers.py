@@ -15,17 +15,23 @@ import pytest
 
 from maskshards.preprocess.destinations.local import LocalDestination
 from maskshards.preprocess.errors import RejectedInput, SourceError
-from maskshards.preprocess.inputs.classes import read_classes
+from maskshards.preprocess.inputs.classes import read_classes, read_object_info
 from maskshards.preprocess.inputs.colours import read_colours
 from maskshards.preprocess.inputs.labels import read_mapping
 from maskshards.preprocess.inputs.source_files import read_unchanged
+from maskshards.preprocess.sources.ade20k import SCENE_TABLE, scene_categories
 from maskshards.preprocess.sources.splits import read_names
+from maskshards.shards.errors import StoreError
+from maskshards.shards.storage.file_lock import holder_of
+from maskshards.shards.storage.http_access import Access, trusted
 from maskshards.train.checkpoint.checkpoint import check_digest, read_checkpoint
 from maskshards.train.checkpoint.train_state import CheckpointError, read_state
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError
 from maskshards.train.model.backbone.weight_files import WeightsError, read_config, read_entries
+from maskshards.train.prediction.arguments import read_names as read_given
 from maskshards.train.prediction.find_images import was_written_here
+from maskshards.train.prediction.image_files import PredictError
 from maskshards.train.tracking.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +97,17 @@ def test_who_opens_files_to_read_does_it_by_the_one_function_or_stands_on_the_li
     assert found == {name: sorted(calls) for name, (calls, _) in EXCEPTIONS.items()}
 
 
+def in_environment(variable: str, read: Callable[[], Any]) -> Callable[[Path], Any]:
+    """A reader of the file that an environment variable names."""
+
+    def reader(path: Path) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(variable, str(path))
+            return read()
+
+    return reader
+
+
 READERS: dict[str, tuple[Callable[[Path], Any], tuple[type[Exception], ...]]] = {
     "recipe": (lambda path: load_config([f"config={path}", "output_dir=o"]), (ConfigError,)),
     "class list": (read_classes, (SourceError,)),
@@ -104,7 +121,15 @@ READERS: dict[str, tuple[Callable[[Path], Any], tuple[type[Exception], ...]]] = 
     "model_final.pth": (read_checkpoint, (CheckpointError,)),
     "weights": (read_entries, (WeightsError,)),
     "metrics.jsonl": (read_metrics, (OSError,)),
+    "who holds a lock": (holder_of, ()),
+    "passwords": (in_environment("NETRC", lambda: Access.from_environment().headers), ()),
+    "certificates": (in_environment("SSL_CERT_FILE", trusted), (StoreError,)),
+    "names for a prediction": (lambda path: read_given(str(path)), (PredictError, OSError)),
+    "ADE20K's classes": (read_object_info, (SourceError,)),
 }
+
+
+NONE_THERE = ("metrics.jsonl", "who holds a lock", "passwords")
 
 
 @pytest.fixture(autouse=True)
@@ -143,9 +168,11 @@ def test_what_is_no_file_is_named_by_its_kind_and_not_waited_for(
     make(kind, path)
     if kind == "folder" and reader in ("model_final.pth", "weights"):
         errors = (CheckpointError, WeightsError)  # a folder of weights, of which there are none in it
-    elif reader == "metrics.jsonl":
-        assert read(path) == []  # as if there were none
+    elif reader in NONE_THERE:
+        assert not read(path)  # as if there were none
         return
+    elif (reader, kind) == ("certificates", "folder"):
+        return  # a folder of certificates
     with pytest.raises(errors, match=f"{kind}|given.yaml"):
         read(path)
 
@@ -160,6 +187,44 @@ def test_a_file_that_is_longer_than_any_of_its_kind_is_not_read(reader: str, tmp
     make("too long", tmp_path / "given.yaml")
     with pytest.raises(errors, match=r"has 1099511627776 bytes, at most"):
         read(tmp_path / "given.yaml")
+
+
+ODD_TEXTS = {  # what is no list, no table and no JSON of ours, and costs a careless reader hours or gigabytes
+    "long numbers": b"road\n" + b"1" * 6000 + b" x\nroad," + b"1" * 4000 + b",2,3\n",
+    "long gaps": b"road\n1" + b" " * 2000 + b"1" + b" " * 2000 + b"x\n1 2 3\na" + b"\t" * 4000 + b"b\n",
+    "one long line": b"a" + b" " * 2_000_000 + b"b",
+    "many empty lines": b"\n" * 3_000_000 + b"a",
+    "latin-1": b"stra\xdfe\n",
+    "UTF-16": "road\ncar\n".encode("utf-16"),
+    "a deep nest": b'{"a":' * 5000,
+    "many keys": b"{" + b",".join(b'"%d": 0' % n for n in range(100_000)) + b',"99999": 0}',
+    "one key again and again": b"{" + b'"0-65535": 0,' * 20_000 + b'"0": 0}',
+    "no finite number": b'{"labels": 1e400, "a": NaN, "0": -0}',
+    "an alias of aliases": b"a: &a [x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n",
+}
+TEXT_READERS = ("recipe", "class list", "colour table", "label mapping", "list of names", "state.json",
+                "names for a prediction", "ADE20K's classes", "who holds a lock", "passwords")  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD_TEXTS)
+@pytest.mark.parametrize("reader", TEXT_READERS)
+def test_no_text_makes_a_reader_of_text_wait_or_fall(reader: str, odd: str, tmp_path: Path) -> None:
+    """An error of its own that shows no page of text, or an answer."""
+    read, errors = READERS[reader]
+    path = tmp_path / "given.yaml"
+    path.write_bytes(ODD_TEXTS[odd])
+    try:
+        read(path)
+    except errors as error:
+        told = str(error)
+        assert len(told) < 6000
+        assert "given.yaml" in told
+
+
+def test_a_table_of_scenes_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / SCENE_TABLE).write_bytes(ODD_TEXTS["latin-1"])
+    with pytest.raises(SourceError, match=rf"{SCENE_TABLE} cannot be read: it is not UTF-8"):
+        scene_categories(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "too long"])

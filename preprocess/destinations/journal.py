@@ -7,6 +7,7 @@ shard is made again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,6 +16,7 @@ from maskshards.preprocess.destinations.local import BUILD_FOLDER, Destination
 from maskshards.preprocess.errors import Reject
 from maskshards.shards.format.index import SampleEntry, ShardInfo
 
+CHECKSUM = "checksum"  # of all else in the file: a changed number would be published in the index
 COLUMNS = tuple(field.name for field in fields(SampleEntry))
 
 
@@ -37,12 +39,16 @@ class Journal:
             "entries": [[getattr(entry, name) for name in COLUMNS] for entry in self.entries],
             "rejects": [asdict(reject) for reject in self.rejects],
         }
-        return json.dumps(facts).encode()
+        return json.dumps({**facts, CHECKSUM: _digest(facts)}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Journal:
-        """The inverse of `to_bytes`; ValueError, KeyError or TypeError for anything else."""
+        """The inverse of `to_bytes`; ValueError, KeyError, TypeError, AttributeError or RecursionError for
+        anything else.
+        """
         facts = json.loads(data)
+        if facts.pop(CHECKSUM) != _digest(facts):
+            raise ValueError("its checksum does not fit: a disk, or somebody, changed it")
         return cls(
             facts["plan"],
             facts["sources"],
@@ -50,6 +56,10 @@ class Journal:
             tuple(_entry(values) for values in facts["entries"]),
             tuple(Reject(**reject) for reject in facts["rejects"]),
         )
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _entry(values: list[Any]) -> SampleEntry:
@@ -69,7 +79,7 @@ def read_journal(destination: Destination, shard_name: str) -> Journal | None:
         return None
     try:
         return Journal.from_bytes(data)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

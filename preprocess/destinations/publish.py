@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from maskshards.preprocess.destinations.journal import Journal, read_journal
 from maskshards.preprocess.destinations.local import PLAN_FILE, Destination
 from maskshards.preprocess.errors import BuildError, Reject
-from maskshards.preprocess.plan import SplitFacts
+from maskshards.preprocess.plan import UNREADABLE, SplitFacts
 from maskshards.preprocess.rejects import check_rejects, reject_table
 from maskshards.shards.errors import ManifestError
 from maskshards.shards.format.index import SampleEntry, ShardInfo
@@ -42,7 +42,7 @@ def stored_plan(destination: Destination) -> SplitFacts | None:
     data = destination.read(PLAN_FILE)
     try:
         return None if data is None else SplitFacts.from_bytes(data)
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return None
 
 

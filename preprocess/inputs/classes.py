@@ -17,15 +17,18 @@ from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError, printable
 from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.inputs.source_files import list_lines
 from maskshards.shards.format.rle import IGNORE
-from maskshards.shards.storage.foreign_file import read_text, why_unreadable
 
 logger = logging.getLogger(__name__)
 
 MOST_CLASSES = IGNORE - 1
-NUMBERED = re.compile(r"(?P<number>\d+)\s*[\s:,;.=|-]\s*(?P<name>\S.*)")
-NUMBERED_LAST = re.compile(r"(?P<name>\S.*?)\s*[:,;=|\t]\s*(?P<number>\d+)")
-COLOURED = re.compile(r"\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+\s*$|^\d+\s+\d+\s+\d+\s")
+MOST_LINES = 2 * MOST_CLASSES  # with comments
+# These look at every line of whatever file is given: none may cost the square of a line's length.
+NUMBERED = re.compile(r"(?P<number>\d{1,18})\s*[\s:,;.=|-]\s*(?P<name>\S.*)")
+NUMBERED_LAST = re.compile(r"(?P<name>\S(?:.*[^\s:,;=|])?)(?=\s*[:,;=|\t])[\s:,;=|]++(?P<number>\d{1,18})")
+GAP = r"(?:\s*+[,;]\s*+|\s++)"
+COLOURED = re.compile(rf"(?<!\d)\d++{GAP}\d++{GAP}\d++\s*+$|^\d+\s+\d+\s+\d+\s")
 QUOTED = re.compile(r"\"[^\"]+\",?|'[^']+',?")
 MARKUP = re.compile("<!doctype html|<html|<\\?xml", re.IGNORECASE)  # a failed download, another kind of file
 YAML = re.compile(r"- |\w+: *\[")
@@ -42,16 +45,11 @@ def read_classes(path: Path, first_number: int = 0) -> tuple[str, ...]:
     stand twice. Control characters inside a name are kept as escapes, and told. Where lines are numbered, the
     first has to have the value that its class has in the label maps.
     """
-    try:
-        text = read_text(path, encoding="utf-8-sig")  # Notepad begins with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"class list {path} cannot be read: {why_unreadable(error)}; give a text file with one class "
-            "name a line"
-        ) from error
-    if 4 * text.count("\0") > len(text):  # without its mark, UTF-16 passes as UTF-8
-        raise SourceError(f"class list {path} seems to be UTF-16; save it as UTF-8")
-    return _checked(_names(text.rstrip("\n").split("\n"), str(path), first_number), str(path))
+    lines = list_lines(path, "class list", "a text file with one class name a line", MOST_LINES)
+    if 4 * sum(line.count("\0") for line in lines) > sum(map(len, lines)):
+        if any(lines):  # without its mark, UTF-16 passes as UTF-8
+            raise SourceError(f"class list {path} seems to be UTF-16; save it as UTF-8")
+    return _checked(_names(lines or [""], str(path), first_number), str(path))
 
 
 def _names(lines: list[str], place: str, first_number: int) -> list[str]:
@@ -136,14 +134,16 @@ def read_object_info(path: Path) -> tuple[str, ...]:
     Name.
     """
     names = []
-    for number, line in enumerate(read_text(path).strip().split("\n")[1:], start=1):
+    for number, line in enumerate(list_lines(path, "table", "ADE20K's objectInfo150.txt")[1:], start=1):
         fields = [part.strip() for part in line.split("\t")]
         if len(fields) < 5 or fields[0] != str(number):
             raise SourceError(
                 f"{path}, line {number + 1}: expected index {number} and four more tab-separated fields, "
-                f"found {line!r}"
+                f"found {line[:80]!r}"
             )
         names.append(fields[4])
+    if not names:
+        raise SourceError(f"{path} names no class; unpack the release again, or give --classes FILE")
     return _checked(names, str(path))
 
 

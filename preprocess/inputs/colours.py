@@ -22,16 +22,18 @@ from maskshards.preprocess.inputs.label_file import npy_bytes
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.pillow import opened
 from maskshards.preprocess.inputs.png import PALETTE, SIGNATURE, check_whole, read_header
-from maskshards.shards.storage.foreign_file import read_text, why_unreadable
+from maskshards.preprocess.inputs.source_files import list_lines
 
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
 TIFF_BITS = 258  # tag: bits of each channel
 SHOWN = 5
-ROWS = (
-    re.compile(r"(?P<name>[^,;\t]+?)\s*[,;\t]\s*(?P<r>\d+)\s*[,;\t]\s*(?P<g>\d+)\s*[,;\t]\s*(?P<b>\d+)"),
-    re.compile(r"(?P<name>[^,;\t]+):(?P<r>\d+),(?P<g>\d+),(?P<b>\d+):[^:]*:.*"),  # labelmap.txt of CVAT
-    re.compile(r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>\S.*)"),  # CamVid's own
+MOST_LINES = 1 << 20  # of a table
+RED, GREEN, BLUE, GAP = r"(?P<r>\d{1,3})", r"(?P<g>\d{1,3})", r"(?P<b>\d{1,3})", r"(?>\s*[,;\t])\s*+"
+ROWS = (  # none of them may cost the square of a line's length
+    re.compile(rf"(?P<name>[^,;\t]++){GAP}{RED}{GAP}{GREEN}{GAP}{BLUE}"),
+    re.compile(rf"(?P<name>[^,;\t]+):{RED},{GREEN},{BLUE}:[^:]*:.*"),  # labelmap.txt of CVAT
+    re.compile(rf"{RED}\s+{GREEN}\s+{BLUE}\s+(?P<name>\S.*)"),  # CamVid's own
 )
 Color = tuple[int, int, int]
 
@@ -91,11 +93,8 @@ def read_colours(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str
     """The class names and the table in a file; names come from `classes` where those are given, else from
     the file, in its order. SourceError names the line that is wrong.
     """
-    try:
-        lines = read_text(path, encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"colour table {path} cannot be read: {why_unreadable(error)}") from error
-    if "".join(lines).lstrip().startswith("{"):
+    lines = list_lines(path, "colour table", "lines such as road,128,64,128", MOST_LINES)
+    if next(filter(None, map(str.strip, lines)), "").startswith("{"):
         lines = _lines_of_json("\n".join(lines), path)
     rows = [(number, *_row(line, f"{path}, line {number}", number)) for number, line in enumerate(lines, 1)]
     kept = [(number, name, colour) for number, name, colour in rows if colour is not None]
@@ -134,10 +133,10 @@ def _row(line: str, place: str, number: int) -> tuple[str, Color | None]:
     if match := next((found for row in ROWS if (found := row.fullmatch(text))), None):
         red, green, blue = (int(match[channel]) for channel in "rgb")
         if max(red, green, blue) <= 255:
-            return match["name"], (red, green, blue)
+            return match["name"].strip(), (red, green, blue)
     if number == 1 and not re.search(r"\d", text) and len(re.split(r"[,;\t]", text)) >= 4:
         return "", None
-    raise SourceError(f"{place}: expected class,r,g,b such as road,128,64,128, found {line!r}")
+    raise SourceError(f"{place}: expected class,r,g,b such as road,128,64,128, found {text[:80]!r}")
 
 
 def _decode(data: bytes) -> np.ndarray:

@@ -24,6 +24,7 @@ from maskshards.shards.storage.foreign_file import read_text
 UNKNOWN = -1  # in a rule's table: a value that no label map may hold
 USUAL_VOID = 255
 LARGEST_VALUE = 65535
+MOST_MAPPING_BYTES = 4 << 20  # with a line for each of these values it has 1 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,27 +218,34 @@ def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
     mapping = str(mapping)
     place = "--mapping" if mapping.lstrip().startswith("{") else mapping
     try:
-        text = mapping if place != mapping else read_text(mapping, encoding="utf-8-sig")
+        text = mapping if place != mapping else read_text(mapping, MOST_MAPPING_BYTES, encoding="utf-8-sig")
         facts = json.loads(text, object_pairs_hook=list)
         strange = [label for _, label in facts if label is not None and type(label) is not int]
         if strange:
-            raise ValueError(f"{strange[0]!r} is no class id and not null")
-        pairs = tuple(sorted((value, label) for key, label in facts for value in _values(key)))
+            raise ValueError(f"{str(strange[0])[:40]!r} is no class id and not null")
+        known: dict[int, int | None] = {}
+        for key, label in facts:
+            values = _values(key)
+            if not known.keys().isdisjoint(values):
+                raise ValueError(f"a value of {key!r} stands twice in the label mapping")
+            known |= dict.fromkeys(values, label)
+        pairs = tuple(sorted(known.items()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SourceError(
             f'{place}: not a label mapping ({error}); expected JSON such as {{"7": 0, "8": 1, "255": null}}'
         ) from error
-    if len(dict(pairs)) != len(pairs):
-        raise SourceError(f"{place}: a value stands twice in the label mapping")
-    return LabelRule(num_classes, mapping=pairs)
+    try:
+        return LabelRule(num_classes, mapping=pairs)
+    except SourceError as error:
+        raise SourceError(f"{place}: {error}") from error
 
 
 def _values(key: str) -> range:
     """Those that a key of a mapping names: `7`, or `0-127`."""
     match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", key)
     if match is None:
-        raise ValueError(f"{key!r} is no value, nor a range of such as 0-127")
+        raise ValueError(f"{key[:40]!r} is no value, nor a range of such as 0-127")
     first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last <= LARGEST_VALUE:
-        raise ValueError(f"{key!r}: values lie in 0..{LARGEST_VALUE}")
+        raise ValueError(f"{key[:40]!r}: values lie in 0..{LARGEST_VALUE}")
     return range(first, last + 1)

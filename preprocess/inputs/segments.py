@@ -33,6 +33,18 @@ def check_polygons() -> None:
         raise SourceError("COCO's polygons need the extra: pip install 'maskshards[coco]'") from error
 
 
+def checked(segments: object, has_id: bool = False) -> Sequence[Segment]:
+    """Segments as annotations hold them: objects, each of a category. RejectedInput for anything else."""
+    if not isinstance(segments, list):
+        raise RejectedInput(f"its segments are {segments!r:.40}, expected a list")
+    for segment in segments:
+        if not isinstance(segment, dict) or type(segment.get("category_id")) is not int:
+            raise RejectedInput(f"its segment {segment!r:.80} has no category_id, a whole number")
+        if has_id and (type(segment.get("id")) is not int or segment["id"] >> 24):
+            raise RejectedInput(f"its segment {segment!r:.80} has no id from 0 to {(1 << 24) - 1}")
+    return segments
+
+
 def panoptic_values(
     data: bytes, segments: Sequence[Segment], classes: Mapping[int, int], void: int, other: int
 ) -> NDArray[np.uint16]:

@@ -14,8 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from maskshards.preprocess.errors import RejectedInput, SourceUnavailable
-from maskshards.shards.storage.foreign_file import ForeignFileError, open_regular
+from maskshards.preprocess.errors import RejectedInput, SourceError, SourceUnavailable
+from maskshards.shards.storage.foreign_file import (
+    MOST_LINES,
+    ForeignFileError,
+    open_regular,
+    read_lines,
+    why_unreadable,
+)
 
 PAUSES_S = (0.1, 0.4, 1.5, 4.0)  # before the second, third ... attempt
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -29,6 +35,18 @@ PASSING = frozenset(
     if hasattr(errno, name)
 )
 Answer = TypeVar("Answer")
+
+
+def list_lines(path: Path, what: str, expected: str, most_lines: int = MOST_LINES) -> list[str]:
+    """The lines of a table or list of the data set, which is called `what` in words; SourceError where it
+    cannot be read.
+    """
+    try:
+        return read_lines(path, most_lines)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{what} {path} cannot be read: {why_unreadable(error)}; expected {expected}"
+        ) from error
 
 
 def may_pass(error: OSError) -> bool:

@@ -16,9 +16,9 @@ from typing import Any
 from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.classes import ade20k_classes, ade20k_palette, read_object_info
 from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.inputs.source_files import list_lines
 from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.source import Listing, SourceItem
-from maskshards.shards.storage.foreign_file import read_text
 
 COUNTS = {"training": 20210, "validation": 2000}
 CLASS_TABLE, SCENE_TABLE = "objectInfo150.txt", "sceneCategories.txt"
@@ -82,11 +82,11 @@ def scene_categories(root: Path) -> Mapping[str, str]:
     if not path.is_file():
         return {}
     pairs = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(list_lines(path, "table", "the release's sceneCategories.txt"), start=1):
         words = line.split()
         if len(words) != 2:
             raise SourceError(
-                f"{path}, line {number}: expected an image name and a scene category, found {line!r}"
+                f"{path}, line {number}: expected an image name and a scene category, found {line[:80]!r}"
             )
         pairs[words[0]] = words[1]
     return pairs

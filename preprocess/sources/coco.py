@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from maskshards.preprocess.inputs.segments import (
     Segment,
     by_size,
     check_polygons,
+    checked,
     painted_values,
     panoptic_values,
 )
@@ -79,7 +80,7 @@ class CocoSource(Source):
             stem = os.path.splitext(name)[0]
             if os.path.isabs(name) or ".." in name.split("/"):
                 rejects.append(Reject(name, "the annotations name a file outside of the images' folder"))
-            elif name not in there and not (folder / name).is_file():
+            elif name not in there and not os.path.isfile(folder / name):
                 rejects.append(
                     Reject(self._image_path(split, name), "the annotations name it; it is not there")
                 )
@@ -124,7 +125,7 @@ class CocoSource(Source):
             return RawSample(image, npy_bytes(values), {"label_sha256": hashlib.sha256(data).hexdigest()})
         tables = self._tables(item.split)
         height, width = tables[0].size(name)
-        segments = [segment for table in tables for segment in by_size(table.annotations(name))]
+        segments = [segment for table in tables for segment in by_size(checked(table.annotations(name)))]
         self._check_categories(item.split, segments)
         return RawSample(image, npy_bytes(painted_values(segments, classes, height, width, other)))
 
@@ -141,14 +142,17 @@ class CocoSource(Source):
         facts |= {"maps_folder": self.maps_folder} if self.maps_folder else {}
         return {**facts, "files": list(self.files), "categories": list(self.categories)}
 
-    def _panoptic(self, item: SourceItem, name: str) -> tuple[bytes, list[Segment]]:
+    def _panoptic(self, item: SourceItem, name: str) -> tuple[bytes, Sequence[Segment]]:
         found = self._tables(item.split)[0].annotations(name)
         if len(found) != 1:
             raise RejectedInput(f"{len(found)} panoptic annotations; expected one")
-        folder = item.label_path.rpartition("/")[0]
-        return read_unchanged(self.root, f"{folder}/{found[0]['file_name']}"), found[0]["segments_info"]
+        folder, map_name = item.label_path.rpartition("/")[0], found[0].get("file_name")
+        if not isinstance(map_name, str) or "\0" in map_name or ".." in map_name.split("/"):
+            raise RejectedInput(f"its annotation names the panoptic map {map_name!r:.80}")
+        data = read_unchanged(self.root, f"{folder}/{map_name}")
+        return data, checked(found[0].get("segments_info"), has_id=True)
 
-    def _check_categories(self, split: str, segments: list[Segment]) -> None:
+    def _check_categories(self, split: str, segments: Sequence[Segment]) -> None:
         """RejectedInput for a segment of a category without a name: it would be painted as void."""
         known = frozenset().union(*(table.category_ids for table in self._tables(split)))
         for segment in segments:
@@ -229,7 +233,7 @@ def _find_images(root: Path, pattern: str) -> str:
     some = sorted(open_table(str(root / pattern.replace("{split}", split))).images())[:SOME_IMAGES]
     there = [name for name in candidates if (root / name.replace("{split}", split)).is_dir()]
     for candidate in (*there, ""):  # names may be paths below the root, or below a folder of them
-        if any((root / candidate.replace("{split}", split) / name).is_file() for name in some):
+        if any(os.path.isfile(root / candidate.replace("{split}", split) / name) for name in some):
             return candidate
     if there:
         return there[0]

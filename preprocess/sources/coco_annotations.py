@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.source_files import file_stamp
 from maskshards.shards.storage.foreign_file import read_text
 
@@ -64,8 +64,10 @@ class AnnotationTable:
         }
 
     def size(self, name: str) -> tuple[int, int]:
-        """(height, width) of an image, in pixels."""
+        """(height, width) of an image, in pixels. RejectedInput where the file says something else."""
         found = self._rows.execute("select height, width from images where name = ?", (name,)).fetchone()
+        if not all(type(length) is int for length in found):
+            raise RejectedInput(f"the annotations give it the height and width {found!r:.80}")
         return int(found[0]), int(found[1])
 
     def annotations(self, name: str) -> list[Object]:
@@ -92,7 +94,9 @@ def _table(path: str, state: str) -> AnnotationTable:
         try:
             _write(path, scratch)
             os.replace(scratch, database)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, sqlite3.Error) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, sqlite3.Error,
+        ) as error:  # fmt: skip
             if isinstance(error, SourceError):
                 raise
             if isinstance(error, sqlite3.OperationalError):
@@ -123,11 +127,16 @@ def _write(path: str, database: Path) -> None:
         rows.executescript(SCHEMA)
         for key, value, text in _objects(read_text(path, MOST_BYTES, encoding="utf-8-sig")):
             if key == "images":
+                if not isinstance(value["file_name"], str):
+                    raise ValueError(f"an image has the file_name {value['file_name']!r:.40}, expected text")
                 words = (value["file_name"], value["id"], value["height"], value["width"])
                 rows.execute("insert into images values (?, ?, ?, ?)", words)
             elif key == "annotations":
                 rows.execute("insert into annotations values (?, ?)", (value["image_id"], text))
             elif key == "categories":
+                strange = [entry["id"] for entry in value if type(entry["id"]) is not int]
+                if strange:
+                    raise ValueError(f"a category has the id {strange[0]!r:.40}, expected a whole number")
                 pairs = [(entry["id"], json.dumps({**entry, "name": str(entry["name"])})) for entry in value]
                 rows.executemany("insert into categories values (?, ?)", pairs)
         rows.execute("create index by_image on annotations (image)")

@@ -15,6 +15,7 @@ from typing import Any
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.colours import ColourTable
 from maskshards.preprocess.inputs.labels import LabelRule
+from maskshards.preprocess.inputs.source_files import MOST_BYTES
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.shards.format.record import escape_key
 from maskshards.shards.storage.foreign_file import read_bytes, why_unreadable
@@ -169,7 +170,7 @@ def _stored(value: Any, column: str) -> bytes:
         return bytes(value["bytes"])
     if isinstance(value, dict) and value.get("path"):
         try:
-            return read_bytes(value["path"], None)
+            return read_bytes(value["path"], MOST_BYTES)
         except OSError as error:
             raise RejectedInput(
                 f"column {column!r}: {value['path']} cannot be read: {why_unreadable(error)}"

@@ -56,9 +56,16 @@ def _read_config(
         labels = json.loads(read_text(path))["labels"]
         rows = [(str(e["readable"]), str(e["name"]), bool(e["evaluate"]), e["color"]) for e in labels]
         kept = [row for row in rows if row[2]]
-        colours = tuple((int(red), int(green), int(blue)) for *_, (red, green, blue) in kept)
+        colours = tuple((red, green, blue) for *_, (red, green, blue) in kept)
+        strange = [value for colour in colours for value in colour if type(value) is not int or value >> 8]
+        if not kept:
+            raise ValueError("none of its labels is evaluated")
+        if strange:
+            raise ValueError(f"a colour holds {strange[0]!r:.40}, expected 0 to 255")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SourceError(f"{path}: not the release's configuration ({error}); unzip it again") from error
+        raise SourceError(
+            f"{path}: not the release's configuration ({type(error).__name__}: {error}); unzip it again"
+        ) from error
     readable = [row[0] for row in kept]
     names = tuple(readable if len(set(readable)) == len(readable) else [row[1] for row in kept])
     classes = {value: label for label, value in enumerate(v for v, row in enumerate(rows) if row[2])}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskshards.preprocess.errors import SourceError
+from maskshards.preprocess.inputs.source_files import list_lines
 from maskshards.preprocess.sources.file_listing import is_junk, same_form, without_ending
 from maskshards.preprocess.sources.source import Source
-from maskshards.shards.storage.foreign_file import read_text, why_unreadable
 
 ALIASES = (("training", "train"), ("validation", "val", "valid"), ("test", "testing"))
 DRAWN = ("training", "validation")  # the splits of a flat folder
@@ -54,10 +54,7 @@ def listed_splits(folder: Path) -> tuple[str, ...]:
 
 def read_names(path: Path) -> dict[str, int]:
     """Name -> number of its line, of a list with one name a line; SourceError for one that stands twice."""
-    try:
-        lines = read_text(path, encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"list of names {path} cannot be read: {why_unreadable(error)}") from error
+    lines = list_lines(path, "list of names", "one name a line, in UTF-8")
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip().removeprefix("./")
@@ -98,6 +95,8 @@ def listed_stems(
 
 def _two_columns(line: str, endings: list[str]) -> tuple[str, str]:
     """The image and the label map of a line, '' where it names one file; names may hold spaces."""
+    if not line.lower().endswith(tuple(end.lower() for end in endings)):
+        return line, ""
     ending = "|".join(map(re.escape, endings))
     match = re.fullmatch(rf"(.+?(?:{ending}))[\s,;]+(.+(?:{ending}))", line, re.IGNORECASE)
     return (match[1], match[2]) if match else (line, "")

@@ -16,6 +16,7 @@ from maskshards.shards.storage.base import Store
 
 CARD_NAME, CLASSES_NAME = "README.md", "classes.json"
 SEAL_BYTES = len("\n<!-- maskshards  -->\n") + 64
+MOST_BYTES = 16 << 20  # of each; what follows breaks its seal as well
 MOST_SEARCHED_BYTES = 32 << 10  # each bit of it is tried: two seconds at most
 _SEAL = re.compile(rb"\n<!-- maskshards ([0-9a-f]{64}) -->\n\Z")
 
@@ -75,7 +76,7 @@ def classes_are_sealed(data: bytes) -> bool:
         facts = json.loads(data)
         facts.pop("checksum")
         return data == sealed_classes(facts)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -95,6 +96,6 @@ def root_faults(store: Store) -> tuple[list[str], list[str]]:
 
 def _read(store: Store, name: str) -> bytes | None:
     try:
-        return store.read(name, 0, store.size(name))
+        return store.read(name, 0, min(store.size(name), MOST_BYTES))
     except StoreError:
         return None

@@ -23,6 +23,8 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+from maskshards.shards.storage.foreign_file import open_regular
+
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 0.05
@@ -76,9 +78,9 @@ def held(
 def holder_of(path: Path) -> Holder | None:
     """Who wrote into the lock file last; None if it says nothing that can be read. It may be dead by now."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return Holder(**json.loads(file.read(NOTE_BYTES)))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

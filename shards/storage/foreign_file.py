@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 PIECE_BYTES = 1 << 20
-MOST_TEXT_BYTES = 64 << 20  # of lists, tables and settings; 300,000 class names have 10 MB
+MOST_TEXT_BYTES = 16 << 20  # of tables and settings: JSON of so many brackets takes 0.3 GB as objects
+MOST_LIST_BYTES = 64 << 20  # of lists with an entry a line: four million names
+MOST_LINES = 4 << 20
+MOST_LINE_CHARS = 4096  # no path of Linux is longer
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -59,6 +62,28 @@ def read_text(
     """
     with open_regular(path, max_bytes) as file, io.TextIOWrapper(file, encoding, errors) as text:
         return text.read()
+
+
+def read_lines(path: str | Path, most_lines: int = MOST_LINES) -> list[str]:
+    """The lines of a list in UTF-8, without their ends, a byte order mark and empty lines at the end.
+
+    OSErrors as `open_regular`, UnicodeDecodeError, and ForeignFileError for more or longer lines than any
+    list has: what is done with a line may cost the square of its length.
+    """
+    lines: list[str] = []
+    with open_regular(path, MOST_LIST_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig") as text:
+        while line := text.readline(MOST_LINE_CHARS + 2):
+            lines.append(line.removesuffix("\n"))
+            if len(lines[-1]) > MOST_LINE_CHARS:
+                raise ForeignFileError(
+                    f"{path}, line {len(lines)} has more than {MOST_LINE_CHARS} characters; is it the right "
+                    "file?"
+                )
+            if len(lines) > most_lines:
+                raise ForeignFileError(f"{path} has more than {most_lines} lines; is it the right file?")
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:

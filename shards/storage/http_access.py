@@ -29,12 +29,14 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from maskshards.shards.errors import StoreError
+from maskshards.shards.storage.foreign_file import MOST_TEXT_BYTES, open_regular, why_unreadable
 
 log = logging.getLogger(__name__)
 
 TOKEN, HEADER, QUERY = "MASKSHARDS_HTTP_TOKEN", "MASKSHARDS_HTTP_HEADER", "MASKSHARDS_HTTP_QUERY"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 HELP = f"set {TOKEN}=HOST=TOKEN, or name the host in ~/.netrc"
+MOST_NETRC_BYTES = 1 << 20  # its parser takes characters one by one
 Value = TypeVar("Value")
 HEADER_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*:\s*([\t\x20-\x7e]+)")
 
@@ -114,10 +116,12 @@ def trusted() -> ssl.SSLContext:
             if os.path.isdir(bundle):
                 context.load_verify_locations(capath=bundle)
             else:
+                open_regular(bundle, MOST_TEXT_BYTES).close()
                 context.load_verify_locations(cafile=bundle)
         except OSError as error:
             raise StoreError(
-                f"{name} names {bundle}, which holds no certificates ({error.strerror}); correct or unset it"
+                f"{name} names {bundle}, which holds no certificates ({why_unreadable(error)}); correct or "
+                "unset it"
             ) from error
     return context
 
@@ -144,6 +148,7 @@ def _netrc() -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
     try:
+        open_regular(path, MOST_NETRC_BYTES).close()
         # Without a name, Python also refuses a file of passwords that others may read.
         hosts = (netrc.netrc(path) if named else netrc.netrc()).hosts
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:

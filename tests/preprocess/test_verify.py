@@ -10,6 +10,7 @@ from PIL import Image
 from maskshards.preprocess.__main__ import main
 from maskshards.preprocess.errors import RejectedInput
 from maskshards.preprocess.plan import BuildSettings
+from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.opening import SourceRequest, open_source
 from maskshards.preprocess.verify import CheckTask, _Truth, check_shard, compare, verify_split
 from maskshards.shards.format.manifest import open_split
@@ -37,6 +38,22 @@ def test_shards_equal_their_source_in_whole_and_by_split(make_root, tmp_path, ca
     )
     assert told[1].startswith(f"{out}/validation: 2 samples")
     assert verify(out / "validation", root) == 0
+
+
+def test_whatever_reading_the_source_raises_is_told_with_its_sample(make_root, tmp_path, capsys, monkeypatch):
+    root, out = make_root(), tmp_path / "out"
+    build(root, out)
+
+    def fall(self, item):
+        raise KeyError("category_id")
+
+    monkeypatch.setattr(FolderSource, "read", fall)
+    split = open_split(str(out / "training"))
+    source = open_source(SourceRequest("folder", root, classes=root / "classes.txt", reduce_zero_label=True))
+    names = {key: f"{key}" for key in split.index(0).keys}
+    found = check_shard(CheckTask(str(out / "training"), 0, source, names))
+    assert len(found.faults) == len(names) == 1
+    assert "it cannot be read (KeyError: 'category_id')" in found.faults[0]
 
 
 def test_one_changed_pixel_one_changed_byte_one_new_file_and_one_gone(make_root, tmp_path, capsys):

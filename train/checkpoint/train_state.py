@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,11 @@ def strict_json(text: str) -> Any:
 
 def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; ValueError for a key that stands twice: which one counts would be a guess."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key[:80]!r} stands in it twice")
+        content[key] = value
     return content
 
 
@@ -128,7 +130,11 @@ def check_types(state: TrainState, path: Path) -> None:
     sound["class_names"] = _all_text(state.class_names)
     sound["config"] = isinstance(state.config, dict)
     sound["score"] = state.score is None or type(state.score) in (int, float)
-    sound["label_rule"] = state.label_rule is None or isinstance(state.label_rule, dict)
+    sound["label_rule"] = state.label_rule is None or _is_rule(state.label_rule)
+    sound["order_version"] = _is_count(state.order_version)
+    texts = ("order", "dataset", "val_fingerprint")
+    sound |= {name: isinstance(getattr(state, name), str | None) for name in texts}
+    sound["fingerprint"] = isinstance(state.fingerprint, str)
     digests = state.digests
     sound["digests"] = isinstance(digests, dict) and _all_text([*digests, *digests.values()])
     # Names of files beside this one: any other would have a stranger's state read where it pleases.
@@ -141,6 +147,19 @@ def check_types(state: TrainState, path: Path) -> None:
 
 def _is_count(value: object, below: int = 1 << 63) -> bool:
     return type(value) is int and 0 <= value < below
+
+
+def _is_rule(rule: object) -> bool:
+    """Whether a value has the form of a manifest's label rule; what it says is its readers' matter."""
+    if not isinstance(rule, dict):
+        return False
+    mapping = rule.get("mapping")
+    if mapping is None:
+        return True
+    numbers = isinstance(mapping, dict) and all(
+        re.fullmatch("[0-9]{1,5}", value) and int(value) < 1 << 16 for value in mapping
+    )
+    return numbers and all(label is None or _is_count(label, 1 << 16) for label in mapping.values())
 
 
 def _all_text(values: object) -> bool:

@@ -42,7 +42,7 @@ def write_comparison(runs: Sequence[PastRun], path: Path) -> None:
     """Write the page whole, in place of a former one. The folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as hidden:
-        hidden.write_text(render(runs), encoding="utf-8")
+        hidden.write_text(render(runs), encoding="utf-8", errors="backslashreplace")
 
 
 def render(runs: Sequence[PastRun]) -> str:

@@ -6,18 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from maskshards.shards.storage.foreign_file import open_regular
+from maskshards.shards.storage.foreign_file import read_text
 from maskshards.train.checkpoint.checkpoint import FINAL, LAST, STATE, checkpoints_of
 from maskshards.train.checkpoint.train_state import TrainState, read_state, strict_json
-from maskshards.train.config.plain_values import YAML_ERRORS, flat
+from maskshards.train.config.plain_values import flat, read_plain
 from maskshards.train.evaluation.metrics import METRICS as MEANS
 from maskshards.train.evaluation.results import STEM
 from maskshards.train.tracking.metrics_log import METRICS, read_metrics
 
 CONFIG = "config.yaml"
-MOST_BYTES = 1 << 26  # of a file of text
 
 
 class RunError(ValueError):
@@ -40,9 +37,9 @@ class PastRun:
 def read_run(folder: Path) -> PastRun:
     """The run in `folder`. RunError or CheckpointError, with the file, for what is none or is damaged."""
     check_run(folder)
-    config = _parsed(folder / CONFIG, yaml.safe_load)
+    config = read_plain(folder / CONFIG)
     results = folder / f"{STEM}.json"
-    scores = _parsed(results, strict_json) if results.is_file() else {}
+    scores = _scores(results) if results.is_file() else {}
     try:
         classes = {
             one["name"]: None if one["iou"] is None else float(one["iou"])
@@ -52,6 +49,8 @@ def read_run(folder: Path) -> PastRun:
             name: None if scores.get(name) is None else float(scores[name])
             for name in (*MEANS, "boundary_mIoU")
         }
+        if not isinstance(scores.get("num_images"), int | None):
+            raise ValueError(f"num_images is {scores['num_images']!r:.40}")
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(f"{results} is no result of an evaluation ({error}); evaluate again") from error
     return PastRun(
@@ -84,13 +83,11 @@ def _state(folder: Path) -> TrainState | None:
     return read_state(found[0]) if found else None
 
 
-def _parsed(path: Path, parse: Any) -> dict[str, Any]:
+def _scores(path: Path) -> dict[str, Any]:
     try:
-        with open_regular(path, MOST_BYTES) as file:
-            content = parse(file.read().decode("utf-8"))
-    except YAML_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path} cannot be read: {reason}") from error
+        content = strict_json(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}, expected keys and values")
     return content

@@ -263,7 +263,7 @@ def check_keys(content: dict[str, Any], where: str) -> None:
     for key in flatten(content):
         if key not in known:
             advice = ELSEWHERE.get(key) or nearest(key, [*known, RESERVED])
-            raise ConfigError(f"{where}: unknown key {key!r}; {advice}")
+            raise ConfigError(f"{where}: unknown key {key[:80]!r}; {advice}")
     check_sections(content, TrainConfig, where)
 
 

@@ -55,6 +55,20 @@ def read_plain_text(path: Path) -> str:
     return text
 
 
+def read_plain(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; ConfigError for anything else, OSError where it cannot be read."""
+    try:
+        content = yaml.safe_load(read_plain_text(path))
+    except ConfigError:
+        raise
+    except YAML_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"config file {path} cannot be read as YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path} holds a {type(content).__name__}, expected key: value pairs")
+    return content
+
+
 def flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of nested sections."""
     for name, value in keys.items():

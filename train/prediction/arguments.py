@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from maskshards.shards.storage.foreign_file import read_text
+from maskshards.shards.storage.foreign_file import read_lines
 from maskshards.train.prediction.image_files import PredictError
 
 KEY = re.compile(r"[a-z_][a-z0-9_]*(\.[\w.]+)*=")
@@ -48,7 +48,7 @@ def read_names(path: str | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        text = read_text(Path(path).expanduser(), encoding="utf-8-sig")
+        lines = read_lines(Path(path).expanduser())
     except UnicodeDecodeError as error:
         raise PredictError(f"--classes {path} is no text in UTF-8; save it as that") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in lines if line.strip()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor
 
 from maskshards.shards.storage.atomic_write import naming, replacing
-from maskshards.shards.storage.foreign_file import read_text
+from maskshards.shards.storage.foreign_file import open_regular
 from maskshards.train.checkpoint.train_state import strict_json
 from maskshards.train.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+MOST_LINE_BYTES = 1 << 20  # ours have a few hundred
 TEXTS = ("kind", "order")  # all else in a line is a number
 
 
@@ -78,23 +80,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = read_text(path, None, errors="replace").splitlines()
     records: list[dict[str, Any]] = []
-    for line in lines:
-        record = to_record(line)
-        if record is None:
-            break
-        records.append(record)
-    if len(records) < len(lines):
-        number = len(records) + 1
-        logger.warning("%s: line %d is no record; %d left out", path, number, len(lines) - len(records))
+    with open_regular(path) as file:
+        while line := file.readline(MOST_LINE_BYTES):
+            record = to_record(line)
+            if record is None:
+                left_out = os.fstat(file.fileno()).st_size - file.tell() + len(line)
+                where = f"{path}: line {len(records) + 1}"
+                logger.warning("%s is no record; it and all after it are left out: %d bytes", where, left_out)
+                break
+            records.append(record)
     return records
 
 
-def to_record(line: str) -> dict[str, Any] | None:
+def to_record(line: bytes) -> dict[str, Any] | None:
     """What `to_line` wrote: a kind, a step and figures; None for anything else."""
     try:
-        record = strict_json(line)
+        record = strict_json(line.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):

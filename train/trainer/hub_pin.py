@@ -14,15 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from maskshards.shards.storage.foreign_file import read_text
 from maskshards.train.checkpoint.checkpoint import STATE
 from maskshards.train.checkpoint.train_state import CheckpointError, read_state
 from maskshards.train.config.load import WRITTEN
 from maskshards.train.config.model import ModelConfig
-from maskshards.train.config.plain_values import YAML_ERRORS
-from maskshards.train.config.schema import TrainConfig
+from maskshards.train.config.plain_values import read_plain
+from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.backbone.architectures import (
     FULL,
@@ -109,7 +106,6 @@ def earlier_config(config: TrainConfig, run: Path) -> dict[str, Any] | None:
 def last_config(run: Path) -> dict[str, Any] | None:
     """`config.yaml` of a run as plain values; None if there is none that can be read."""
     try:
-        content = yaml.safe_load(read_text(run / WRITTEN))
-    except (OSError, *YAML_ERRORS):
+        return read_plain(run / WRITTEN)
+    except (OSError, ConfigError):
         return None
-    return content if isinstance(content, dict) else None

@@ -179,7 +179,7 @@ def test_ranges_of_values(mapping, threshold):
 
 def test_ranges_that_are_none():
     assert read_mapping('{"0-2": 1, "3": 0}', 2) == read_mapping('{"0": 1, "1": 1, "2": 1, "3": 0}', 2)
-    with pytest.raises(SourceError, match="a value stands twice"):
+    with pytest.raises(SourceError, match="a value of '2' stands twice"):
         read_mapping('{"0-2": 1, "2": 0}', 2)
     for key in ("-1", "2-1", "0-70000", "0-", "a", "0-1-2"):
         with pytest.raises(SourceError, match=r"is no value, nor a range|values lie in"):

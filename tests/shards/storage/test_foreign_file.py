@@ -9,10 +9,12 @@ import pytest
 
 from maskshards.shards.storage import foreign_file
 from maskshards.shards.storage.foreign_file import (
+    MOST_LINE_CHARS,
     ForeignFileError,
     open_descriptor,
     open_regular,
     read_bytes,
+    read_lines,
     read_text,
     sha256_of,
     why_unreadable,
@@ -119,6 +121,28 @@ def test_whole_files_as_bytes_text_and_digest(file):
     for read in (read_bytes, read_text):
         with pytest.raises(ForeignFileError, match="at most 5"):
             read(file, 5)
+
+
+def test_lines_come_without_mark_ends_and_empty_lines_at_the_end(file):
+    file.write_bytes(b"\xef\xbb\xbfa \r\n\r\nb\rc\n\n\n")
+    assert read_lines(file) == ["a ", "", "b", "c"]
+    file.write_bytes(b"")
+    assert read_lines(file) == []
+    file.write_text("x" * MOST_LINE_CHARS + "\n" + "y" * MOST_LINE_CHARS)
+    assert list(map(len, read_lines(file))) == [MOST_LINE_CHARS] * 2
+
+
+def test_lists_with_longer_or_more_lines_than_any_are_refused(file, monkeypatch):
+    file.write_text("a\n" + "x" * (MOST_LINE_CHARS + 1))
+    with pytest.raises(ForeignFileError, match=r"a\.json, line 2 has more than 4096 characters"):
+        read_lines(file)
+    file.write_text("a\n" * 9)
+    assert len(read_lines(file, 9)) == 9
+    with pytest.raises(ForeignFileError, match=r"a\.json has more than 8 lines"):
+        read_lines(file, 8)
+    monkeypatch.setattr(foreign_file, "MOST_LIST_BYTES", 17)
+    with pytest.raises(ForeignFileError, match="has 18 bytes, at most 17"):
+        read_lines(file)
 
 
 def test_why_a_file_cannot_be_read_is_said_in_a_few_words(file, tmp_path):

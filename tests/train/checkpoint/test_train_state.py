@@ -79,6 +79,12 @@ def test_files_of_older_versions_without_a_checksum_are_read(tmp_path: Path) -> 
         {"digests": {"weights.safetensors": 5}},
         {"score": "high"},
         {"label_rule": []},
+        {"label_rule": {"mapping": "x"}},
+        {"label_rule": {"mapping": {"x": 1}}},
+        {"label_rule": {"mapping": {"65536": 1}}},
+        {"label_rule": {"mapping": {"1": "1"}}},
+        {"val_fingerprint": ["x"]},
+        {"dataset": 7},
     ],
     ids=str,
 )
