@@ -122,11 +122,16 @@ def open_rows(name: str, config: str = "") -> dict[str, Any]:
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name, config or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # its readers take files for what their names say, and stumble over anything
         hint = "; choose one: --config NAME" if not config and "onfig name is missing" in str(error) else ""
-        raise SourceError(f"hf:{name} cannot be opened: {error}{hint}") from error
+        reason = str(error)[:400] if isinstance(error, OSError | ValueError) else f"{error!r:.400}"
+        raise SourceError(f"hf:{name} cannot be opened: {reason}{hint}") from error
     if isinstance(found, datasets.Dataset):  # one split by itself, as Dataset.save_to_disk leaves it
         found = {str(found.split or "train"): found}
+    if not found:
+        raise SourceError(f"hf:{name} has no split; is it whole? Download or save it again")
     return {split: _encoded(rows, datasets.Image) for split, rows in found.items()}
 
 

