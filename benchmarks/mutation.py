@@ -49,6 +49,11 @@ TARGETS = {
     ),
     "lr_schedule": ("train/optim/lr_schedule.py", ["tests/train/optim/test_lr_schedule.py"]),
     "resume": ("train/trainer/resume.py", ["tests/train/trainer/test_resume.py"]),
+    "crop": ("shards/augment/crop.py", ["tests/shards/augment/test_crop.py"]),
+    "targets": ("shards/augment/targets.py", ["tests/shards/augment/test_targets.py"]),
+    "ordered_map": ("shards/loading/ordered_map.py", ["tests/shards/loading/test_ordered_map.py"]),
+    "metrics": ("train/evaluation/metrics.py", ["tests/train/evaluation/test_metrics.py"]),
+    "checkpoint": ("train/checkpoint/checkpoint.py", ["tests/train/checkpoint/test_checkpoint.py"]),
 }
 PRELOADED = (
     "numpy", "torch", "pyarrow.parquet", "zstandard", "scipy.optimize", "omegaconf", "safetensors.torch",

@@ -97,13 +97,15 @@ def draw_crops(batch: RaggedBatch, seed: int, settings: CropSettings) -> CropDra
     looked at.
     """
     size, places = len(batch), 2 * settings.candidates
-    counts = {RATIO: 1, PLACES: places, FLIP: 1, COLOUR: COLOUR_NUMBERS}
+    purposes = (RATIO, PLACES, FLIP, COLOUR)
     digests = [key_digest(key) for key in batch.keys]
-    operations = np.repeat(list(counts), size).tolist()
     drawn = uniforms(
-        seed, batch.epochs * len(counts), digests * len(counts), operations, max(counts.values())
-    )
-    drawn = drawn.reshape(len(counts), size, -1)
+        seed,
+        batch.epochs * len(purposes),
+        digests * len(purposes),
+        np.repeat(purposes, size).tolist(),
+        max(places, COLOUR_NUMBERS),
+    ).reshape(len(purposes), size, -1)
     low, high = settings.ratio or (1.0, 1.0)
     preset = PRESETS[settings.photometric]
     return CropDraws(
@@ -176,7 +178,7 @@ def _to_device(
     areas = np.multiply(batch.heights, batch.widths)
     rows = source_arrays(batch.heights, [h for h, _ in plan.resized])
     columns = source_arrays(batch.widths, [w for _, w in plan.resized])
-    labels = np.full((len(batch), max(1, *map(len, batch.labels), 1)), -1, np.int32)
+    labels = np.full((len(batch), max(1, *map(len, batch.labels))), -1, np.int32)
     for i, own in enumerate(batch.labels):
         labels[i, : len(own)] = own
     small = np.empty((6, len(batch)), np.int32)

@@ -14,7 +14,9 @@ from PIL import Image
 import maskshards.shards.augment.photometric
 from maskshards.shards.augment import crop as augment
 from maskshards.shards.augment.crop import CropSettings, choose, crop, draw_crops
-from maskshards.shards.augment.presets import LSJ_RATIO
+from maskshards.shards.augment.philox import key_digest, uniforms
+from maskshards.shards.augment.photometric import COLOUR_NUMBERS, draw_colour
+from maskshards.shards.augment.presets import LSJ_RATIO, PRESETS
 from maskshards.shards.augment.resize import resize_planes
 from maskshards.shards.batch import VOID
 from maskshards.shards.errors import SampleError
@@ -176,6 +178,29 @@ def test_numbers_belong_to_seed_epoch_and_key_alone(make_batch, random_scenes):
     assert other_seed.ratios[0] != alone.ratios[0]
 
 
+def test_each_number_is_drawn_for_its_purpose(make_batch, random_scenes):
+    """Runs are continued and repeated by these numbers: what each purpose draws may never change."""
+    batch = make_batch(*random_scenes(2, 20, 40, 0), epochs=[4, 7], keys="xy")
+    settings = replace(PLAIN, ratio=(0.5, 3.0), candidates=3, flip_prob=0.4, photometric="reference")
+    draws = draw_crops(batch, 11, settings)
+    for i, (epoch, key) in enumerate(((4, "x"), (7, "y"))):
+        ratio, places, flip, colour = (
+            uniforms(11, [epoch], [key_digest(key)], [purpose], count)[0]
+            for purpose, count in enumerate((1, 6, 1, COLOUR_NUMBERS))
+        )
+        assert draws.ratios[i] == 0.5 + 2.5 * ratio[0]
+        assert draws.down[i].tolist() == places[[0, 2, 4]].tolist()
+        assert draws.right[i].tolist() == places[[1, 3, 5]].tolist()
+        assert draws.flips[i] == (flip[0] < 0.4)
+        expected = draw_colour(colour[None], PRESETS["reference"])
+        np.testing.assert_array_equal(draws.colour.table()[:, i], expected.table()[:, 0])
+    table = draws.rows()
+    assert table.shape == (2, 1 + 3 + 3 + 1 + 5)
+    assert table[:, 0].tolist() == draws.ratios.tolist()
+    np.testing.assert_array_equal(table[:, 8:], draws.colour.table().T)
+    assert draw_crops(batch, 11, replace(settings, photometric="none")).rows().shape == (2, 8)
+
+
 def test_more_candidates_leave_the_other_numbers_alone(make_batch, random_scenes):
     batch = make_batch(*random_scenes(3, 20, 40, 0))
     few, many = (draw_crops(batch, 0, replace(PLAIN, candidates=count)) for count in (2, 10))
@@ -255,10 +280,39 @@ def test_254_classes_fit_and_255_are_refused(make_batch):
         crop(*_with_draws(make_batch([image], [over], keys=["crowd"]), settings))
 
 
+def test_what_is_not_said_is_the_published_recipe_and_limits_are_allowed():
+    assert CropSettings() == CropSettings(
+        (512, 512), 512, (0.5, 2.0), 0.5, "reference", 10, 0.75,
+        (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "short_side",
+    )  # fmt: skip
+    for value in (
+        {"crop_px": (1, 1)}, {"image_px": 1}, {"ratio": (0.5, 0.5)}, {"flip_prob": 0}, {"flip_prob": 1},
+        {"candidates": 1}, {"max_class_share": 0.1}, {"std": (0.5, 0.5, 0.5)},
+    ):  # fmt: skip
+        assert CropSettings(**value) != CropSettings()
+
+
+def test_an_image_shrinks_to_one_pixel_and_no_further(make_batch):
+    settings = replace(PLAIN, image_px=1, ratio=(0.5, 0.5))
+    crops = crop(
+        *_with_draws(make_batch([np.full((6, 12, 3), 9, np.uint8)], [np.zeros((6, 12), int)]), settings)
+    )
+    assert (crops.owner_map[0] != VOID).nonzero().tolist() == [[0, 0], [0, 1]]
+
+
+def test_crops_without_a_class_have_one_empty_label_and_no_largest(make_batch):
+    nothing = make_batch([np.zeros((6, 12, 3), np.uint8)], [np.full((6, 12), 65535)])
+    crops = crop(*_with_draws(nothing, PLAIN))
+    assert (crops.labels.tolist(), crops.largest_class_id) == ([[-1]], -1)
+    assert (crops.owner_map == VOID).all()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"crop_px": (0, 5)},
+        {"crop_px": (5, 0)},
+        {"flip_prob": -0.1},
         {"image_px": 0},
         {"ratio": (2.0, 0.5)},
         {"ratio": (0.0, 0.5)},

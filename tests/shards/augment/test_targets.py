@@ -65,11 +65,22 @@ def test_a_class_is_never_counted_as_ignored(make_batch):
         np.testing.assert_array_equal(class_map(known, ignore_index=-100)[0].numpy(), ids)
 
 
+def test_the_smallest_and_the_largest_class_are_not_taken_for_ignored_either():
+    crops = crops_of([[[0, 1]]], [[0, 9]])
+    for known in (crops, replace(crops, largest_class_id=9)):
+        for class_id in (0, 9):
+            with pytest.raises(ValueError, match=f"ignore_index {class_id} is the id of a class"):
+                class_map(known, class_id)
+        assert class_map(known, 10).tolist() == [[[0, 9]]]
+
+
 def test_the_largest_class_spares_a_look_at_the_device(cropped):
     crops = cropped[0]
     assert crops.largest_class_id == 149
     nowhere = replace(crops, owner_map=crops.owner_map.to("meta"), labels=crops.labels.to("meta"))
     assert class_map(nowhere).shape == crops.owner_map.shape  # "meta" has no values that could be asked for
+    nobody_knows = replace(nowhere, largest_class_id=None)
+    assert class_map(nobody_knows, ignore_index=-100).shape == crops.owner_map.shape
 
 
 def test_class_masks_hold_the_classes_that_show(cropped):

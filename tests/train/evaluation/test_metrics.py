@@ -148,11 +148,26 @@ def test_update_returns_the_counts_of_that_image_alone():
         ([[0, 1]], [[0, 3]], "label ids go from 0 to 3, expected 0 to 2 or 255"),
         ([[0, 3]], [[0, 1]], "prediction ids go from 0 to 3, expected 0 to 2"),
         ([[0, -1]], [[0, 1]], "prediction ids go from -1 to 0"),
+        ([[0, 1]], [[0, -1]], "label ids go from -1 to 0, expected 0 to 2 or 255"),
     ],
 )
 def test_maps_that_cannot_be_counted(prediction, label, message):
     with pytest.raises(ValueError, match=message):
         ConfusionMatrix(3).update(torch.tensor(prediction), torch.tensor(label))
+
+
+def test_one_class_is_enough_and_an_image_without_a_pixel_counts_as_one():
+    matrix = ConfusionMatrix(1)
+    matrix.update(torch.tensor([[0, 7, 0]]), torch.tensor([[0, 255, 255]]))
+    assert matrix.update(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3)).tolist() == [[0]]
+    result = matrix.result("a")
+    assert (result.miou, result.labelled_pixels, result.num_images) == (100, (1,), 2)
+
+
+def test_a_class_that_is_hardly_ever_hit_has_an_f_score():
+    result = score(np.array([[1, 999], [999, 0]]), "ab", 1)
+    assert result.fscore_per_class[0] == pytest.approx(0.1)
+    assert math.isnan(result.fscore_per_class[1])
 
 
 def test_an_ignored_label_may_hide_any_prediction_and_be_any_number():
