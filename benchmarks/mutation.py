@@ -51,7 +51,7 @@ TARGETS = {
     "resume": ("train/trainer/resume.py", ["tests/train/trainer/test_resume.py"]),
     "crop": ("shards/augment/crop.py", ["tests/shards/augment/test_crop.py"]),
     "targets": ("shards/augment/targets.py", ["tests/shards/augment/test_targets.py"]),
-    "ordered_map": ("shards/loading/ordered_map.py", ["tests/shards/loading/test_ordered_map.py"]),
+    "record": ("shards/format/record.py", ["tests/shards/format/test_record.py"]),
     "metrics": ("train/evaluation/metrics.py", ["tests/train/evaluation/test_metrics.py"]),
     "checkpoint": ("train/checkpoint/checkpoint.py", ["tests/train/checkpoint/test_checkpoint.py"]),
 }

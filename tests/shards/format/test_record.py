@@ -1,5 +1,6 @@
 """Keys, member names and JSON of a sample, both ways, and what is refused on the way back."""
 
+import hashlib
 import json
 import re
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from maskshards.shards.errors import SampleError
 from maskshards.shards.format.record import (
+    MAX_IMAGE_BYTES,
     MAX_JSON_BYTES,
     Record,
     check_key,
@@ -50,6 +52,51 @@ def test_members_are_image_json_runs_and_come_back():
     }
     assert members[2][1] == pack_runs(record().runs, 2, 3)
     assert from_members(members) == record()
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (1, 1)])
+@pytest.mark.parametrize("image", [b"x", b"longer"])
+def test_the_smallest_samples_come_back(shape, image):
+    """One byte, one row, one column, and class 0."""
+    runs = encode_label_map(np.zeros(shape, np.uint16))
+    one = record(image=image, height=shape[0], width=shape[1], runs=runs, image_format="png")
+    assert from_members(to_members(one)) == one
+
+
+def test_facts_are_ascii_of_at_most_a_mebibyte():
+    text = to_members(record())[1][1]
+    assert text.isascii()
+    assert MAX_JSON_BYTES == 1 << 20
+    room = MAX_JSON_BYTES - len(to_members(record(source={"note": ""}))[1][1])
+    longest = record(source={"note": "x" * room})
+    assert from_members(to_members(longest)) == longest
+    with pytest.raises(SampleError, match=f"facts of {MAX_JSON_BYTES + 1} bytes"):
+        to_members(record(source={"note": "x" * (room + 1)}))
+
+
+def test_facts_that_json_cannot_say_are_not_written():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_members(record(source={"score": float("nan")}))
+
+
+def test_images_have_from_one_byte_to_a_gibibyte(monkeypatch):
+    assert MAX_IMAGE_BYTES == 1 << 30
+    monkeypatch.setattr("maskshards.shards.format.record.MAX_IMAGE_BYTES", 5)
+    image, facts, runs = to_members(record(image=b"12345"))
+    assert from_members([image, facts, runs]) == record(image=b"12345")
+    for data in (b"", b"123456"):
+        with pytest.raises(SampleError, match=f"image of {len(data)} bytes, expected 1 to 5"):
+            to_members(record(image=data))
+        with pytest.raises(SampleError, match=f"image of {len(data)} bytes, expected 1 to 5"):
+            from_members([(image[0], data), facts, runs])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1 << 27, 1), (1, 1 << 27)])
+def test_facts_may_claim_the_largest_image_and_no_larger_one(height, width):
+    text = b'{"version": 1, "height": %d, "width": %d, "class_ids": [0], "areas": [0], "source": {}}'
+    assert read_facts(text % (height, width))["height"] == height
+    with pytest.raises(ValueError, match="at most 134217728 pixels"):
+        read_facts(text % (height + 1, width + 1))
 
 
 def test_equal_facts_in_another_order_give_equal_bytes():
@@ -97,7 +144,15 @@ def test_long_stems_stay_apart_and_keep_their_beginning():
     assert len(escape_key("x" * 93)) < 92
 
 
+def test_a_long_key_is_the_same_in_every_version():
+    digest = hashlib.sha256(b"x" * 93).hexdigest()
+    assert escape_key("x" * 93) == "x" * 56 + "-" + digest[:32]
+
+
 def test_long_names_split_at_a_slash_as_ustar_wants():
+    assert split_name("d/" + "f" * 100) == ("d", "f" * 100)
+    assert split_name("/" + "f" * 100) is None
+    assert split_name("/".join(("a" * 40, "b" * 40, "c" * 40))) == ("a" * 40, "b" * 40 + "/" + "c" * 40)
     assert split_name("a" * 100) == ("", "a" * 100)
     assert split_name("a" * 101) is None
     assert split_name("d" * 155 + "/" + "f" * 100) == ("d" * 155, "f" * 100)
@@ -129,6 +184,9 @@ def test_records_that_break_the_format_are_not_written(changes, says):
         ({"version": ...}, "version None"),
         ({"height": True}, "height True"),
         ({"height": -2}, "height -2"),
+        ({"height": 0}, "height 0"),
+        ({"width": 0}, "width 0"),
+        ({"areas": [1, -1]}, "no list of numbers 'areas'"),
         ({"width": 3.0}, "width 3.0"),
         ({"height": 1 << 20, "width": 1 << 20}, "at most"),
         ({"height": 3, "width": 2}, "3x2 image"),
@@ -171,5 +229,6 @@ def test_json_that_is_none_is_refused(text):
     ],
 )
 def test_the_list_of_members_is_closed(names):
-    with pytest.raises(SampleError):
+    says = "its members are" if names and names[0].startswith("k") else "the key is"
+    with pytest.raises(SampleError, match=says):
         from_members([(name, b"") for name in names])

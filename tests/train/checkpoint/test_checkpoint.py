@@ -71,6 +71,70 @@ def test_run_folder_means_best_then_last(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path).path.name == "best-00000004"
 
 
+def test_the_newest_of_several_is_meant_and_a_final_file_where_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")  # of somebody's, and no export without tensors beside it
+    final = save_final(tmp_path, replace(STATE, step=12), weights())
+    assert read_checkpoint(tmp_path).path == final
+    for step in (9, 100, 11):
+        save_step(tmp_path, step)
+    assert [path.name for path in checkpoints_of(tmp_path, LAST)] == [
+        "step-00000009", "step-00000011", "step-00000100",
+    ]  # fmt: skip
+    assert read_checkpoint(tmp_path).path.name == "step-00000100"
+
+
+def test_a_step_that_is_saved_again_takes_the_place_of_the_former(tmp_path: Path) -> None:
+    save_step(tmp_path, 7, 1.0)
+    folder = save_step(tmp_path, 7, 2.0)
+    assert float(read_checkpoint(folder).weights["segmentation_model.1.conv.weight"].max()) == 2.0
+    assert list((tmp_path / "checkpoints").iterdir()) == [folder]
+
+
+def test_a_best_that_cannot_be_removed_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    former = save_best(tmp_path, replace(STATE, step=4), weights())
+
+    def busy(path: Path, **_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    monkeypatch.setattr("maskshards.train.checkpoint.checkpoint.shutil.rmtree", busy)
+    newest = save_best(tmp_path, replace(STATE, step=8), weights())
+    assert f"{former} cannot be removed yet" in caplog.text
+    assert checkpoints_of(tmp_path, BEST) == [former, newest]
+
+
+def test_each_file_is_on_disk_before_the_checkpoint_shows_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut then finds a whole checkpoint, or none."""
+    done: list[tuple[str, ...]] = []
+    flush, show = os.fsync, Path.rename
+
+    def fsync(handle: int) -> None:
+        done.append(("flush", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        flush(handle)
+
+    def rename(path: Path, target: Path) -> Path:
+        done.append(("show", path.name, target.name))
+        return show(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    for number, first in ((1, [("flush", tmp_path.name)]), (2, [])):
+        done.clear()
+        name = save_step(tmp_path, number).name
+        assert done == [
+            *first,
+            ("flush", "weights.safetensors"),
+            ("flush", "optimizer.safetensors"),
+            ("flush", "state.json"),
+            ("flush", f".{name}"),
+            ("show", f".{name}", name),
+            ("flush", "checkpoints"),
+        ]
+
+
 def test_a_new_best_replaces_the_former_even_an_earlier_step(tmp_path: Path) -> None:
     save_best(tmp_path, replace(STATE, step=8), weights())
     save_best(tmp_path, replace(STATE, step=4), weights())
@@ -148,6 +212,20 @@ def test_an_exported_folder_is_read_like_a_checkpoint(tmp_path: Path) -> None:
     assert found.weights.keys() == weights().keys()
 
 
+@pytest.mark.parametrize("content", [[1], {"step": 3}, {"model": {"step": 3}}, {"model": [torch.ones(1)]}])
+def test_a_pth_of_other_things_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth holds something else than named tensors"):
+        read_checkpoint(tmp_path / "other.pth")
+
+
+def test_a_file_that_went_missing_is_named(tmp_path: Path) -> None:
+    folder = save_step(tmp_path, 1)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors cannot be read"):
+        read_checkpoint(folder)
+
+
 def test_pth_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "code.pth")
     with pytest.raises(CheckpointError, match=r"code\.pth .*never run\. Pass") as caught:
@@ -222,6 +300,13 @@ def test_loading_is_strict_and_lists_what_differs(tmp_path: Path) -> None:
         "weight (2, 4), the model has (2, 3)",
     ):
         assert part in str(caught.value)
+
+
+def test_of_many_faults_the_first_four_are_listed(tmp_path: Path) -> None:
+    torch.save({f"extra{number}": torch.ones(1) for number in range(6)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(nn.Linear(3, 2), read_checkpoint(tmp_path / "other.pth"))
+    assert "6 unexpected (extra0; extra1; extra2; extra3)" in str(caught.value)
 
 
 def test_backbone_keys_of_a_full_model_are_passed_over(tmp_path: Path) -> None:
