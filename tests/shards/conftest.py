@@ -8,12 +8,12 @@ import struct
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from types import SimpleNamespace
 from urllib.parse import unquote
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -28,9 +28,12 @@ from maskshards.shards.format.tar import TarWriter
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.storage.http_access import BUNDLES
 
-# How long an example takes says how busy the machine is, not whether the code is right.
-hypothesis.settings.register_profile("any machine", deadline=None)
-hypothesis.settings.load_profile("any machine")
+with suppress(ImportError):  # a GPU's machine may lack it, and no test for a GPU needs it
+    import hypothesis
+
+    # How long an example takes says how busy the machine is, not whether the code is right.
+    hypothesis.settings.register_profile("any machine", deadline=None)
+    hypothesis.settings.load_profile("any machine")
 
 # Proxies and authorities of this machine must not stand between the tests and their own servers.
 for _name in list(os.environ):

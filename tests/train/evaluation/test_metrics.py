@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import MulticlassJaccardIndex, MulticlassPrecision, MulticlassRecall
 
 from maskshards.train.evaluation.metrics import METRICS, ConfusionMatrix, score
 
@@ -75,6 +74,9 @@ def test_every_score_equals_a_loop_over_pixels():
 
 
 def test_scores_equal_torchmetrics_where_every_class_is_present():
+    # here, because a GPU's machine may lack it and has a test of this file to run
+    from torchmetrics.classification import MulticlassJaccardIndex, MulticlassPrecision, MulticlassRecall
+
     num_classes = 5
     pairs = _random_pairs(2, num_classes, range(num_classes))
     result = _counted(pairs, num_classes).result("abcde")

@@ -16,11 +16,13 @@ ROOT = Path(__file__).resolve().parents[3]
 PROCESSES = 4
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
 SHOWN_FAILURES = 12
+MARK = "pytest.mark." + "gpu"
 
 
-def gpu_tests(setting: Setting, limit_s: float, paths: tuple[str, ...] = ("tests",)) -> Figures:
+def gpu_tests(setting: Setting, limit_s: float, paths: tuple[str, ...] = ()) -> Figures:
     """Counts of passed, failed and skipped tests; all that pytest said goes to tests.txt.
 
+    `paths` are by default the files that hold such tests: importing the others takes longer than these.
     Without a GPU the tests are collected only. NotHere where there are no tests or no pytest.
     """
     if not (ROOT / "tests").is_dir():
@@ -33,7 +35,12 @@ def gpu_tests(setting: Setting, limit_s: float, paths: tuple[str, ...] = ("tests
     with log.open("w", encoding="utf-8") as out:
         try:
             code = subprocess.run(
-                command(cuda, paths), cwd=ROOT, env=environment, stdout=out, stderr=out, timeout=limit_s
+                command(cuda, paths or marked_files()),
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=out,
+                timeout=limit_s,
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1
@@ -43,6 +50,12 @@ def gpu_tests(setting: Setting, limit_s: float, paths: tuple[str, ...] = ("tests
         "end": "ran past its limit" if code == -1 else last_line(output),
         "failures": list(failures(output))[:SHOWN_FAILURES],
     }
+
+
+def marked_files() -> tuple[str, ...]:
+    """Test files with tests that need a GPU, relative to the checkout."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return tuple(str(file.relative_to(ROOT)) for file in files if MARK in file.read_text(encoding="utf-8"))
 
 
 def command(cuda: bool, paths: tuple[str, ...]) -> list[str]:

@@ -11,7 +11,11 @@ from maskshards.train.bench.budgeted import Budget, NotHere
 from maskshards.train.bench.parts import gpu_tests
 from maskshards.train.bench.parts.setting import Setting
 
-OPTIONAL = ("pycocotools", "pycocotools.mask", "moto", "distributed", "dask", "datasets", "s3fs")
+OPTIONAL = (
+    "pycocotools", "pycocotools.mask", "moto", "distributed", "dask", "datasets", "s3fs", "hypothesis",
+    "torchmetrics", "torchvision", "lightning", "tensorboard", "onnx", "onnxruntime", "onnxscript", "wandb",
+    "torchdata", "grain",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -53,10 +57,23 @@ def test_a_limit_ends_them(setting: Setting, monkeypatch: pytest.MonkeyPatch) ->
 def test_all_tests_for_a_gpu_are_collected_without_what_a_gpu_machine_lacks(tmp_path: Path) -> None:
     lacking = "\n".join(f"sys.modules[{name!r}] = None" for name in OPTIONAL)
     (tmp_path / "lacking.py").write_text(f"import sys\n{lacking}\n")
-    words = [*gpu_tests.command(False, ("tests",)), "-p", "lacking"]
+    words = [*gpu_tests.command(False, gpu_tests.marked_files()), "-p", "lacking"]
+    words += ["-p", "no:hypothesispytest"]  # pytest would load the plugin before the package is hidden
     done = subprocess.run(
         [sys.executable, *words[1:]], cwd=gpu_tests.ROOT, capture_output=True, text=True, timeout=600,
         env={"PYTHONPATH": f"{tmp_path}:{gpu_tests.python_path()}", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert " error" not in gpu_tests.last_line(done.stdout)
+
+
+@pytest.mark.slow
+def test_no_other_file_has_such_tests() -> None:
+    chosen, whole = (
+        subprocess.run(
+            gpu_tests.command(False, paths), cwd=gpu_tests.ROOT, capture_output=True, text=True, timeout=600
+        ).stdout
+        for paths in (gpu_tests.marked_files(), ("tests",))
+    )
+    found = [{line for line in output.splitlines() if "::" in line} for output in (chosen, whole)]
+    assert found[0] == found[1] != set()
