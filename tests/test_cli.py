@@ -59,6 +59,15 @@ def test_ctrl_c_is_quiet(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_working_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert cli.main(["train", "config=demo", "output_dir=run"]) == 2
+    assert capsys.readouterr().err == "error: the working folder was deleted; cd into one that exists\n"
+
+
 HEAVY = ("torch", "transformers", "numpy", "pyarrow")
 
 

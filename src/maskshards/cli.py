@@ -56,6 +56,9 @@ STATUSES = """exit status:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     args = sys.argv[1:] if arguments is None else arguments
+    if not has_folder():
+        sys.stderr.write("error: the working folder was deleted; cd into one that exists\n")
+        return 2
     try:
         return dispatch(args, COMMANDS, "maskshards")
     except KeyboardInterrupt:
@@ -69,6 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def has_folder() -> bool:
+    """Whether the working folder is there; where it was deleted, libraries fail in words of other files."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def dispatch(args: list[str], table: dict[str, tuple[str, tuple[str, ...], str]], program: str) -> int:

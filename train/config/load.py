@@ -70,12 +70,21 @@ def load_config(argv: list[str]) -> TrainConfig:
 
     Raises ConfigError for unknown keys, wrong types, missing required keys and settings that contradict.
     """
+    check_working_folder()
     arguments, recipe = split_arguments(argv)
     merged = merge(read_recipe(recipe) if recipe else {}, arguments)
     settle_places(merged)
     config = to_config(merged)
     check_config(config)
     return config
+
+
+def check_working_folder() -> None:
+    """ConfigError where it was deleted: relative places lead nowhere, and libraries fail in other words."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working folder was deleted; cd into one that exists") from error
 
 
 def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:

@@ -19,13 +19,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from maskshards.train.distributed import lost_ranks
+from maskshards.train.distributed.bounded_wait import plain_words
 from maskshards.train.distributed.launch import last_words
 from maskshards.train.distributed.lost_ranks import (
     DONE,
@@ -74,7 +75,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """From here on every rank has written once, so that none is looked for in vain."""
+        """From here on this rank writes by itself."""
         self._thread.start()
 
     def at(self, step: int, doing: str, *, waits: bool = False) -> None:
@@ -82,7 +83,13 @@ class Heartbeat:
 
         `waits`: it waits for other ranks there, or may.
         """
-        self._place, self._since = Record(0, step, doing, 0.0, False, waits, self.patience_s), self._clock.s
+        self._place = Record(0, step, doing, 0.0, waits=waits, patience_s=self.patience_s)
+        self._since = self._clock.s
+
+    @property
+    def place(self) -> str:
+        """Where this rank is, or was when it ended, for people."""
+        return f"rank {self.rank} of {self.num_ranks}, in step {self._place.step}, {self._place.doing}"
 
     def doing(self, what: str, *, waits: bool = False) -> None:
         """Say what this rank does now, in the same step."""
@@ -110,9 +117,9 @@ class Heartbeat:
             self._thread.join(2 * ANSWER_TIMEOUT.total_seconds())
             if self._thread.is_alive():
                 return  # it waits for the store, which answers nobody
-        self.doing(reason)
+        self._place = replace(self._place, ended=reason)
         try:
-            self._write(ended=True)
+            self._write()
         except RuntimeError:
             logger.debug("the store is gone; nobody reads the last word")
 
@@ -152,10 +159,17 @@ class Heartbeat:
         return "not there: " + named({rank: one for rank, one in away.items() if rank != self.rank})
 
     def look(self) -> dict[int, Record]:
-        """Every rank's record. RuntimeError if the store does not answer."""
+        """Every rank's record, beat 0 for one that has not written yet. RuntimeError if the store does not
+        answer.
+        """
+        keys = [str(rank) for rank in range(self.num_ranks)]
         with self._asking():
-            texts = self._store.multi_get([str(rank) for rank in range(self.num_ranks)])
-        return {rank: Record(**json.loads(text)) for rank, text in enumerate(texts)}
+            written = keys if self._store.check(keys) else [key for key in keys if self._store.check([key])]
+            texts = self._store.multi_get(written)
+        unheard = {rank: Record(0, 0, "starting", 0.0) for rank in range(self.num_ranks)}
+        return unheard | {
+            int(key): Record(**json.loads(text)) for key, text in zip(written, texts, strict=True)
+        }
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -222,10 +236,10 @@ class Heartbeat:
         if not self._over.wait(GRACE_S):
             end_process(self.verdict)
 
-    def _write(self, ended: bool = False) -> None:
+    def _write(self) -> None:
         place, since_s = self._place, self._clock.s - self._since
         self._beat += 1
-        facts = asdict(place) | {"beat": self._beat, "since_s": since_s, "ended": ended}
+        facts = asdict(place) | {"beat": self._beat, "since_s": since_s}
         with self._asking():
             self._store.set(str(self.rank), json.dumps(facts))
 
@@ -289,18 +303,21 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, LostRankError) as error:
-        known = isinstance(error, LostRankError) or is_collectives(error)
+        ours = isinstance(error, LostRankError)
+        known = ours or is_collectives(error)
         missing = heartbeat.missing() if known or type(error) is RuntimeError else ""
         if missing and missing != NO_STORE:
             heartbeat.tell(missing)
         heartbeat.end(last_word(LostRankError(missing) if missing else error))
-        if not missing and (isinstance(error, LostRankError) or not known):
+        if not missing and (ours or not known):
+            error.add_note(heartbeat.place)
             raise
-        own = "" if missing == str(error) else f" The collective's own words: {one_line(error)}"
+        own = "" if ours else f" The collective's own words: {plain_words(error)}"
         what = missing or "the ranks have lost each other"
         raise LostRankError(f"{what}.{own}") from error
     except BaseException as error:
         heartbeat.end(last_word(error))
+        error.add_note(heartbeat.place)
         raise
     heartbeat.end(DONE)
 

@@ -8,19 +8,21 @@ import os
 import re
 import socket
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
+from maskshards.train.distributed.bounded_wait import NotInTimeError, in_time, plain_words
+
 logger = logging.getLogger(__name__)
 
 MOST_DIGITS = 9  # of a launcher's numbers
 POLL_S = 0.2  # between attempts to reach rank 0
+LAST_CALL = timedelta(seconds=5)  # to rank 0, once it does not answer
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # of Open MPI, MPICH and Intel's, MVAPICH
 # SLURM_STEP_ID of the steps that srun did not make: batch script, interactive shell, extern.
@@ -40,6 +42,17 @@ class Launch:
     local_rank: int
     address: str  # of rank 0
     port: int
+    slurm: bool = False  # whether srun's variables say so, which may be left of another step
+
+    @property
+    def way_out(self) -> str:
+        """What to do where the others do not come because nobody started them; empty for torchrun's."""
+        if not self.slurm:
+            return ""
+        return (
+            f" (SLURM_STEP_ID and SLURM_NTASKS say that srun started {self.num_ranks} tasks; where they are "
+            "left of another step, unset SLURM_STEP_ID to run alone)"
+        )
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch | None:
@@ -91,6 +104,7 @@ def from_srun(environment: Mapping[str, str], tasks: int) -> Launch:
             whole_number(environment, "SLURM_LOCALID"),
             address,
             whole_number(environment, "MASTER_PORT"),
+            slurm=True,
         )
     )
 
@@ -149,38 +163,27 @@ def open_store(launch: Launch, environment: Mapping[str, str], timeout: timedelt
     hosts = launch.rank == 0 and not hosted
     if not hosts:
         await_server(launch, timeout)
-    made: list[dist.Store] = []
-    failures: list[RuntimeError] = []
 
-    def make() -> None:
-        try:
-            made.append(
-                dist.TCPStore(
-                    launch.address,
-                    launch.port,
-                    launch.num_ranks,
-                    is_master=hosts,
-                    timeout=timeout,
-                    wait_for_workers=False,  # who is missing is told by name later
-                    multi_tenant=True,
-                )
-            )
-        except RuntimeError as error:
-            failures.append(error)
+    def make() -> dist.Store:
+        return dist.TCPStore(
+            launch.address,
+            launch.port,
+            launch.num_ranks,
+            is_master=hosts,
+            timeout=timeout,
+            wait_for_workers=False,  # who is missing is told by name later
+            multi_tenant=True,
+        )
 
-    # Another program on that port may never answer, and then the store's maker waits for ever.
-    maker = threading.Thread(target=make, name="store", daemon=True)
-    maker.start()
-    maker.join(timeout.total_seconds())
-    if made:
-        return made[0]
-    raise store_error(launch, hosts, failures)
+    try:
+        return in_time(make, timeout)
+    except (RuntimeError, NotInTimeError) as error:
+        raise store_error(launch, hosts, plain_words(error)) from error
 
 
-def store_error(launch: Launch, hosts: bool, failures: Sequence[RuntimeError]) -> ConnectionError:
-    """Why the store could not be opened, in our words; torch's first line where they are not enough."""
+def store_error(launch: Launch, hosts: bool, own: str) -> ConnectionError:
+    """Why the store could not be opened, in our words; torch's `own` where they are not enough."""
     where = f"{launch.address}:{launch.port}"
-    own = str(failures[0]).splitlines()[0][:200] if failures else "no answer"
     if hosts and "EADDRINUSE" in own:
         return ConnectionError(
             f"port {launch.port} of {launch.address} is taken by another program, and the ranks cannot meet "
@@ -193,10 +196,22 @@ def store_error(launch: Launch, hosts: bool, failures: Sequence[RuntimeError]) -
         )
     if hosts:
         return ConnectionError(f"rank 0 cannot listen at {where} (MASTER_ADDR, MASTER_PORT): {own}")
+    who = f"rank {launch.rank} of {launch.num_ranks}"
+    if not listens(launch, LAST_CALL):
+        return ConnectionError(f"{who}: rank 0 at {where} ended before all ranks had met; look at its log")
     return ConnectionError(
-        f"rank {launch.rank} of {launch.num_ranks}: what listens at {where} does not answer like rank 0 "
-        f"of a launch ({own}); look whether another program has that port, and set MASTER_PORT to a free one"
+        f"{who}: what listens at {where} does not answer like rank 0 of a launch ({own}); look whether "
+        "another program has that port, and set MASTER_PORT to a free one"
     )
+
+
+def listens(launch: Launch, timeout: timedelta) -> bool:
+    """Whether somebody takes calls where rank 0 should."""
+    try:
+        socket.create_connection((launch.address, launch.port), timeout.total_seconds()).close()
+    except OSError:
+        return False
+    return True
 
 
 def why_unknown(address: str) -> str:

@@ -30,17 +30,15 @@ class Record:
     step: int  # that it is in
     doing: str
     since_s: float  # how long it has been doing that, without progress
-    ended: bool = False
+    ended: str = ""  # why: DONE, or the error that ended it; empty while it lives
     waits: bool = False  # for other ranks, or may do so there
     patience_s: float = 1800.0  # how long it may be there while others wait
 
     @property
     def words(self) -> str:
-        return (
-            self.doing
-            if self.ended
-            else f"last heard in step {self.step}, {self.doing} for {self.since_s:.0f} s"
-        )
+        if self.ended:
+            return f"in step {self.step}, {self.doing}: {self.ended}"
+        return f"last heard in step {self.step}, {self.doing} for {self.since_s:.0f} s"
 
 
 class Watch:
@@ -112,11 +110,9 @@ def failed(records: dict[int, Record]) -> dict[int, Record]:
     """Ranks that ended before their work was done: those with an error of their own, else those that only
     waited for others.
     """
-    ended = {rank: record for rank, record in records.items() if record.ended and record.doing != DONE}
-    own = {
-        rank: record for rank, record in ended.items() if not record.doing.startswith(LostRankError.__name__)
-    }
-    return own or ended
+    ended = {rank: record for rank, record in records.items() if record.ended not in ("", DONE)}
+    lost = LostRankError.__name__
+    return {rank: record for rank, record in ended.items() if not record.ended.startswith(lost)} or ended
 
 
 def elsewhere(records: dict[int, Record], rank: int) -> dict[int, Record]:

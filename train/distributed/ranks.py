@@ -7,6 +7,7 @@ are bytes, not pickles.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import json
 import os
@@ -26,19 +27,19 @@ from torch.nn.parallel import DistributedDataParallel
 from maskshards.shards.order.order import World
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed import lost_ranks
-from maskshards.train.distributed.heartbeat import Heartbeat, ended_at_last, told_apart
-from maskshards.train.distributed.launch import LaunchError, open_store, read_launch
+from maskshards.train.distributed.bounded_wait import LOOK
+from maskshards.train.distributed.connect import appear, connect
+from maskshards.train.distributed.heartbeat import Heartbeat, cut_short, ended_at_last, told_apart
+from maskshards.train.distributed.launch import LaunchError, read_launch
 from maskshards.train.distributed.lost_ranks import LostRankError
-from maskshards.train.distributed.rendezvous import meet
 
 Answer = TypeVar("Answer")  # a Path, None, bool, number, text, or a dict or list of such
 
-JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear
+JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear, and again for them to connect
 STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective inside a step
 WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one fetches weights
 NCCL_MARGIN = timedelta(seconds=60)  # its own timeout ends the process in its own words: let ours come first
 KEPT: list[object] = []  # groups of a lost launch: what destroys them waits for ranks that were stopped
-LOOK = timedelta(seconds=1)  # in waits, between looks at whether there is still somebody to wait for
 
 
 class FirstRankError(ValueError):
@@ -231,40 +232,27 @@ def joined(
     if launch is None or launch.num_ranks == 1:
         yield Ranks(World(), device)
         return
-    rank, num_ranks = launch.rank, launch.num_ranks
-    store = meet(open_store(launch, environment, JOIN_TIMEOUT), rank, num_ranks, JOIN_TIMEOUT)
-    heartbeat = Heartbeat(store, rank, num_ranks, step_timeout.total_seconds())
+    try:
+        store, heartbeat = appear(launch, environment, JOIN_TIMEOUT, step_timeout.total_seconds())
+    except ConnectionError:
+        atexit.register(cut_short)  # a thread may still wait for a store that answers nobody
+        raise
     on_cuda = device.type == "cuda"
-    connect(
-        store,
-        rank,
-        num_ranks,
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        step_timeout + NCCL_MARGIN if on_cuda else step_timeout,
-    )
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    margin = NCCL_MARGIN if on_cuda else timedelta(0)
     control: dist.ProcessGroup | None = None
     try:
         with told_apart(heartbeat):
-            control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+            control = connect(store, heartbeat, backend, JOIN_TIMEOUT, step_timeout + margin, WORK_TIMEOUT)
             yield Ranks(World(launch.rank, launch.num_ranks), device, control, heartbeat)
     except BaseException as error:
         if isinstance(error, LostRankError):
             KEPT.extend((dist.group.WORLD, control))
         with ended_at_last(error):
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
         raise
     dist.destroy_process_group()
-
-
-def connect(store: dist.Store, rank: int, num_ranks: int, backend: str, timeout: timedelta) -> None:
-    """Build the process group. LostRankError if a rank is gone since all had met."""
-    try:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
-    except RuntimeError as error:
-        raise LostRankError(
-            f"rank {rank} of {num_ranks} met all others, but could not connect to them; look at their logs, "
-            f"and whether their addresses reach each other: {str(error).splitlines()[0][:200]}"
-        ) from error
 
 
 def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:

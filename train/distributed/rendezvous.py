@@ -25,7 +25,7 @@ OPEN = "open"
 
 def meet(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> dist.PrefixStore:
     """The scope of `store` that belongs to the ranks now alive. ConnectionError if not all come in time, with
-    the same words on every rank that came.
+    the same words on every rank that came; RuntimeError in torch's words if the store goes meanwhile.
     """
     name = gather_all(store, num_ranks, timeout) if rank == 0 else show_up(store, rank, num_ranks, timeout)
     return dist.PrefixStore(f"room/{name}", store)
@@ -36,12 +36,15 @@ def gather_all(store: dist.Store, num_ranks: int, timeout: timedelta) -> str:
     name, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     missing, members = list(range(1, num_ranks)), dict[int, str]()
     while missing:
-        for rank in missing:
-            if store.check([f"token/{rank}"]):
-                store.set(f"answer/{store.get(f'token/{rank}').decode()}", name)
-        for rank in missing:
-            if arrived(store, f"read/{name}/{rank}", ANSWER_TIMEOUT):
+        shown = [rank for rank in missing if store.check([f"token/{rank}"])]
+        for rank in shown:
+            store.set(f"answer/{store.get(f'token/{rank}').decode()}", name)
+        until = time.monotonic() + ANSWER_TIMEOUT.total_seconds()  # for all of them: there may be thousands
+        for rank in shown:
+            if arrived(store, f"read/{name}/{rank}", until):
                 members[rank] = store.get(f"read/{name}/{rank}").decode()
+        if not shown:
+            time.sleep(POLL_S)
         missing = [rank for rank in missing if rank not in members]
         words = other_size(members, num_ranks)
         if not words and missing and time.monotonic() > deadline:
@@ -51,8 +54,9 @@ def gather_all(store: dist.Store, num_ranks: int, timeout: timedelta) -> str:
             )
         if words:
             store.set(f"state/{name}", words)
+            until = time.monotonic() + FAREWELL_TIMEOUT.total_seconds()
             for rank in members:  # the store may end with this process
-                arrived(store, f"told/{name}/{rank}", FAREWELL_TIMEOUT)
+                arrived(store, f"told/{name}/{rank}", until)
             raise ConnectionError(words)
     for rank, token in members.items():
         store.set(f"member/{name}/{rank}", token)
@@ -71,9 +75,8 @@ def other_size(members: Mapping[int, str], num_ranks: int) -> str:
     return ""
 
 
-def arrived(store: dist.Store, key: str, timeout: timedelta) -> bool:
+def arrived(store: dist.Store, key: str, deadline: float) -> bool:
     """Whether `key` is there, or comes in time; asked for, since a store that waits logs each vain try."""
-    deadline = time.monotonic() + timeout.total_seconds()
     while not store.check([key]):
         if time.monotonic() > deadline:
             return False
@@ -83,23 +86,20 @@ def arrived(store: dist.Store, key: str, timeout: timedelta) -> bool:
 
 def show_up(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
     """On the other ranks: take part, and wait until all do."""
-    token, patience = f"{uuid.uuid4().hex}-{num_ranks}", timeout + FAREWELL_TIMEOUT
+    token, deadline = f"{uuid.uuid4().hex}-{num_ranks}", time.monotonic() + timeout.total_seconds()
     store.set(f"token/{rank}", token)
-    try:
-        if not arrived(store, f"answer/{token}", timeout):
-            raise ConnectionError(f"rank {rank} got no answer from rank 0; look at its log")
-        name = store.get(f"answer/{token}").decode()
-        store.set(f"read/{name}/{rank}", token)
-        if not arrived(store, f"state/{name}", patience):
-            raise ConnectionError(f"rank {rank} heard no more of rank 0; look at its log")
-        state = store.get(f"state/{name}").decode()
-        if state != OPEN:
-            store.set(f"told/{name}/{rank}", "yes")
-            raise ConnectionError(state)
-        if store.get(f"member/{name}/{rank}").decode() != token:
-            raise ConnectionError(
-                f"another process takes part as rank {rank} of {num_ranks}; was the launch started twice?"
-            )
-    except dist.DistError as error:  # the store went with rank 0
-        raise ConnectionError(f"rank 0 is gone before all ranks had met; look at its log: {error}") from error
+    if not arrived(store, f"answer/{token}", deadline):
+        raise ConnectionError(f"rank {rank} got no answer from rank 0; look at its log")
+    name = store.get(f"answer/{token}").decode()
+    store.set(f"read/{name}/{rank}", token)
+    if not arrived(store, f"state/{name}", deadline + FAREWELL_TIMEOUT.total_seconds()):
+        raise ConnectionError(f"rank {rank} heard no more of rank 0; look at its log")
+    state = store.get(f"state/{name}").decode()
+    if state != OPEN:
+        store.set(f"told/{name}/{rank}", "yes")
+        raise ConnectionError(state)
+    if store.get(f"member/{name}/{rank}").decode() != token:
+        raise ConnectionError(
+            f"another process takes part as rank {rank} of {num_ranks}; was the launch started twice?"
+        )
     return name

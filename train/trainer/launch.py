@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -25,7 +26,8 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     """Do what `config` asks for on every rank of the launch; the exit status, with what went wrong on stderr.
     `words` are those of the command line that `config` was made from.
 
-    0 done, 1 training had to stop, 2 a fault of the user's, 128 + n stopped by signal n after saving.
+    0 done, 1 training had to stop (also for a fault of the program itself, whose traceback stands before the
+    last line), 2 a fault of the user's, 128 + n stopped by signal n after saving.
     """
     try:
         with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
@@ -37,21 +39,31 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
         sys.stderr.write(f"{stopped}; resume_from=auto continues\n")
         return 128 + stopped.number
     except (ValueError, OSError) as error:
-        last_words(f"error: {error}")
+        last_words(f"error: {error}{where(error)}")
         return FAULT
     except (NonFiniteError, GuardError) as error:
         last_words(f"stopped: {error}")
         return STOPPED
-    except (MemoryError, RuntimeError) as error:
-        if not is_of_memory(error):
-            raise
+    except Exception as error:
+        words = one_line(error) or "it said no more"
+        if is_of_memory(error):
+            last_words(
+                f"error: out of memory ({words}){where(error)}; less is needed with a smaller bs (the global "
+                "batch stays), crop or decoder_head.hidden_dim, or with activation_checkpointing=True"
+            )
+            return FAULT
+        traceback.print_exc()
         last_words(
-            f"error: out of memory ({one_line(error) or 'it said no more'}); less is needed with a "
-            "smaller bs (the global batch stays), crop or decoder_head.hidden_dim, or with "
-            "activation_checkpointing=True"
+            f"error: {type(error).__name__}: {words}{where(error)}; a fault of the program itself: please "
+            "report it with the lines above"
         )
-        return FAULT
+        return STOPPED
     return 0
+
+
+def where(error: BaseException) -> str:
+    """Which rank an error came to, and what it did; empty for one that all have, and for a single process."""
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", [])[:1])
 
 
 def is_of_memory(error: BaseException) -> bool:

@@ -329,6 +329,15 @@ def test_a_saved_configuration_means_the_same_from_another_folder(
     assert again.resume_from is None
 
 
+def test_a_working_folder_that_was_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="the working folder was deleted; cd into one"):
+        load_config(["config=demo", "datasets.root=/shards", "output_dir=run"])
+
+
 def test_the_words_as_given_stand_above_the_absolute_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

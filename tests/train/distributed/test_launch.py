@@ -118,7 +118,7 @@ def test_a_port_that_another_program_has_is_named_on_every_rank() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ConnectionError, match=rf"port {port} .* taken by another program"):
             open_store(Launch(0, 2, 0, "127.0.0.1", port), {}, timedelta(seconds=20))
-        with pytest.raises(ConnectionError, match=r"does not answer like rank 0 .*\(no answer\)"):
+        with pytest.raises(ConnectionError, match=r"does not answer like rank 0 .*\(no answer within 1 s\)"):
             open_store(Launch(1, 2, 1, "127.0.0.1", port), {}, timedelta(seconds=1))
 
 
@@ -155,7 +155,12 @@ def test_rank_0_says_that_its_own_name_cannot_be_looked_up(monkeypatch: pytest.M
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     words = r"MASTER_ADDR is nowhere, and rank 0 cannot look that name up \(Name or service not known\)"
-    assert re.match(words, str(store_error(Launch(0, 2, 0, "nowhere", 29500), True, [])))
+    assert re.match(words, str(store_error(Launch(0, 2, 0, "nowhere", 29500), True, "")))
+
+
+def test_a_rank_0_that_listened_and_is_gone_is_told_from_another_program() -> None:
+    error = store_error(Launch(1, 2, 1, "127.0.0.1", free_port()), False, "Broken pipe")
+    assert re.match(r"rank 1 of 2: rank 0 at 127\.0\.0\.1:\d+ ended before all ranks had met", str(error))
 
 
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"])

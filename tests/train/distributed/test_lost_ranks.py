@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-from maskshards.train.distributed.lost_ranks import Record, Watch, elsewhere, failed, named
+from maskshards.train.distributed.lost_ranks import DONE, Record, Watch, elsewhere, failed, named
 
 
-def sign(
-    beat: int, step: int = 5, doing: str = "computing", since_s: float = 0.0, ended: bool = False
-) -> Record:
+def sign(beat: int, step: int = 5, doing: str = "computing", since_s: float = 0.0, ended: str = "") -> Record:
     return Record(beat, step, doing, since_s, ended)
 
 
@@ -48,8 +46,8 @@ def test_many_ranks_are_counted() -> None:
 
 
 def test_an_error_of_its_own_comes_before_those_who_waited_for_it() -> None:
-    waited = Record(3, 5, "LostRankError: ended: rank 2 (...)", 0.0, ended=True)
-    own = Record(3, 5, "OSError: disk on fire", 0.0, ended=True)
+    waited = Record(3, 5, "computing", 0.0, ended="LostRankError: ended: rank 2 (...)")
+    own = Record(3, 5, "saving", 0.0, ended="OSError: disk")
     assert failed({0: waited, 1: sign(4), 2: own}) == {2: own}
     assert failed({0: waited, 1: sign(4)}) == {0: waited}
 
@@ -58,7 +56,7 @@ def test_who_has_only_just_come_to_its_place_blames_nobody() -> None:
     waiting, stuck = Record(3, 5, "computing", 100.0), Record(3, 5, "waiting for data", 100.0)
     assert elsewhere({0: waiting, 1: stuck, 2: waiting}, 0) == {1: stuck}
     assert elsewhere({0: Record(3, 5, "computing", 1.0), 1: stuck}, 0) == {}
-    assert elsewhere({0: waiting, 1: Record(3, 5, "LostRankError", 100.0, ended=True)}, 0) == {}
+    assert elsewhere({0: waiting, 1: Record(3, 5, "saving", 100.0, ended="LostRankError")}, 0) == {}
 
 
 def watched(seconds: int, **last: Record) -> str:
@@ -115,9 +113,9 @@ def test_nobody_is_blamed_while_nobody_waits_or_all_do() -> None:
 
 def test_the_error_of_a_rank_ends_the_others_soon() -> None:
     stuck = Record(1, 5, "waiting for data", 0.0, patience_s=100.0)
-    failed_rank = Record(3, 5, "OSError: disk on fire", 0.0, ended=True)
-    assert watched(400, a=stuck, b=failed_rank) == "30: ended: rank 1 (OSError: disk on fire)"
-    assert watched(400, a=WAITS, b=Record(3, 5, "done", 0.0, ended=True)) == ""
+    failed_rank = Record(3, 5, "saving", 0.0, ended="OSError: disk")
+    assert watched(400, a=stuck, b=failed_rank) == "30: ended: rank 1 (in step 5, saving: OSError: disk)"
+    assert watched(400, a=WAITS, b=Record(3, 5, "saving", 0.0, ended=DONE)) == ""
 
 
 def test_who_waits_is_blamed_last() -> None:

@@ -114,3 +114,27 @@ def test_all_who_came_hear_who_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
         for one in waiting:
             with pytest.raises(ConnectionError, match=r"ranks \[2\] of 3 did not appear"):
                 one.result()
+
+
+class Crowd(dist.HashStore):
+    """Of a launch whose other ranks but the first of them have not come yet. Counts what is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def check(self, keys: list[str]) -> bool:
+        self.asked += keys
+        return super().check(keys)
+
+
+def test_who_has_not_come_yet_is_not_waited_for_one_by_one() -> None:
+    """A thousand ranks that start a moment later than the first would else use up its time."""
+    store = Crowd()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(meet, store, 1, 1000, SOON)
+        with pytest.raises(ConnectionError, match=r"ranks \[2, 3, .* of 1000 did not appear"):
+            meet(store, 0, 1000, timedelta(seconds=0.2))
+        with pytest.raises(ConnectionError, match=r"ranks \[2, 3, .* of 1000 did not appear"):
+            waiting.result()
+    assert not [key for key in store.asked if key.startswith("read/") and not key.endswith("/1")]

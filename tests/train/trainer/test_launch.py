@@ -44,10 +44,19 @@ def test_each_end_has_its_status(
     assert out == ("" if raised else "mIoU 1.00\n")
 
 
-def test_a_bug_keeps_its_traceback(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback_and_ends_in_a_line_that_says_where(
+    tiny_run: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(*_: object) -> str:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        error = ZeroDivisionError("division by zero")
+        error.add_note("rank 1 of 2, in step 4, writing results and report")
+        raise error
 
     monkeypatch.setattr(launch, "run", run)
-    with pytest.raises(RuntimeError, match="mat1"):
-        launch.launch(load_config(tiny_run))
+    assert launch.launch(load_config(tiny_run)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.splitlines()[-1] == (
+        "error: ZeroDivisionError: division by zero (rank 1 of 2, in step 4, writing results and report); a "
+        "fault of the program itself: please report it with the lines above"
+    )
