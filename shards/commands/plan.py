@@ -37,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The plan as JSON values; `keys` are the rank's samples of the step in the order of its batches."""
     world = World(args.rank, args.ranks)
-    if args.step < 0:
-        raise ValueError(f"step {args.step} is negative")
     batch_per_rank = args.batch_per_rank or max(1, args.global_batch // args.ranks)
     micro_steps = num_micro_steps(args.global_batch, batch_per_rank, args.ranks)
     split = open_split(args.url)

@@ -31,6 +31,7 @@ ORDER_VERSION = 1
 SHARD_ORDER, SAMPLE_ORDER = 1, 2  # what a draw is for, the first word of its key
 EPOCH_ENDS = ("carry", "drop")
 MOST_POSITION, MOST_SEED = (1 << 62) - 1, (1 << 64) - 1
+MOST_IN_BATCH = 1 << 20  # samples of a step: more is a slip, whose positions would fill the memory
 KEPT_PERMUTATIONS = 4096  # of 256 samples: 8 MB; a lane needs one
 
 Int64Array = NDArray[np.int64]
@@ -209,6 +210,7 @@ def num_micro_steps(global_batch: int, batch_per_rank: int, num_ranks: int) -> i
             f"global_batch {global_batch}, batch_per_rank {batch_per_rank} and num_ranks {num_ranks} "
             "must be positive"
         )
+    whole_number(global_batch, "global_batch", 1, MOST_IN_BATCH)
     if global_batch % (batch_per_rank * num_ranks):
         raise ValueError(
             f"global_batch {global_batch} cannot be split over {num_ranks} ranks in batches "
@@ -236,6 +238,7 @@ def micro_batch_positions(
     A rank's slots of all micro-steps lie side by side, so that it reads neighbouring lanes.
     """
     micro_steps = num_micro_steps(global_batch, batch_per_rank, world.num_ranks)
+    whole_number(step, "step", 0, MOST_POSITION // global_batch - 1)
     if not 0 <= micro_step < micro_steps:
         raise ValueError(f"micro_step {micro_step} of {micro_steps}")
     first_slot = (world.rank * micro_steps + micro_step) * batch_per_rank

@@ -55,5 +55,5 @@ def test_the_text_names_every_sample(folder):
 def test_what_does_not_divide_is_refused(folder):
     with pytest.raises(ValueError, match="would fit"):
         facts(folder, "--global-batch", 16, "--ranks", 3)
-    with pytest.raises(ValueError, match="step -1 is negative"):
+    with pytest.raises(ValueError, match="step is -1; expected a whole number from 0"):
         facts(folder, "--global-batch", 16, "--step", -1)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from maskshards.shards.order.order import (
     KEPT_PERMUTATIONS,
+    MOST_IN_BATCH,
+    MOST_POSITION,
     MOST_SEED,
     ORDER_VERSION,
     SAMPLE_ORDER,
@@ -317,3 +319,15 @@ def test_the_largest_seed_and_position_are_taken_and_the_next_are_not():
         whole_number(2**64, "seed", 0, MOST_SEED)
     with pytest.raises(ValueError, match="position"):
         whole_number(2**62, "position")
+
+
+def test_steps_and_batches_beyond_any_are_refused_before_their_positions_are_counted():
+    last = MOST_POSITION // 4 - 1
+    assert micro_batch_positions(last, 0, World(), 4, 4).max() <= MOST_POSITION
+    for step in (last + 1, 2**63 - 1, 2**63, 10**30, -1):
+        with pytest.raises(ValueError, match=f"step is {step}; expected a whole number from 0 to {last}"):
+            micro_batch_positions(step, 0, World(), 4, 4)
+    assert num_micro_steps(MOST_IN_BATCH, 1, 1) == MOST_IN_BATCH
+    for size in (MOST_IN_BATCH + 1, 2**62 - 1, 2**63, 10**30):
+        with pytest.raises(ValueError, match=f"global_batch is {size}; expected a whole number from 1"):
+            num_micro_steps(size, 3, 2)
