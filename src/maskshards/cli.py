@@ -33,7 +33,11 @@ BENCHES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "build": (BUILD, ("bench",), "a build against the least that it has to do"),
     "loader": (SHARDS, ("bench",), "where the loader's time goes, stage by stage"),
     "step": ("maskshards.train.bench.command:main", (), "where a training step's time and memory go"),
-    "gpu": ("maskshards.train.bench.gpu:main", (), "all that a GPU has to tell, within a budget of seconds"),
+    "gpu": (
+        "maskshards.train.bench.restarts:main",
+        (),
+        "all that a GPU has to tell, in a budget of seconds",
+    ),
 }
 # Packages of the extra `train`, by the names that they are imported by.
 TRAIN = (

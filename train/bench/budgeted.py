@@ -1,29 +1,25 @@
 """Parts run one after another within a budget: each one's figures are safe before the next begins.
 
-A part that no longer fits is skipped, an exception stays inside its part, and a part that hangs past the
-budget ends the process, with everything that came before it on disk.
+A part that no longer fits is skipped and an exception stays inside its part. What no exception tells, a part
+that hangs or ends the process, is for the process that watches this one (`restarts`).
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 
-Figures = dict[str, Any]  # what a part found, as JSON can hold it
+from maskshards.train.bench.journal import ABSENT, DONE, FAILED, SKIPPED, Figures, Journal, Result
 
-DONE, SKIPPED, FAILED, ABSENT = "done", "skipped", "failed", "not here"
-OVERTIME_EXIT = 3  # the process's code when a part ran past the budget and would not stop
+HANGS_AFTER = (60.0, 2.0)  # seconds, and so many times what a part may need
 
 
 class NotHere(RuntimeError):
@@ -39,17 +35,6 @@ class Part:
     measure: Callable[[], Figures]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What became of a part."""
-
-    part: str
-    status: str
-    seconds: float
-    figures: Figures = field(default_factory=dict)
-    reason: str = ""  # why there are no figures
-
-
 class Budget:
     """Seconds on the clock, counted from when it is made."""
 
@@ -60,40 +45,31 @@ class Budget:
         return self.seconds - (time.monotonic() - self._since)
 
 
-class Journal:
-    """One JSON object a line in `path`, on disk after every part."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.results = path, list[Result]()
-
-    def add(self, result: Result) -> None:
-        self.results.append(result)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(result)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def run_parts(parts: Sequence[Part], budget: Budget, journal: Journal, stream: TextIO = sys.stderr) -> None:
-    """Run what fits, in order; one line a part goes to `said`. Ctrl-C ends the part in hand and the rest."""
-    broken = ""
+def run_parts(parts: Sequence[Part], budget: Budget, journal: Journal, stream: TextIO = sys.stderr) -> bool:
+    """Run what fits and is not in the journal, in order; one line a part goes to `stream`. Ctrl-C ends the
+    part in hand and the rest. False once the device answers no more: the rest needs another process.
+    """
+    first_s, times = HANGS_AFTER
     for part in parts:
-        if broken:
-            result = Result(part.name, SKIPPED, 0.0, reason=broken)
-        elif budget.left_s() < part.needs_s:
+        if journal.has(part.name):
+            continue
+        answers = True
+        journal.begin(part.name, first_s + times * part.needs_s if part.needs_s else None)
+        if budget.left_s() < part.needs_s:
             reason = f"{budget.left_s():.0f} s of the budget are left, it may need {part.needs_s:.0f}"
             result = Result(part.name, SKIPPED, 0.0, reason=reason)
         else:
             result = attempt(part)
-            if result.status == FAILED and not device_answers():
-                broken = f"the device answers no more after {part.name!r}"
+            answers = result.status != FAILED or device_answers()
         journal.add(result)
         line = f"{part.name}: {result.status} in {result.seconds:.1f} s {result.reason}"
         stream.write(line.rstrip() + "\n")
         stream.flush()
         if result.reason == KeyboardInterrupt.__name__:
-            return
+            return True
+        if not answers:
+            return False
+    return True
 
 
 def attempt(part: Part) -> Result:
@@ -138,17 +114,3 @@ def device_answers() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def end_after(seconds: float, last_words: Callable[[], None]) -> threading.Timer:
-    """End the process once `seconds` are over, `last_words` before; cancel it when the work is done."""
-
-    def end() -> None:
-        last_words()
-        sys.stdout.flush()
-        os._exit(OVERTIME_EXIT)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    return timer

@@ -2,54 +2,56 @@
 tell about a training step, in one process and one budget of seconds.
 
 The models are built once a width and switched between variants. Every part's figures are appended to
-FOLDER/gpu.jsonl before the next part begins; FOLDER/gpu.md is a table for docs/benchmarks/train.md. With
-`--device cpu` all parts run on a tiny model: that measures nothing, and shows that the command works.
+FOLDER/gpu.jsonl before the next part begins; FOLDER/gpu.md is a table for docs/benchmarks/train.md. A part
+that hangs or ends the process costs itself: those behind it go on in a new process. With `--device cpu` all
+parts run on a tiny model: that measures nothing, and shows that the command works.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from maskshards.train.bench.budgeted import FAILED, Budget, Journal, Part, end_after, run_parts
+from maskshards.train.bench.budgeted import Budget, Part, run_parts
 from maskshards.train.bench.command import chosen_device
 from maskshards.train.bench.gpu_table import markdown, printed
+from maskshards.train.bench.journal import FAILED, Journal
 from maskshards.train.bench.parts import backbone, machine, operators, steps
 from maskshards.train.bench.parts.gpu_tests import ROOT, gpu_tests
 from maskshards.train.bench.parts.parity import parity
 from maskshards.train.bench.parts.setting import Setting
+from maskshards.train.bench.restarts import AGAIN, FIRST, LOST, WATCHED
 
+PR_SET_PDEATHSIG = 1  # Linux: a signal for this process when its parent dies
 LAST_WORDS_S = 10.0  # kept of the budget for writing and printing
 TESTS_LIMIT_S = 150.0
 RECORDED_CURVE = ROOT / "docs" / "benchmarks" / "precision.json"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; 2 for a fault of the user's, told on stderr; 1 where a part failed."""
+    """Measure in this process; 2 for a fault of the user's, told on stderr; 1 where a part failed; LOST where
+    the device answers no more.
+    """
     options, given = parser().parse_known_args(argv)
     try:
         setting = build_setting(options, tuple(given))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    journal = Journal(setting.out / "gpu.jsonl")
-    journal.path.write_text("", encoding="utf-8")
+    if options.watched:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    journal = Journal(setting.out / "gpu.jsonl", anew=options.watched != AGAIN)
     chosen = [part for part in parts_of(setting, options) if not options.only or part.name in options.only]
-
-    def finish() -> None:
+    answers = run_parts(chosen, setting.budget, journal)
+    if not options.watched:
         (setting.out / "gpu.md").write_text(markdown(journal.results), encoding="utf-8")
         sys.stdout.write(printed(journal.results, str(journal.path)))
-
-    overtime = end_after(setting.budget.left_s(), finish)
-    try:
-        run_parts(chosen, setting.budget, journal)
-    finally:
-        overtime.cancel()
-    finish()
-    return int(any(result.status == FAILED for result in journal.results))
+    return LOST if not answers else int(any(result.status == FAILED for result in journal.results))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="PART", help="this part only, by name; may be repeated"
     )
     made.add_argument("--shards", type=Path, metavar="FOLDER", help="shards to read and learn from")
+    made.add_argument(WATCHED, choices=(FIRST, AGAIN), help=argparse.SUPPRESS)
     made.add_argument(
         "--tests",
         action="append",

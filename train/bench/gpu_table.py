@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from maskshards.train.bench.budgeted import DONE, Result
+from maskshards.train.bench.journal import DONE, Result
 
 NOT_MEASURED = "not measured"
 MAX_LINES = 60

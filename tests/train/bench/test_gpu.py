@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskshards.train.bench.budgeted import ABSENT, DONE
 from maskshards.train.bench.gpu import main, parser, parts_of
+from maskshards.train.bench.journal import ABSENT, DONE
 from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.model.heads import pixel_decoder, query_decoder
 

@@ -1,7 +1,7 @@
 """The table: steps in columns, other figures in rows, and never more lines than are promised."""
 
-from maskshards.train.bench.budgeted import ABSENT, DONE, SKIPPED, Result
 from maskshards.train.bench.gpu_table import MAX_LINES, markdown, printed, short
+from maskshards.train.bench.journal import ABSENT, DONE, SKIPPED, Result
 
 STEP = {
     "images_per_s": 130.04, "phases_ms": {"wait": 0.1, "loss": 12.34, "step": 123.0}, "peak_gib": 17.21,

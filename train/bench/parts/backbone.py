@@ -8,8 +8,9 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from maskshards.train.bench.budgeted import Figures, NotHere
+from maskshards.train.bench.budgeted import NotHere
 from maskshards.train.bench.hardware import median_ms
+from maskshards.train.bench.journal import Figures
 from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.model.backbone.architectures import FP8, ModelError
 from maskshards.train.model.backbone.fp8 import in_fp8

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from maskshards.train.bench.budgeted import Figures, NotHere
+from maskshards.train.bench.budgeted import NotHere
+from maskshards.train.bench.journal import Figures
 from maskshards.train.bench.parts.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from maskshards.train.bench.budgeted import Figures
 from maskshards.train.bench.hardware import copy_gb_per_s, matmul_tflops, median_ms
+from maskshards.train.bench.journal import Figures
 from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.model.backbone.architectures import NUM_REGISTERS, architecture
 

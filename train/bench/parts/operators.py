@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskshards.shards.augment.crop import crop, draw_crops
-from maskshards.train.bench.budgeted import Figures, NotHere
+from maskshards.train.bench.budgeted import NotHere
 from maskshards.train.bench.hardware import median_ms
+from maskshards.train.bench.journal import Figures
 from maskshards.train.bench.paired import attention_ms, loss_ms
 from maskshards.train.bench.parts.made_images import encoded_batch
 from maskshards.train.bench.parts.setting import Setting

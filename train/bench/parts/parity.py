@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maskshards.shards.augment.crop import crop, draw_crops
 from maskshards.shards.batch import CropBatch
-from maskshards.train.bench.budgeted import Figures
+from maskshards.train.bench.journal import Figures
 from maskshards.train.bench.parts.setting import RECIPE, TINY, Setting
 from maskshards.train.bench.step import BenchStep, build_bench_step, build_loss
 from maskshards.train.bench.synthetic import synthetic_batch

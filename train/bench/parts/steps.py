@@ -17,8 +17,9 @@ from maskshards.shards.batch import RaggedBatch
 from maskshards.shards.loading.device_prefetcher import DevicePrefetcher
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import World
-from maskshards.train.bench.budgeted import Figures, NotHere
+from maskshards.train.bench.budgeted import NotHere
 from maskshards.train.bench.hardware import peak_gib, reset_peak
+from maskshards.train.bench.journal import Figures
 from maskshards.train.bench.parts.made_images import write_made_split
 from maskshards.train.bench.parts.operators import sorting
 from maskshards.train.bench.parts.setting import PROFILE_ROWS, REFERENCE_BATCH, Setting
