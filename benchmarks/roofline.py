@@ -1,7 +1,7 @@
 """Where would a training step's time go, by counting? python benchmarks/roofline.py
 
     [--backbone dinov3_vitl16] [--width 256] [--batch 16] [--rows 14] [--whole-masks] [--torch-group-norm]
-    [--stencil]
+    [--stencil] [--costs-from-features]
 
 Backbone, head and their backward passes run on tensors without data (torch's fake tensors) under bfloat16
 autocast while every operation is entered in a ledger: the bytes of its inputs and outputs, and its
@@ -14,6 +14,7 @@ loss, the optimiser and the crop are not in it, but what the loss asks of the ma
 queries an image and layer, multiplied out again (before that, and with --whole-masks: read by index, with a
 gradient for all). --torch-group-norm: torch's, which reads rows, instead of the channels-last kernel.
 --stencil: the adapter's depthwise convolution by the kernel over tokens instead of the library's.
+--costs-from-features: no masks of all queries; what the loss reads for its costs, either way, is not counted.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.heads.adapter import DepthwiseConv
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops import deformable_attention, depthwise, group_norm
+from maskshards.train.model.ops.fused import set_switch
 from maskshards.train.model.segmenter import build_segmenter
 
 BYTES_PER_S, FLOPS_PER_S, LEAST_S = 3.0e12, 660e12, 2e-6
@@ -147,8 +149,9 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 def count(
-    backbone: str, width: int, batch: int, whole_masks: bool, torch_group_norm: bool, stencil: bool
-) -> Ledger:
+    backbone: str, width: int, batch: int, whole_masks: bool, torch_group_norm: bool, stencil: bool,
+    costs_from_features: bool,
+) -> Ledger:  # fmt: skip
     """The ledger of one forward and backward pass."""
     frozen = load_backbone(backbone, "random", dtype=torch.bfloat16, device="meta")
     head = DecoderConfig(
@@ -167,6 +170,7 @@ def count(
         segmenter = build_segmenter(frozen, head)
         segmenter.backbone.to_empty(device="cpu")
         decoder = segmenter.decoder.train()
+        set_switch(decoder, "multiplies_out", not costs_from_features)
         images = torch.empty(batch, 3, CROP_PX, CROP_PX)
         mark(ledger, segmenter)
         with ledger:
@@ -232,10 +236,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--whole-masks", action="store_true")
     parser.add_argument("--torch-group-norm", action="store_true")
     parser.add_argument("--stencil", action="store_true")
+    parser.add_argument("--costs-from-features", action="store_true")
     options = parser.parse_args(argv)
     ledger = count(
         options.backbone, options.width, options.batch, options.whole_masks, options.torch_group_norm,
-        options.stencil,
+        options.stencil, options.costs_from_features,
     )  # fmt: skip
     sys.stdout.write(table(ledger, options.rows))
     return 0

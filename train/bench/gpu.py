@@ -123,11 +123,14 @@ def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
         (f"width {large}, sorted gradients", 20, partial(steps.sorted_gradients, setting, large)),
         (
             f"width {small}, other kernels", 20,
-            partial(steps.chosen_otherwise, setting, small, "depthwise stencil", "coordinates by point"),
+            partial(
+                steps.chosen_otherwise, setting, small, "depthwise stencil", "coordinates by point",
+                "costs from features",
+            ),
         ),
         (
             f"width {large}, other kernels", 20,
-            partial(steps.chosen_otherwise, setting, large, "torch's group norm"),
+            partial(steps.chosen_otherwise, setting, large, "torch's group norm", "costs from features"),
         ),
         (f"width {small}, compile=backbone", 40, partial(steps.compiled, setting, small, "backbone")),
         (f"width {large}, compile=backbone", 40, partial(steps.compiled, setting, large, "backbone")),

@@ -32,12 +32,13 @@ from maskshards.train.model.ops.kernels import (
 )
 
 CHIPS = (80, 90, 100)  # A100; H100 and H200; B200
-LOW = "value grad_out maps grad out tokens".split()  # arguments that hold 16-bit numbers
+LOW = "value grad_out maps grad out tokens vectors".split()  # arguments that hold 16-bit numbers
 INTEGERS = "table counts cursor starts of_query".split()
 LONGS = "keys images wanted chosen".split()
 NUMBERS = (
     "num_queries num_places num_rows num_points num_chosen num_candidates num_labels tiles chunks "
-    "chunk_places total entries height width together image_stride points_a_share label_height label_width"
+    "chunk_places total entries height width together image_stride vector_stride place_stride points_a_share "
+    "label_height label_width"
 ).split()
 
 ODD = ("tiles", "num_labels")  # the other numbers are multiples of 16 in such a step
@@ -122,19 +123,29 @@ def _stencils() -> list[Case]:
 
 def _losses() -> list[Case]:
     rows = {"VOID": 255, "IGNORE_VOID": True, "BLOCK_P": points.BLOCK_POINTS}
-    costs = {
-        "Q": 100, "VOID": 255, "IGNORE_VOID": True, "BLOCK_Q": points.COST_QUERIES,
-        "BLOCK_P": points.COST_POINTS, "BLOCK_K": points.MAX_COST_LABELS,
-    }  # fmt: skip
     types = {"owner_map": "*i16", "out": "*fp32", "grad": "*fp32"}
     work = (
-        (points.cost_sums, costs, False), (points.magnitudes, {"BLOCK_P": points.BLOCK_POINTS}, False),
+        (points.magnitudes, {"BLOCK_P": points.BLOCK_POINTS}, False),
         (points.row_sums, rows, False), (points.row_gradients, rows, True),
     )  # fmt: skip
-    return [
+    others = [
         Case(f"loss: {kernel.__name__.replace('_', ' ')}", kernel, fixed, points.OPTIONS, types, atomics)
         for kernel, fixed, atomics in work
     ]
+    of_features = (
+        _costs(points.OF_FEATURES, f", of {width} features", width, types) for width in (256, 2048)
+    )
+    return [_costs(points.OF_MASKS, "", 100, types), *of_features, *others]
+
+
+def _costs(tile: points.Tile, ending: str, channels: int, types: dict[str, str]) -> Case:
+    sizes = {
+        "Q": 100, "C": channels, "VOID": 255, "IGNORE_VOID": True, "OF_FEATURES": tile is points.OF_FEATURES,
+        "BLOCK_Q": tile.queries, "BLOCK_P": tile.points, "BLOCK_K": tile.labels, "BLOCK_C": tile.channels,
+        "channel_stride": 1, "WIDENED": False,
+    }  # fmt: skip
+    options = points.OPTIONS | {"num_warps": tile.warps}
+    return Case(f"loss: cost sums{ending}", points.cost_sums, sizes, options, types)
 
 
 def compiled(case: Case, chip: int) -> Any:

@@ -21,6 +21,7 @@ from maskshards.shards.batch import CropBatch, RaggedBatch
 from maskshards.train.capture.captured_step import CapturedStep, captured_step
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
+from maskshards.train.losses.settings import MASKS
 from maskshards.train.model.compile import GRAPH, begin_step, compile_in_place, uses_cuda_graphs
 from maskshards.train.model.heads.mask2former import MaskLoss
 from maskshards.train.model.heads.prediction import Prediction
@@ -129,7 +130,7 @@ def build_bench_step(config: TrainConfig, device: torch.device, *, reference: bo
     if reference:
         config = replace(
             config, precision="reference", fused_kernels=False, compile="none", compile_mode="default",
-            activation_checkpointing=False,
+            activation_checkpointing=False, m2f_train=replace(config.m2f_train, costs_from=MASKS),
         )  # fmt: skip
     segmenter = build_model(config, device)
     for module in segmenter.decoder.modules():

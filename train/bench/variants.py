@@ -19,7 +19,7 @@ from maskshards.train.model.compile import GRAPH, compile_in_place, run_eagerly,
 from maskshards.train.tracking.phase_timer import PhaseClock
 
 Figures = dict[str, Any]
-REFERENCE_SWITCHES = {"precision": "reference", "fused": False, "resample": False}
+REFERENCE_SWITCHES = {"precision": "reference", "fused": False, "resample": False, "multiplies_out": True}
 
 
 @dataclass(frozen=True)

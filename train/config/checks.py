@@ -8,8 +8,9 @@ from __future__ import annotations
 from maskshards.train.config.data import split_url
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.keys import ConfigError, check_section
+from maskshards.train.losses.settings import FEATURES
 from maskshards.train.model.backbone.architectures import ModelError, architecture
-from maskshards.train.model.heads.rules import head_rules
+from maskshards.train.model.heads.rules import REFERENCE, head_rules
 
 __all__ = ["check_config", "fitting_side", "side_multiple", "split_url"]
 
@@ -34,6 +35,11 @@ def check_training(config: TrainConfig) -> None:
         raise ConfigError(f"transforms.train.crop_size is {list(train.crop_size)}, expected [height, width]")
     for side in train.crop_size:
         check_side(config, "transforms.train.crop_size", side)
+    if config.m2f_train.costs_from == FEATURES and config.precision == REFERENCE:
+        raise ConfigError(
+            "precision=reference is the published code's way, which multiplies the masks of all queries out: "
+            "say m2f_train.costs_from=masks with it"
+        )
     rules = head_rules(config.decoder_head.type)
     if config.compile_mode == "graph" and not rules.records:
         raise ConfigError(

@@ -31,11 +31,10 @@ def matched_maps(predictions: Sequence[Prediction], rows: Tensor, slots: Tensor,
     twice. `slots` (R,) and `most` are `row_slots` of the rows' images; a slot of B * S is that of a row which
     fills up: what it names is read, and takes a gradient only if its map has one.
     """
-    maps = [p.mask_logits for p in predictions]
     product = predictions[0].product
     if product is None:
-        return _MatchedMaps.apply(rows, *maps)
-    return _multiplied(product, rows, slots, most, maps[0].dtype)
+        return _MatchedMaps.apply(rows, *(p.mask_logits for p in predictions))
+    return _multiplied(product, rows, slots, most)
 
 
 def row_slots(images: np.ndarray, most: int | None = None) -> tuple[np.ndarray, int]:
@@ -51,14 +50,14 @@ def row_slots(images: np.ndarray, most: int | None = None) -> tuple[np.ndarray, 
     return images * room + rank, room
 
 
-def _multiplied(product: MaskProduct, rows: Tensor, slots: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+def _multiplied(product: MaskProduct, rows: Tensor, slots: Tensor, most: int) -> Tensor:
     """One product an image, of its own rows: padded with rows of zeros to `most`. Rows that fill up go to a
     place behind all images, which no product reads.
     """
     batch, _, _, width = product.vectors.shape
-    vectors = product.vectors.to(dtype)[rows[1], rows[0], rows[2]]
+    vectors = product.vectors[rows[1], rows[0], rows[2]]
     padded = vectors.new_zeros(batch * most + 1, width).index_copy(0, slots, vectors)
-    maps = matched_product(padded[:-1].view(batch, most, width), product.features.to(dtype))
+    maps = matched_product(padded[:-1].view(batch, most, width), product.features)
     own = slots.clamp(max=batch * most - 1)
     return maps.view(batch * most, *product.features.shape[2:]).index_select(0, own)
 

@@ -165,7 +165,7 @@ class MatchedLoss:
     ) -> Sampler:
         num_labels = labels.shape[1]
         inputs = owner_map, num_labels, keys, self.settings
-        if self.fused and loss_kernels_fit(predictions[0].mask_logits, num_labels):
+        if self.fused and loss_kernels_fit(predictions[0].source, num_labels):
             from maskshards.train.losses.point_sums_fused import FusedSampler  # needs Triton
 
             return FusedSampler(*inputs)
@@ -209,11 +209,11 @@ class MatchedLoss:
         return torch.where(target == self.num_classes, loss * no_object, loss).view(shape).sum((1, 2))
 
 
-def loss_kernels_fit(mask_logits: Tensor, num_labels: int) -> bool:
-    """Whether the fused kernels take these logits: where Triton runs, not float64, and some label to
-    compare with.
+def loss_kernels_fit(maps: Tensor, num_labels: int) -> bool:
+    """Whether the fused kernels take these logits, or features: where Triton runs, not float64, and some
+    label to compare with.
     """
-    return num_labels > 0 and kernels_fit(mask_logits)
+    return num_labels > 0 and kernels_fit(maps)
 
 
 def mask_terms(sums: RowSums) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ uniform as fresh ones, and a step hashes ten times fewer numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -114,6 +114,43 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     """
     grid = (2.0 * points).sub_(1.0).unsqueeze(1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(2)
+
+
+def sample_products(vectors: Tensor, features: Tensor, points: Tensor) -> Iterator[Tensor]:
+    """Layer by layer `sample_maps` of the maps vectors (B, L, Q, C) times features (B, C, h, w) at points
+    (L, B, P, 2), without those maps: (B, Q, P) of the vectors' type.
+
+    Sampling and the product with a query commute. One image's samples of one layer are held at a time, with
+    the features in float32; places are read as rows of C numbers, for which grid_sample has no kernel.
+    """
+    vectors, exact = vectors.detach(), torch.promote_types(features.dtype, torch.float32)
+    rows = features.detach().to(exact).permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+    for layer, drawn in enumerate(points):
+        places, shares = neighbours(drawn.to(exact), features.shape[2], features.shape[3])
+        logits = vectors.new_empty(len(rows), vectors.shape[2], drawn.shape[1])
+        for image, own in enumerate(rows):
+            found = F.embedding_bag(places[image], own, per_sample_weights=shares[image], mode="sum")
+            torch.mm(vectors[image, layer], found.to(vectors.dtype).T, out=logits[image])
+        yield logits
+
+
+def neighbours(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four pixels of a map around points (N, P, 2): their places in it (N, P, 4) int64, and their
+    bilinear shares (N, P, 4), 0 for those outside.
+    """
+    across, of_columns = _pairs(points[..., 0], width)
+    down, of_rows = _pairs(points[..., 1], height)
+    places = down[..., :, None] * width + across[..., None, :]
+    return places.flatten(-2), (of_rows[..., :, None] * of_columns[..., None, :]).flatten(-2)
+
+
+def _pairs(coordinates: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Along one side, the two pixels around coordinates (N, P) in 0..1 and their shares, (N, P, 2) each."""
+    first = coordinates * size - 0.5
+    low = first.floor()
+    both = torch.stack((low, low + 1), -1)
+    shares = torch.stack((low + 1 - first, first - low), -1)
+    return both.clamp(0, size - 1).long(), shares * ((both >= 0) & (both < size))
 
 
 def nearest_zero(logits: Tensor, points: Tensor, count: int) -> Tensor:

@@ -7,7 +7,7 @@ Letters: L layer, B image, Q query, K label index of an image, R matched row, P 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from maskshards.train.losses.point_sampling import (
     random_points,
     row_offsets,
     sample_maps,
+    sample_products,
     shifted,
 )
 from maskshards.train.losses.point_targets import padded, targets_of_images, targets_of_rows
@@ -88,13 +89,13 @@ class PlainSampler:
 
     def pair_sums(self, predictions: Sequence[Prediction]) -> PairSums:
         points = random_points(self.keys[0], self.settings.num_points)
-        layers = [self._layer_sums(p.mask_logits, w) for p, w in zip(predictions, points, strict=True)]
+        logits = logits_at(predictions, points)
+        layers = [self._layer_sums(each, w) for each, w in zip(logits, points, strict=True)]
         return PairSums(*(torch.stack(same) for same in zip(*layers, strict=True)))
 
-    def _layer_sums(self, mask_logits: Tensor, points: Tensor) -> tuple[Tensor, ...]:
-        """The fields of PairSums for one layer; points (B, P, 2)."""
+    def _layer_sums(self, logit: Tensor, points: Tensor) -> tuple[Tensor, ...]:
+        """The fields of PairSums for one layer; logit (B, Q, P) at points (B, P, 2)."""
         target, void = targets_of_images(self.bordered, self.num_labels, points)  # (B, K, P), (B, P)
-        logit = sample_maps(mask_logits.float(), points)  # (B, Q, P)
         softplus, sigmoid = F.softplus(logit), logit.sigmoid()
         counted = torch.full((len(points),), float(self.settings.num_points), device=points.device)
         if self.settings.ignore_void:
@@ -135,3 +136,14 @@ class PlainSampler:
                 logit = sample_maps(maps[some], first).squeeze(1)
                 chosen.append(torch.cat((nearest_zero(logit, first, kept), rest), 1))
         return torch.cat(chosen)
+
+
+def logits_at(predictions: Sequence[Prediction], points: Tensor) -> Iterator[Tensor]:
+    """Layer by layer (B, Q, P) float32: mask logits at points (L, B, P, 2), sampled from the masks, or from
+    the mask features where there are none.
+    """
+    product = predictions[0].product
+    if predictions[0].masks is None and product is not None:
+        return (each.float() for each in sample_products(product.vectors, product.features, points))
+    pairs = zip(predictions, points, strict=True)
+    return (sample_maps(prediction.mask_logits.float(), drawn) for prediction, drawn in pairs)

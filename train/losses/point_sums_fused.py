@@ -19,8 +19,8 @@ from maskshards.train.losses.point_sampling import row_offsets
 from maskshards.train.losses.point_sums import PairSums, Rows, RowSums
 from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.ops.fused import interpreted
 
-MAX_SHARES = 8  # programs that divide the points of one image's costs among them
 POINTS_A_SHARE = 512  # at least
 MAGNITUDES_AT_ONCE = 2**26  # candidates whose magnitudes are held at a time: 0.25 GB
 
@@ -37,39 +37,43 @@ class FusedSampler:
 
     def pair_sums(self, predictions: Sequence[Prediction]) -> PairSums:
         """One launch a layer, whose maps need not stand together, and one addition for all of them."""
-        device, (batch, queries) = self.owner_map.device, predictions[0].mask_logits.shape[:2]
-        num_shares = min(MAX_SHARES, -(-self.settings.num_points // POINTS_A_SHARE))
+        device, (batch, queries) = self.owner_map.device, predictions[0].class_logits.shape[:2]
+        tile = kernels.OF_MASKS if predictions[0].masks is not None else kernels.OF_FEATURES
+        num_shares = min(tile.shares, -(-self.settings.num_points // POINTS_A_SHARE))
         labels, shares = self.num_labels, (len(predictions), num_shares, batch)
         products = torch.empty((*shares, queries, 2, labels), device=device)
         of_queries = torch.empty((*shares, queries, 2), device=device)
         of_labels = torch.empty((*shares, labels + 1), device=device)
         for layer, prediction in enumerate(predictions):
             outputs = products[layer], of_queries[layer], of_labels[layer]
-            maps = prediction.mask_logits.detach()
-            if not maps[0].is_contiguous():
-                maps = maps.contiguous()
-            self._launch_costs(maps, self.keys[0, layer], outputs)
+            self._launch_costs(*_costs_of(prediction), self.keys[0, layer], outputs, tile)
         products, of_queries, of_labels = (part.sum(1) for part in (products, of_queries, of_labels))
         (with_logit, with_sigmoid), (softplus, sigmoid) = products.unbind(3), of_queries.unbind(3)
         return PairSums(
             with_logit, with_sigmoid, softplus, sigmoid, of_labels[..., :labels], of_labels[..., labels]
         )
 
-    def _launch_costs(self, maps: Tensor, keys: Tensor, outputs: tuple[Tensor, ...]) -> None:
-        batch, queries, height, width = maps.shape
+    def _launch_costs(
+        self, maps: Tensor, vectors: Tensor, keys: Tensor, outputs: tuple[Tensor, ...], tile: kernels.Tile
+    ) -> None:
+        """maps (B, Q, h, w), or features (B, C, h, w) and vectors (B, Q, C)."""
+        of_features = tile is kernels.OF_FEATURES
+        batch, (height, width), queries = len(maps), maps.shape[2:], outputs[0].shape[2]
         points, num_shares = self.settings.num_points, len(outputs[0])
-        if maps.numel() == 0:
+        if maps.numel() == 0 or queries == 0:
             return
-        block_labels = min(max(16, triton.next_power_of_2(self.num_labels)), kernels.MAX_COST_LABELS)
-        blocks = triton.cdiv(queries, kernels.COST_QUERIES) * triton.cdiv(self.num_labels, block_labels)
-        grid = (batch, blocks, num_shares)
-        kernels.cost_sums[grid](
-            maps, self.owner_map, keys, *outputs,
+        block_queries = min(max(16, triton.next_power_of_2(queries)), tile.queries)
+        block_labels = min(max(16, triton.next_power_of_2(self.num_labels)), tile.labels)
+        blocks = triton.cdiv(queries, block_queries) * triton.cdiv(self.num_labels, block_labels)
+        kernels.cost_sums[(batch, blocks, num_shares)](
+            maps, vectors, self.owner_map, keys, *outputs,
             points, triton.cdiv(points, num_shares), self.num_labels,
-            maps.stride(0), height, width, *self.owner_map.shape[1:],
-            Q=queries, VOID=VOID, IGNORE_VOID=self.settings.ignore_void,
-            BLOCK_Q=kernels.COST_QUERIES, BLOCK_P=kernels.COST_POINTS,
-            BLOCK_K=block_labels, **kernels.OPTIONS,
+            maps.stride(0), vectors.stride(0), maps.stride(1), maps.stride(3),
+            height, width, *self.owner_map.shape[1:],
+            Q=queries, C=maps.shape[1], VOID=VOID, IGNORE_VOID=self.settings.ignore_void,
+            OF_FEATURES=of_features, BLOCK_Q=block_queries, BLOCK_P=tile.points,
+            BLOCK_K=block_labels, BLOCK_C=tile.channels, WIDENED=interpreted(),
+            **kernels.OPTIONS | {"num_warps": tile.warps},
         )  # fmt: skip
 
     def row_sums(self, rows: Rows) -> RowSums:
@@ -100,6 +104,19 @@ class FusedSampler:
             )  # fmt: skip
             chosen.append(torch.topk(held, kept, dim=1, largest=False, sorted=False).indices)
         return torch.cat(chosen)
+
+
+def _costs_of(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """What one layer's costs are read from, as the kernel takes it: maps twice, or features and vectors."""
+    if prediction.masks is None and prediction.product is not None:
+        features, vectors = prediction.product.features.detach(), prediction.product.vectors.detach()
+        if features.stride(2) != features.shape[3] * features.stride(3):
+            features = features.contiguous()
+        own = vectors[:, prediction.layer]
+        return features, own if own[0].is_contiguous() else own.contiguous()
+    maps = prediction.mask_logits.detach()
+    maps = maps if maps[0].is_contiguous() else maps.contiguous()
+    return maps, maps
 
 
 class _RowSums(torch.autograd.Function):

@@ -14,13 +14,32 @@ set, S share of the points. Maps are contiguous; owner maps are int16.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 BLOCK_POINTS = 512  # of a row's points in one program
-# The tile of the costs: matrix products take no less than 16 of each, and more of them spill registers.
-COST_QUERIES, COST_POINTS, MAX_COST_LABELS = 16, 32, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one program of the costs holds at a time. Matrix products take no less than 16 of each; more than
+    stands below spills registers.
+    """
+
+    queries: int
+    points: int
+    labels: int
+    channels: int  # of the mask features; unused where masks are sampled
+    shares: int  # programs, at most, that divide the points of one image among them
+    warps: int
+
+
+OF_MASKS = Tile(queries=16, points=32, labels=32, channels=16, shares=8, warps=4)
+# All queries of an image read the same features: one program for all, else they are gathered again and again.
+OF_FEATURES = Tile(queries=128, points=32, labels=32, channels=32, shares=16, warps=8)
 
 
 @triton.jit
@@ -80,6 +99,51 @@ def _logits(maps, x, y, height, width, wanted):
 
 
 @triton.jit
+def _products(
+    vectors, features, query, in_query, x, y, height, width, wanted, channel_stride, place_stride,
+    C: tl.constexpr, BLOCK_C: tl.constexpr, WIDENED: tl.constexpr,
+):  # fmt: skip
+    """(Q, P) float32: vectors (Q, C) times the bilinear samples of features (C, h, w) at points (x, y).
+
+    A sample is rounded to the vectors' type, as matrix units take it, and the product is not. WIDENED gives
+    the same by float32: Triton's interpreter cannot multiply 16-bit numbers.
+    """
+    x, y = x * width - 0.5, y * height - 0.5
+    left, top = tl.floor(x), tl.floor(y)
+    right, low = x - left, y - top
+    left_top, has_left_top = _corner(left, top, height, width, wanted)
+    right_top, has_right_top = _corner(left + 1, top, height, width, wanted)
+    left_low, has_left_low = _corner(left, top + 1, height, width, wanted)
+    right_low, has_right_low = _corner(left + 1, top + 1, height, width, wanted)
+    total = tl.zeros((query.shape[0], x.shape[0]), dtype=tl.float32)
+    for start in range(0, C, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        in_width = channel < C
+        vector = tl.load(
+            vectors + query[:, None] * C + channel[None, :],
+            mask=in_query[:, None] & in_width[None, :],
+            other=0.0,
+        )
+        rows, inside = features + (channel * channel_stride)[:, None], in_width[:, None]
+        found = _weighed(rows, left_top * place_stride, (1 - right) * (1 - low), inside, has_left_top)
+        found += _weighed(rows, right_top * place_stride, right * (1 - low), inside, has_right_top)
+        found += _weighed(rows, left_low * place_stride, (1 - right) * low, inside, has_left_low)
+        found += _weighed(rows, right_low * place_stride, right * low, inside, has_right_low)
+        found = found.to(vector.dtype)
+        if WIDENED:
+            vector, found = vector.to(tl.float32), found.to(tl.float32)
+        total = tl.dot(vector, found, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _weighed(rows, places, share, inside, exists):
+    """(C, P) float32: each point's neighbour in all channels, times its bilinear share."""
+    found = tl.load(rows + places[None, :], mask=inside & exists[None, :], other=0.0)
+    return share[None, :] * found.to(tl.float32)
+
+
+@triton.jit
 def _label(labels, x, y, height, width, wanted):
     """The label at pixel (x, y), -1 outside the map."""
     place, exists = _corner(x, y, height, width, wanted)
@@ -106,16 +170,19 @@ def _softplus(logit):
 
 @triton.jit(do_not_specialize=["num_labels"])  # it changes with every batch
 def cost_sums(
-    maps, owner_map, keys, products, query_sums, label_sums,
-    num_points, points_a_share, num_labels, image_stride, height, width, label_height, label_width,
-    Q: tl.constexpr, VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+    maps, vectors, owner_map, keys, products, query_sums, label_sums,
+    num_points, points_a_share, num_labels, image_stride, vector_stride, channel_stride, place_stride,
+    height, width, label_height, label_width,
+    Q: tl.constexpr, C: tl.constexpr, VOID: tl.constexpr, IGNORE_VOID: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    OF_FEATURES: tl.constexpr, WIDENED: tl.constexpr,
 ):  # fmt: skip
     """One layer's sums over one share of the points, program (image, block of queries and labels, share).
 
-    maps (B, Q, h, w), images `image_stride` apart, owner_map (B, H, W), keys (B, 2). Written: products
-    (S, B, Q, 2, K), the sums of logit * target and of sigmoid * target; query_sums (S, B, Q, 2), softplus
-    and sigmoid; label_sums (S, B, K + 1), target and, last, the points that count.
+    maps (B, Q, h, w), images `image_stride` apart; with OF_FEATURES (B, C, h, w) with two strides more, to be
+    multiplied with vectors (B, Q, C), `vector_stride` apart. owner_map (B, H, W), keys (B, 2). Written:
+    products (S, B, Q, 2, K), the sums of logit * target and of sigmoid * target; query_sums (S, B, Q, 2),
+    softplus and sigmoid; label_sums (S, B, K + 1), target and, last, the points that count.
     """
     image, share = tl.program_id(0), tl.program_id(2)
     label_blocks = tl.cdiv(num_labels, BLOCK_K)  # at run time: batches differ, and each size would compile
@@ -124,7 +191,8 @@ def cost_sums(
     in_query = query < Q
     column = label_block * BLOCK_K + tl.arange(0, BLOCK_K)
     labels = owner_map + image.to(tl.int64) * label_height * label_width
-    own = image.to(tl.int64) * image_stride + query.to(tl.int64) * height * width
+    own_maps = maps + image.to(tl.int64) * image_stride
+    own_vectors = vectors + image.to(tl.int64) * vector_stride
     with_logit = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     with_sigmoid = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     softplus_sum = tl.zeros((BLOCK_Q,), dtype=tl.float32)
@@ -142,8 +210,14 @@ def cost_sums(
         weight = tl.where(in_set, 1.0, 0.0)
         if IGNORE_VOID:
             weight -= _share_of(labels, x, y, label_height, label_width, VOID, in_set)
-        wanted = in_query[:, None] & in_set[None, :]
-        logit = _logits(maps + own[:, None], x[None, :], y[None, :], height, width, wanted)
+        if OF_FEATURES:
+            logit = _products(
+                own_vectors, own_maps, query, in_query, x, y, height, width, in_set,
+                channel_stride, place_stride, C, BLOCK_C, WIDENED,
+            )  # fmt: skip
+        else:
+            wanted, planes = in_query[:, None] & in_set[None, :], query.to(tl.int64) * height * width
+            logit = _logits(own_maps + planes[:, None], x[None, :], y[None, :], height, width, wanted)
         sigmoid = tl.sigmoid(logit) * weight[None, :]
         with_logit += tl.dot(logit, target, input_precision="ieee")
         with_sigmoid += tl.dot(sigmoid, target, input_precision="ieee")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from maskshards.train.keys import check_section, key
 
+COSTS_FROM = MASKS, FEATURES = "masks", "features"
+
 
 @dataclass
 class LossSettings:
@@ -18,6 +20,12 @@ class LossSettings:
     dice_coefficient: float = key(5.0, "weight of the masks' dice loss", at_least=0)
     class_coefficient: float = key(2.0, "weight of the classes' cross entropy", at_least=0)
     no_object_coefficient: float = key(0.1, "weight of queries without a mask in it", at_least=0)
+    costs_from: str = key(
+        MASKS,
+        "what matching costs are sampled from: masks of all queries, or mask features, which then meet the "
+        "queries at the points only; equal but for rounding",
+        one_of=COSTS_FROM,
+    )
     ignore_void: bool = key(
         False, 'True: unlabelled and padded points weigh nothing, instead of "not this mask"'
     )

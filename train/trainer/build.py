@@ -25,12 +25,13 @@ from maskshards.train.capture.captured_step import captured_step
 from maskshards.train.config.data import LSJ, split_url
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
+from maskshards.train.losses.settings import MASKS
 from maskshards.train.model.backbone.architectures import FULL
 from maskshards.train.model.backbone.frozen import FrozenBackbone
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.compile import GRAPH, compile_in_place
 from maskshards.train.model.heads.registry import head_called
-from maskshards.train.model.ops.fused import set_fused
+from maskshards.train.model.ops.fused import set_fused, set_switch
 from maskshards.train.model.ops.sync_batch_norm import sync_batch_norms
 from maskshards.train.model.segmenter import Segmenter, build_segmenter
 from maskshards.train.optim.ema import Ema
@@ -125,6 +126,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Segmenter:
     )
     segmenter = on_backbone(backbone, config).to(device)
     set_fused(segmenter.decoder, config.fused_kernels)
+    set_switch(segmenter.decoder, "multiplies_out", config.m2f_train.costs_from == MASKS)
     return segmenter
 
 

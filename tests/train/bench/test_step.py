@@ -51,6 +51,17 @@ def test_a_step_that_looks_ahead_computes_the_same() -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("mode", ["default", "graph"])
+def test_costs_from_features_train_as_those_from_masks_do(mode: str) -> None:
+    """The first steps: later a rounding may have changed a match."""
+    losses = []
+    for word in ("masks", "features"):
+        bench = build_bench_step(tiny(f"m2f_train.costs_from={word}", f"compile_mode={mode}"), CPU)
+        batches, clock = synthetic_batches(1, 6, pin=False), PhaseClock(CPU)
+        losses.append([float(bench.step(batches, clock)) for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_the_reference_step_computes_the_same_function() -> None:
     """Other points are drawn, so the losses agree on average only; the predictions agree exactly enough."""
     losses = []

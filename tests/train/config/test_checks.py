@@ -39,6 +39,7 @@ def test_good_settings_pass() -> None:
         ("m2f_train.mask_coefficient=nan", "mask_coefficient is nan, expected a finite number"),
         ("m2f_train.dice_coefficient=-1", "dice_coefficient is -1.0, expected a number at least 0"),
         ("m2f_train.class_coefficient=inf", "class_coefficient is inf, expected a finite number"),
+        ("m2f_train.costs_from=feature", "expected one of masks, features .did you mean 'features'"),
         ("transforms.mean=[.nan,0,0]", r"transforms\.mean is .*, expected finite numbers"),
         ("transforms.train.random_img_size_ratio_range=[1,.inf]", "expected finite numbers"),
         ("loader.cache_gb=inf", "cache_gb is inf, expected a finite number"),
@@ -90,6 +91,13 @@ def test_good_settings_pass() -> None:
 def test_each_bad_setting_is_named(argument: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load(argument)
+
+
+def test_the_published_way_multiplies_masks_out() -> None:
+    assert load("precision=reference").m2f_train.costs_from == "masks"
+    assert load("m2f_train.costs_from=features", "compile_mode=graph").m2f_train.costs_from == "features"
+    with pytest.raises(ConfigError, match=r"precision=reference is .* say m2f_train\.costs_from=masks"):
+        load("precision=reference", "m2f_train.costs_from=features")
 
 
 def test_two_words_for_weights_must_agree() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -199,29 +200,86 @@ def test_equals_the_reference_layer_by_layer(case: str, monkeypatch: pytest.Monk
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def products(
+    batch: int, queries: int, multiplied: bool, dtype: torch.dtype = torch.float32
+) -> tuple[list[Prediction], list[torch.Tensor]]:
+    """Predictions that say what their masks are the product of, as the query decoder's do, and the leaves."""
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(batch, 3, queries, 5, generator=generator).to(dtype).requires_grad_()
+    features = torch.randn(batch, 5, 8, 8, generator=generator).to(dtype).requires_grad_()
+    masks = torch.einsum("blqc,bchw->blqhw", vectors, features).unbind(1)
+    classes = [p.class_logits for p in make_predictions(3, batch, queries)]
+    product = MaskProduct(vectors, features)
+    predictions = [
+        Prediction(each, masks[layer] if multiplied else None, product, layer)
+        for layer, each in enumerate(classes)
+    ]
+    return predictions, [vectors, features, *classes]
+
+
+@pytest.mark.parametrize("multiplied", [True, False], ids=["masks", "features"])
 @pytest.mark.parametrize("case", CASES)
 def test_matched_rows_multiplied_out_again_equal_the_reference(
-    case: str, monkeypatch: pytest.MonkeyPatch
+    case: str, multiplied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Predictions that say what their masks are the product of, as the query decoder's do."""
+    """Costs from the masks of all queries, or from the mask features."""
     present, settings, queries = CASES[case]
-    crops, generator = make_crops(present), torch.Generator().manual_seed(3)
-    vectors = torch.randn(len(present), 3, queries, 5, generator=generator, requires_grad=True)
-    features = torch.randn(len(present), 5, 8, 8, generator=generator, requires_grad=True)
-    masks = torch.einsum("blqc,bchw->blqhw", vectors, features)
-    classes = [p.class_logits for p in make_predictions(3, len(present), queries)]
-    product = MaskProduct(vectors, features)
-    predictions = [Prediction(c, m, product) for c, m in zip(classes, masks.unbind(1), strict=True)]
+    crops = make_crops(present)
+    predictions, leaves = products(len(present), queries, multiplied)
     loss = MatchedLoss(settings, CLASSES)
     spy = Spy(loss)
     terms = loss(predictions, crops, seed=5, world_reduce=None)
     _, total = reference_terms(monkeypatch, predictions, crops, spy.rows, settings, seed=5)
     assert torch.allclose(terms.total, total, rtol=1e-5)
-    leaves = (vectors, features, *classes)
     for ours, theirs in zip(
         torch.autograd.grad(terms.total, leaves), torch.autograd.grad(total, leaves), strict=True
     ):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def costs_of(predictions: list[Prediction], crops: CropBatch, settings: LossSettings) -> torch.Tensor:
+    """(L, B, Q, K) as the host is asked."""
+    loss = MatchedLoss(settings, CLASSES)
+    keys = torch.from_numpy(loss.keys(5, crops.positions, len(predictions)))
+    asked = loss.asked(predictions, crops.owner_map, crops.labels, keys, None)
+    shape = len(predictions), *predictions[0].class_logits.shape[:2], crops.labels.shape[1]
+    return asked[: math.prod(shape)].view(shape)
+
+
+@pytest.mark.parametrize("ignore_void", [False, True])
+def test_costs_from_features_are_those_from_masks(ignore_void: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 but for rounding, so at the same points; loss and gradients are the same bit for bit."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    crops, settings = make_crops([[0, 1, 3], [], [2]]), replace(SETTINGS, ignore_void=ignore_void)
+    of_masks, of_features = (products(3, QUERIES, each, torch.float64) for each in (True, False))
+    costs = [costs_of(predictions, crops, settings) for predictions, _ in (of_masks, of_features)]
+    assert costs[0].dtype == torch.float64
+    torch.testing.assert_close(costs[1], costs[0], rtol=1e-11, atol=1e-12)
+    totals = [
+        MatchedLoss(settings, CLASSES)(predictions, crops, seed=5, world_reduce=None).total
+        for predictions, _ in (of_masks, of_features)
+    ]
+    assert torch.equal(totals[0], totals[1])
+    found = [
+        torch.autograd.grad(total, leaves)
+        for total, (_, leaves) in zip(totals, (of_masks, of_features), strict=True)
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_costs_from_features_are_as_close_as_those_from_masks_in_bfloat16() -> None:
+    """Against float64 from the same numbers: one rounds the samples, the other the masks."""
+    crops = make_crops([[0, 1, 3], [2, 3]])
+    low, _ = products(2, QUERIES, True, torch.bfloat16)
+    source = low[0].product
+    assert source is not None
+    wide = MaskProduct(source.vectors.double(), source.features.double())
+    exact = [Prediction(p.class_logits, None, wide, layer) for layer, p in enumerate(low)]
+    wanted = costs_of(exact, crops, SETTINGS)
+    of_features = [replace(p, masks=None) for p in low]
+    errors = [(costs_of(p, crops, SETTINGS) - wanted).square().mean().sqrt() for p in (low, of_features)]
+    assert 0 < errors[1] < 1.5 * errors[0] < 0.05
 
 
 def test_bfloat16_predictions_are_compared_in_float32() -> None:

@@ -1,6 +1,7 @@
 """The random points: reproducible bits, uniform and unrelated numbers, and the choice of uncertain ones."""
 
 import numpy as np
+import pytest
 import torch
 
 from maskshards.train.losses.point_sampling import (
@@ -13,8 +14,10 @@ from maskshards.train.losses.point_sampling import (
     random_points,
     row_offsets,
     sample_maps,
+    sample_products,
     shifted,
 )
+from tests.train.losses.test_gather_matched import Largest
 
 
 def scalar_mix(word: int) -> int:
@@ -104,6 +107,32 @@ def test_sample_maps_reads_pixel_centres_and_zeros_outside() -> None:
     maps = torch.arange(6.0).view(1, 1, 2, 3)
     centre = torch.tensor([[[0.5 / 3, 0.25], [2.5 / 3, 0.75], [0.0, 0.25]]])
     assert torch.allclose(sample_maps(maps + 1, centre)[0, 0], torch.tensor([1.0, 6.0, 0.5]), atol=1e-6)
+
+
+EDGES = torch.tensor([0.0, 2.0**-24, 0.5 / 7, 0.5, 1 - 0.5 / 7, 1 - 2.0**-24])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_products_at_points_are_samples_of_the_maps_multiplied_out(layout: torch.memory_format) -> None:
+    """Layer by layer, points at all edges among them, in float64."""
+    vectors, features = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 5, 6, 7).double()
+    points = torch.cat((torch.rand(3, 2, 40, 2), torch.cartesian_prod(EDGES, EDGES).expand(3, 2, -1, 2)), 2)
+    masks = torch.einsum("blqc,bchw->blqhw", vectors, features).unbind(1)
+    found = list(sample_products(vectors, features.to(memory_format=layout), points))
+    assert len(found) == 3
+    for layer, logits in enumerate(found):
+        expected = sample_maps(masks[layer], points[layer].double())
+        torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_samples_of_one_image_and_layer_are_held_at_a_time() -> None:
+    """64 channels at 1,000 points; neither ten layers of them nor a mask of every query."""
+    vectors, features = torch.randn(2, 10, 50, 64), torch.randn(2, 64, 4, 4)
+    points = torch.rand(10, 2, 1000, 2)
+    with Largest() as largest:
+        shapes = [tuple(logits.shape) for logits in sample_products(vectors, features, points)]
+    assert shapes == [(2, 50, 1000)] * 10
+    assert largest.numbers == 2 * 50 * 1000  # the logits themselves
 
 
 def test_nearest_zero_keeps_the_least_certain() -> None:

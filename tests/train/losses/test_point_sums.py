@@ -17,7 +17,7 @@ from maskshards.train.losses.point_sampling import (
 )
 from maskshards.train.losses.point_sums import PairSums, PlainSampler, Rows, RowSums
 from maskshards.train.losses.settings import LossSettings
-from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
 LAYERS, IMAGES, QUERIES, LABELS = 2, 2, 3, 4
 
@@ -41,6 +41,19 @@ def make_inputs(dtype: torch.dtype = torch.float32) -> tuple[list[Prediction], t
     owner_map = choice[torch.randint(len(choice), (IMAGES, 10, 12), generator=generator)].to(torch.int16)
     keys = [torch.from_numpy(point_keys(7, [3, 2**33], LAYERS, use)) for use in (MATCH, ROWS)]
     return predictions, owner_map, torch.stack(keys)
+
+
+def make_products(
+    dtype: torch.dtype = torch.float32, width: int = 5, layout: torch.memory_format = torch.contiguous_format
+) -> tuple[list[Prediction], list[Prediction]]:
+    """Predictions without masks, of any type, and the same numbers in float64."""
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(IMAGES, LAYERS, QUERIES, width, generator=generator).to(dtype)
+    features = torch.randn(IMAGES, width, 5, 6, generator=generator).to(dtype, memory_format=layout)
+    pair = MaskProduct(vectors, features), MaskProduct(vectors.double(), features.double())
+    classes = torch.zeros(IMAGES, QUERIES, 1)
+    ours, exact = ([Prediction(classes, None, each, layer) for layer in range(LAYERS)] for each in pair)
+    return ours, exact
 
 
 def rows_of(predictions: list[Prediction]) -> Rows:
@@ -129,6 +142,15 @@ def test_sums_equal_a_loop_over_dense_masks(num_points: int, ignore_void: bool) 
     sampler = PlainSampler(owner_map, LABELS, keys, settings)
     check_pairs(sampler.pair_sums(predictions), predictions, owner_map, keys, settings)
     check_rows(sampler, predictions, owner_map, keys, settings)
+
+
+@pytest.mark.parametrize("ignore_void", [False, True])
+def test_sums_of_products_equal_a_loop_over_masks_multiplied_out(ignore_void: bool) -> None:
+    _, owner_map, keys = make_inputs()
+    ours, exact = make_products()
+    settings = LossSettings(num_points=40, ignore_void=ignore_void)
+    sums = PlainSampler(owner_map, LABELS, keys, settings).pair_sums(ours)
+    check_pairs(sums, exact, owner_map, keys, settings)
 
 
 def test_no_rows_give_no_sums() -> None:

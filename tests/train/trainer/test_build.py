@@ -12,6 +12,7 @@ from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.heads.mask2former import MaskLoss
+from maskshards.train.model.heads.query_decoder import QueryDecoder
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.trainer.build import (
     autocast_dtype,
@@ -57,6 +58,13 @@ def test_fused_kernels_reach_every_part_that_has_them(tiny_run: list[str], on: b
     assert [module.fused for module in modules if isinstance(module, DeformableAttention)] == [on] * 12
     assert isinstance(parts.objective.loss, MaskLoss)
     assert parts.objective.loss.matched.fused == on
+
+
+@pytest.mark.parametrize(("word", "multiplies_out"), [("masks", True), ("features", False)])
+def test_costs_from_reaches_the_query_decoder(tiny_run: list[str], word: str, multiplies_out: bool) -> None:
+    parts = build_parts(load_config([*tiny_run, f"m2f_train.costs_from={word}"]), ALONE)
+    modules = list(parts.segmenter.decoder.modules())
+    assert [m.multiplies_out for m in modules if isinstance(m, QueryDecoder)] == [multiplies_out]
 
 
 def test_the_seed_makes_the_head(tiny_run: list[str]) -> None:

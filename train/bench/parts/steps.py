@@ -46,6 +46,7 @@ CHOICES = {  # off until they are measured; torch's own group norm is off becaus
     "depthwise stencil": ("stencil", True),
     "coordinates by point": ("points_first", True),
     "torch's group norm": ("keeps_layout", False),
+    "costs from features": ("multiplies_out", False),
 }
 
 

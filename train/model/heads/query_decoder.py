@@ -125,9 +125,12 @@ class QueryDecoder(Recomputing):
     the final one alone.
 
     `tells_product` lets the loss multiply matched masks out by themselves; False: all masks have a gradient.
+    `multiplies_out` False, with it: in training no mask is multiplied out here, the loss samples the mask
+    features for its costs.
     """
 
     tells_product: bool = True
+    multiplies_out: bool = True
 
     def __init__(
         self, width: int, num_classes: int, num_queries: int = NUM_QUERIES, ffn_dim: int = FEED_FORWARD
@@ -187,10 +190,14 @@ class QueryDecoder(Recomputing):
         """
         if not self.training:  # only the last is asked for: nine products less
             normed, vectors = normed[:, -1:], vectors[:, -1:]
-        masks = torch.einsum("blqc,bchw->blqhw", vectors, mask_features)
-        classes = self.class_embed(normed)
+        vectors, mask_features = to_autocast(vectors), to_autocast(mask_features)
+        classes = self.class_embed(normed).unbind(1)
         product = MaskProduct(vectors, mask_features) if self.tells_product else None
-        return [Prediction(c, m, product) for c, m in zip(classes.unbind(1), masks.unbind(1), strict=True)]
+        if self.training and product is not None and not self.multiplies_out:
+            return [Prediction(c, None, product, layer) for layer, c in enumerate(classes)]
+        masks = torch.einsum("blqc,bchw->blqhw", vectors, mask_features).unbind(1)
+        answers = enumerate(zip(classes, masks, strict=True))
+        return [Prediction(c, m, product, layer) for layer, (c, m) in answers]
 
 
 def allowed_places(vectors: Tensor, small_features: Tensor) -> Tensor:

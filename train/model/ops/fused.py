@@ -42,6 +42,11 @@ def kernels_fit(value: Tensor) -> bool:
 
 def set_fused(model: nn.Module, on: bool) -> None:
     """Turn the switch `fused` of every module below `model` that has one."""
+    set_switch(model, "fused", on)
+
+
+def set_switch(model: nn.Module, name: str, on: bool) -> None:
+    """Turn the switch of this name of every module below `model` that has one."""
     for module in model.modules():
-        if hasattr(module, "fused"):
-            module.fused = on  # type: ignore[assignment]
+        if hasattr(module, name):
+            setattr(module, name, on)

@@ -140,6 +140,26 @@ def test_in_eval_mode_only_the_last_layer_is_read_out_and_the_same() -> None:
     assert answer.mask_logits.untyped_storage().nbytes() == 2 * 7 * 16 * 8 * 4  # and no other layer's is kept
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_masks_may_be_left_out_in_training_and_are_the_same_when_asked_for(dtype: torch.dtype | None) -> None:
+    """Float32 mask features under autocast are what precision=reference makes."""
+    torch.manual_seed(0)
+    decoder = QueryDecoder(WIDTH, CLASSES, num_queries=7)
+    mask_features = torch.randn(2, WIDTH, 16, 8)
+    maps = [torch.randn(2, WIDTH, *side) for side in ((2, 1), (4, 2), (8, 4))]
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        whole = decoder(mask_features, maps)
+        decoder.multiplies_out = False
+        left_out = decoder(mask_features, maps)
+        (answer,) = decoder.eval()(mask_features, maps)
+    assert answer.masks is not None
+    assert [p.masks is None for p in (*whole, *left_out)] == [False] * 10 + [True] * 10
+    for ours, theirs in zip(left_out, whole, strict=True):
+        assert torch.equal(ours.class_logits, theirs.class_logits)
+        assert ours.mask_logits.dtype == theirs.mask_logits.dtype == (dtype or torch.float32)
+        torch.testing.assert_close(ours.mask_logits, theirs.mask_logits)
+
+
 def test_queries_look_inside_their_mask_or_anywhere_if_it_is_empty() -> None:
     features = torch.full((1, 2, 8, 8), -1.0)
     features[0, 0, :4, :4] = 2.0  # the first query's mask is the top left quarter; the second's is empty
