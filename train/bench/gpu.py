@@ -111,6 +111,7 @@ def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
         ("value gradient", 20, partial(operators.value_gradients, setting)),
         ("coordinates", 15, partial(operators.coordinates, setting)),
         ("loss", 15, partial(operators.loss, setting)),
+        ("costs", 10, partial(operators.costs, setting)),
         ("layers", 10, partial(operators.layers, setting)),
         ("crop", 5, partial(operators.crops, setting)),
         ("nvJPEG", 10, partial(operators.jpeg_decoding, setting)),
@@ -122,14 +123,14 @@ def parts_of(setting: Setting, options: argparse.Namespace) -> list[Part]:
         (f"width {large}, recorded", 35, partial(steps.recorded, setting, large)),
         (f"width {large}, sorted gradients", 20, partial(steps.sorted_gradients, setting, large)),
         (
-            f"width {small}, other kernels", 20,
+            f"width {small}, other kernels", 25,
             partial(
                 steps.chosen_otherwise, setting, small, "depthwise stencil", "coordinates by point",
                 "costs from features",
             ),
         ),
         (
-            f"width {large}, other kernels", 20,
+            f"width {large}, other kernels", 25,
             partial(steps.chosen_otherwise, setting, large, "torch's group norm", "costs from features"),
         ),
         (f"width {small}, compile=backbone", 40, partial(steps.compiled, setting, small, "backbone")),

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,11 +18,14 @@ from maskshards.shards.augment.crop import crop, draw_crops
 from maskshards.train.bench.budgeted import NotHere
 from maskshards.train.bench.hardware import median_ms
 from maskshards.train.bench.journal import Figures
-from maskshards.train.bench.paired import attention_ms, loss_ms
+from maskshards.train.bench.paired import NUM_LAYERS, attention_ms, loss_ms
 from maskshards.train.bench.parts.made_images import encoded_batch
 from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.bench.synthetic import synthetic_batch
+from maskshards.train.losses.host_copies import to_device
+from maskshards.train.losses.matched_loss import MatchedLoss
 from maskshards.train.model.backbone.architectures import architecture
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 from maskshards.train.model.heads.rules import NORM_GROUPS
 from maskshards.train.model.ops.deformable_attention import DeformableAttention, reference_points
 from maskshards.train.model.ops.depthwise import depthwise
@@ -81,6 +84,39 @@ def loss(setting: Setting) -> Figures:
         figures = loss_ms(config, setting.device, 1, max(1, setting.repeats // 6))
         found |= {f"{'fused' if fused else 'plain'}, {name}": value for name, value in figures.items()}
     return found
+
+
+def costs(setting: Setting) -> Figures:
+    """Matching costs of ten layers, ms: from masks of all queries, which are multiplied out, and from
+    features.
+    """
+    found: Figures = {}
+    for width in setting.widths:
+        config = setting.config(width)
+        settings, batch = crop_settings(config), synthetic_batch(config.bs, config.decoder_head.classes)
+        batch = batch.to(setting.device)
+        crops = crop(batch, draw_crops(batch, config.seed, settings), settings)
+        queries, sides = config.decoder_head.num_queries, [side // 4 for side in crops.images.shape[2:]]
+        features = noise(setting, config.bs, width, *sides).contiguous(memory_format=torch.channels_last)
+        product = MaskProduct(noise(setting, config.bs, NUM_LAYERS, queries, width), features)
+        classes = noise(setting, config.bs, queries, config.decoder_head.classes + 1)
+        matched = MatchedLoss(config.m2f_train, config.decoder_head.classes, fused=config.fused_kernels)
+        keys = to_device(matched.keys(config.seed, crops.positions, NUM_LAYERS), setting.device)
+        ask = partial(matched.asked, owner_map=crops.owner_map, labels=crops.labels, keys=keys, flags=None)
+        for name, multiplied in (("masks", True), ("features", False)):
+            call = partial(asked, ask, classes, product, multiplied)
+            found[f"{width}, {name}"] = median_ms(call, setting.device, max(1, setting.repeats // 3))
+    return found
+
+
+def asked(
+    ask: Callable[[list[Prediction]], Tensor], classes: Tensor, product: MaskProduct, multiplied: bool
+) -> Tensor:
+    """The costs as the host gets them; `multiplied`: the masks of all queries are made first."""
+    masks: Sequence[Tensor | None] = [None] * NUM_LAYERS
+    if multiplied:
+        masks = torch.einsum("blqc,bchw->blqhw", product.vectors, product.features).unbind(1)
+    return ask([Prediction(classes, each, product, layer) for layer, each in enumerate(masks)])
 
 
 def coordinates(setting: Setting) -> Figures:

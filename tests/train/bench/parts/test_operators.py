@@ -35,6 +35,12 @@ def test_coordinates_are_timed_both_ways(setting: Setting) -> None:
     assert min(figures["backward_ms"] for figures in found.values()) > 0
 
 
+def test_costs_are_timed_from_masks_and_from_features(setting: Setting) -> None:
+    found = operators.costs(setting)
+    assert list(found) == ["32, masks", "32, features", "64, masks", "64, features"]
+    assert min(found.values()) > 0
+
+
 def test_a_layout_is_what_it_is_called(setting: Setting) -> None:
     seen = []
 
