@@ -22,6 +22,7 @@ from maskshards.train.losses import point_sampling, point_sums
 from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
 from maskshards.train.losses.matches import Room
 from maskshards.train.model.heads import pixel_decoder, query_decoder
+from maskshards.train.model.ops.fused import set_switch
 from maskshards.train.model.segmenter import Segmenter
 from tests.train.losses.test_matches import crops_of
 from tests.train.model.tiny_segmenter import tiny_segmenter
@@ -90,9 +91,10 @@ def _few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query_decoder, "NUM_LAYERS", 1)
 
 
-def segmenter_for_training() -> Segmenter:
+def segmenter_for_training(multiplies_out: bool = True) -> Segmenter:
     segmenter = tiny_segmenter(num_classes=CLASSES, num_queries=6)
     segmenter.decoder.train()
+    set_switch(segmenter.decoder, "multiplies_out", multiplies_out)
     return segmenter
 
 
@@ -129,10 +131,13 @@ def _in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
+@pytest.mark.parametrize("multiplies_out", [True, False], ids=["masks", "features"])
 @pytest.mark.usefixtures("_points_by_operators", "_in_float64")
-def test_replayed_steps_equal_ordinary_ones_batch_by_batch() -> None:
-    """Losses, the flag, gradients added up over two micro-steps, and batch statistics."""
-    plain, ours = segmenter_for_training().double(), segmenter_for_training().double()
+def test_replayed_steps_equal_ordinary_ones_batch_by_batch(multiplies_out: bool) -> None:
+    """Losses, the flag, gradients added up over two micro-steps, and batch statistics; costs of the
+    ordinary step come from masks.
+    """
+    plain, ours = segmenter_for_training().double(), segmenter_for_training(multiplies_out).double()
     tapes = [Tapes([*ours.decoder.parameters(), *ours.decoder.buffers()]) for _ in range(2)]
     left = list(tapes)
     step = CapturedStep(ours, a_loss(), nullcontext, left.pop, weight=0.5)
@@ -192,12 +197,15 @@ def test_operators_and_shapes_are_the_same_for_all_batches_of_a_room() -> None:
     assert usual == empty
 
 
-def test_nothing_recorded_reads_a_value_or_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("multiplies_out", [True, False], ids=["masks", "features"])
+def test_nothing_recorded_reads_a_value_or_the_host(
+    multiplies_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On tensors without values every read of one is an error; no operator may take a tensor of the host."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     meta = torch.device("meta")
-    segmenter = segmenter_for_training().to(meta)
+    segmenter = segmenter_for_training(multiplies_out).to(meta)
     step = captured_step(segmenter, a_loss(), nullcontext, CPU)
     images, num_images = torch.zeros(2, 3, 32, 32, device=meta), 2
     step.places.put("next images", images)

@@ -1,45 +1,46 @@
-"""The kernels of the loss compile for NVIDIA chips without one; what they compute is tested through
-their door, in test_loss_kernels.py.
+"""Costs of more queries, labels and channels than one program holds, from masks and from features; all else
+the kernels compute is tested in test_point_sums_fused.py.
 """
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 
-from maskshards.train.losses.point_sampling import point_keys, random_points
+from tests import forked
+from tests.train.model.interpreted import skip_old_interpreter
 
 pytest.importorskip("triton")
 
-POINTS = """
-import json, torch, triton, triton.language as tl
-from maskshards.train.losses import point_sums_triton as fused
+CASE = """
+import torch
+from maskshards.train.losses import point_sums_triton as kernels
+from maskshards.train.losses.point_sampling import point_keys
+from maskshards.train.losses.point_sums import PlainSampler
+from maskshards.train.losses.point_sums_fused import FusedSampler
+from maskshards.train.losses.settings import LossSettings
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
-@triton.jit
-def write(keys, out, COUNT: tl.constexpr):
-    number = tl.arange(0, COUNT)
-    x, y = fused._points(number.to(tl.uint32), keys)
-    tl.store(out + 2 * number, x)
-    tl.store(out + 2 * number + 1, y)
-
-keys, out = torch.tensor(KEYS), torch.zeros(64, 2)
-write[(1,)](keys, out, COUNT=64)
-print(json.dumps(out.flatten().tolist()))
+queries, labels, width = (tile + 3 for tile in (FIRST.queries, FIRST.labels, FIRST.channels))
+torch.manual_seed(0)
+owner_map = torch.randint(0, labels, (2, 9, 7), dtype=torch.int16)
+keys = torch.from_numpy(point_keys(7, [3, 4], 1, 1))[None]
+product = MaskProduct(torch.randn(2, 1, queries, width), torch.randn(2, width, 5, 6))
+left_out = Prediction(torch.zeros(2, queries, 1), None, product)
+whole = Prediction(left_out.class_logits, left_out.mask_logits)
+inputs = owner_map, labels, keys, LossSettings(num_points=45)
+wanted = PlainSampler(*inputs).pair_sums([whole])
+found = FusedSampler(*inputs).pair_sums([GIVEN])
+for field in wanted.__dataclass_fields__:
+    exact = getattr(wanted, field)
+    assert (getattr(found, field) - exact).abs().max() < 1e-5 * exact.abs().max(), field
+print("equal")
 """
 
 
-def test_points_are_the_plain_ones_bit_for_bit(tmp_path: Path) -> None:
-    keys = torch.from_numpy(point_keys(2**40 + 1, [2**35], 1, 2))[0, 0]
-    script = tmp_path / "points.py"  # Triton reads its kernels' source from files
-    script.write_text(POINTS.replace("KEYS", str(keys.tolist())), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=Path(__file__).parents[3], capture_output=True, text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "src:."}, timeout=900,
-    )  # fmt: skip
+@pytest.mark.parametrize(("tile", "given"), [("OF_MASKS", "whole"), ("OF_FEATURES", "left_out")])
+def test_costs_of_more_than_one_tile(tile: str, given: str) -> None:
+    code = CASE.replace("FIRST", f"kernels.{tile}").replace("GIVEN", given)
+    done = forked.run(["-c", code], env={**os.environ, "TRITON_INTERPRET": "1"})
+    skip_old_interpreter(done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.tensor(json.loads(done.stdout.splitlines()[-1])).view(64, 2)
-    assert torch.equal(found, random_points(keys, 64))
+    assert done.stdout.splitlines() == ["equal"]
