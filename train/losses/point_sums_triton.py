@@ -2,9 +2,10 @@
 
 Plain PyTorch writes every point, every sampled logit and every intermediate product to memory: at ten
 layers and sixteen images some 200 million samples for the costs and 54 million candidates, each passed
-over about ten times. Here a point is hashed from its number where it is needed
-(`point_reads_triton`), so that only sums leave a kernel, and the candidates' magnitudes. Sums over blocks of points are added up by their caller, in a set order; the gradient of the maps is gathered by atomics, so
-its last bits depend on the order in which programs finish.
+over about ten times. Here a point is hashed from its number where it is needed (`point_reads_triton`), so
+that only sums leave a kernel, and the candidates' magnitudes. Sums over blocks of points are added up by
+their caller, in a set order; the gradient of the maps is gathered by atomics, so its last bits depend on the
+order in which programs finish.
 
 Letters: B image, Q query, K label index of an image, R matched row, P point, N number of a point in its
 set, S share of the points. Maps are contiguous; owner maps are int16.
@@ -52,6 +53,15 @@ OF_MASKS = Tile(queries=16, points=32, labels=32, channels=16, shares=8, warps=4
 OF_FEATURES = Tile(queries=128, points=32, labels=32, channels=32, shares=16, warps=8)
 
 
+@triton.jit
+def _label_tile(
+    labels, column, x, y, height, width, in_set, VOID: tl.constexpr, IGNORE_VOID: tl.constexpr
+):  # fmt: skip
+    """The masks of labels `column` (K,) at the points, (P, K), and how much each point counts, (P,)."""
+    target = share_of(labels, x[:, None], y[:, None], height, width, column[None, :], in_set[:, None])
+    return target, counts(labels, x, y, height, width, in_set, VOID, IGNORE_VOID)
+
+
 @triton.jit(do_not_specialize=["num_labels"])  # it changes with every batch
 def cost_sums(
     maps, vectors, owner_map, keys, products, query_sums, label_sums,
@@ -64,9 +74,9 @@ def cost_sums(
     """One layer's sums over one share of the points, program (image, block of queries and labels, share).
 
     maps (B, Q, h, w), images `image_stride` apart; with OF_FEATURES (B, C, h, w) with two strides more, to be
-    multiplied with vectors (B, Q, C), `vector_stride` apart. owner_map (B, H, W), keys (B, 2). Written:
-    products (S, B, Q, 2, K), the sums of logit * target and of sigmoid * target; query_sums (S, B, Q, 2),
-    softplus and sigmoid; label_sums (S, B, K + 1), target and, last, the points that count.
+    multiplied with vectors (B, Q, C), `vector_stride` apart. owner_map (B, H, W), keys (B, 2). Written: sums
+    of logit * target and of sigmoid * target, products (S, B, Q, 2, K); of softplus and sigmoid, query_sums
+    (S, B, Q, 2); of target and, last, of points that count, label_sums (S, B, K + 1).
     """
     image, share = tl.program_id(0), tl.program_id(2)
     label_blocks = tl.cdiv(num_labels, BLOCK_K)  # at run time: batches differ, and each size would compile
@@ -80,17 +90,15 @@ def cost_sums(
         tl.zeros((BLOCK_Q, BLOCK_K), tl.float32),
     )
     softplus_sum, sigmoid_sum = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
-    target_sum = tl.zeros((BLOCK_K,), dtype=tl.float32)
-    counted = tl.zeros((BLOCK_P,), dtype=tl.float32)
+    target_sum, counted = tl.zeros((BLOCK_K,), tl.float32), tl.zeros((BLOCK_P,), tl.float32)
     end = tl.minimum((share + 1) * points_a_share, num_points)
     for start in range(share * points_a_share, end, BLOCK_P):
         number = start + tl.arange(0, BLOCK_P)
         in_set = number < end
         x, y = points(number.to(tl.uint32), keys + 2 * image)
-        target = share_of(
-            labels, x[:, None], y[:, None], label_height, label_width, column[None, :], in_set[:, None]
-        )
-        weight = counts(labels, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID)
+        target, weight = _label_tile(
+            labels, column, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
+        )  # fmt: skip
         logit = logit_tile(
             maps + image.to(tl.int64) * image_stride, vectors + image.to(tl.int64) * vector_stride,
             query, in_query, x, y, height, width, in_set,

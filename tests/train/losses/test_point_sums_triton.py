@@ -22,10 +22,10 @@ from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
 queries, labels, width = (tile + 3 for tile in (FIRST.queries, FIRST.labels, FIRST.channels))
 torch.manual_seed(0)
-owner_map = torch.randint(0, labels, (2, 9, 7), dtype=torch.int16)
-keys = torch.from_numpy(point_keys(7, [3, 4], 1, 1))[None]
-product = MaskProduct(torch.randn(2, 1, queries, width), torch.randn(2, width, 5, 6))
-left_out = Prediction(torch.zeros(2, queries, 1), None, product)
+owner_map = torch.randint(0, labels, (1, 9, 7), dtype=torch.int16)
+keys = torch.from_numpy(point_keys(7, [3], 1, 1))[None]
+product = MaskProduct(torch.randn(1, 1, queries, width), torch.randn(1, width, 5, 6))
+left_out = Prediction(torch.zeros(1, queries, 1), None, product)
 whole = Prediction(left_out.class_logits, left_out.mask_logits)
 inputs = owner_map, labels, keys, LossSettings(num_points=45)
 wanted = PlainSampler(*inputs).pair_sums([whole])
