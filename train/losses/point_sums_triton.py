@@ -98,7 +98,7 @@ def cost_sums(
         x, y = points(number.to(tl.uint32), keys + 2 * image)
         target, weight = _label_tile(
             labels, column, x, y, label_height, label_width, in_set, VOID, IGNORE_VOID
-        )  # fmt: skip
+        )
         logit = logit_tile(
             maps + image.to(tl.int64) * image_stride, vectors + image.to(tl.int64) * vector_stride,
             query, in_query, x, y, height, width, in_set,
