@@ -20,6 +20,7 @@ from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+from maskshards.train.model.ops.fused import set_switch
 from maskshards.train.tracking.metrics_log import MetricsFile, read_metrics
 from maskshards.train.tracking.progress import ProgressLine
 from maskshards.train.trainer import loop
@@ -232,7 +233,11 @@ def test_killed_without_warning_repeats_the_lost_steps(
     assert same(final_weights(tmp_path / "cut"), whole)
 
 
-def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("multiplies_out", [True, False], ids=["masks", "features"])
+def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(
+    tiny_run: list[str], tmp_path: Path, multiplies_out: bool
+) -> None:
+    """Of micro-steps whose costs come from masks, whatever those of the step come from."""
     config = load_config([*tiny_run, "bs=1", "global_batch=3", "optimizer.gradient_clip=inf"])
     parts = build_parts(config, ALONE)
     with open_loader(config, ALONE, parts.selection, 0) as loader:
@@ -242,6 +247,7 @@ def test_gradients_of_a_step_are_the_mean_of_its_micro_steps(tiny_run: list[str]
         total = parts.objective(batch).total
         gradients = torch.autograd.grad(total, list(parts.decoder.parameters()))
         wanted = [kept + gradient / 3 for kept, gradient in zip(wanted, gradients, strict=True)]
+    set_switch(parts.segmenter.decoder, "multiplies_out", multiplies_out)
     metrics = MetricsFile(tmp_path, ALONE, 0)
     with StopSignals() as stop:
         watch = Instruments(ALONE, Guard(config.guards, parts.decoder, parts.optimizer, tmp_path), math.inf)

@@ -9,7 +9,7 @@ from maskshards.train.losses.matched_loss import MatchedLoss
 from maskshards.train.losses.nonfinite import NonFiniteError
 from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads.mask2former import MaskLoss, poisoned, semantic_scores
-from maskshards.train.model.heads.prediction import Prediction
+from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
 CLASSES = 2
 
@@ -42,6 +42,15 @@ def test_a_poisoned_loss_reaches_every_prediction() -> None:
     total = poisoned([Prediction(logits[0], logits[1]), Prediction(logits[2], logits[3])])
     total.backward()
     assert all(value.grad is not None and value.grad.isnan().all() for value in logits)
+
+
+def test_a_poisoned_loss_reaches_what_masks_that_were_left_out_are_made_of() -> None:
+    vectors, features = torch.ones(1, 2, 3, 4, requires_grad=True), torch.ones(1, 4, 5, 5, requires_grad=True)
+    classes, product = torch.ones(1, 3, 2, requires_grad=True), MaskProduct(vectors, features)
+    poisoned([Prediction(classes, None, product, layer) for layer in range(2)]).backward()
+    for leaf in (vectors, features, classes):
+        assert leaf.grad is not None
+        assert leaf.grad.isnan().all()
 
 
 def test_what_cannot_be_matched_answers_nan_and_meets_the_other_ranks_all_the_same() -> None:
