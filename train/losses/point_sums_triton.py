@@ -50,7 +50,7 @@ class Tile:
 
 OF_MASKS = Tile(queries=16, points=32, labels=32, channels=16, shares=8, warps=4)
 # All queries of an image read the same features: one program for all, else they are gathered again and again.
-OF_FEATURES = Tile(queries=128, points=32, labels=32, channels=32, shares=16, warps=8)
+OF_FEATURES = Tile(queries=128, points=16, labels=32, channels=64, shares=16, warps=8)
 
 
 @triton.jit
