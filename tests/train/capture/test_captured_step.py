@@ -95,6 +95,7 @@ def segmenter_for_training(multiplies_out: bool = True) -> Segmenter:
     segmenter = tiny_segmenter(num_classes=CLASSES, num_queries=6)
     segmenter.decoder.train()
     set_switch(segmenter.decoder, "multiplies_out", multiplies_out)
+    set_switch(segmenter.decoder, "resample", False)  # SciPy would multiply, unseen by a tape
     return segmenter
 
 
