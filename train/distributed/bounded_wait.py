@@ -19,6 +19,7 @@ Answer = TypeVar("Answer")
 LOOK = timedelta(seconds=1)  # in waits, between looks at whether there is still somebody to wait for
 # "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] ", "[enforce fail at ../pair.cc:553] "
 PLACE = re.compile(r"^\[[^\]]*\.(?:cc|cpp|h|hpp):\d+\]\s*")
+ADVICE = " This is typically caused by"  # gloo's, which ends in good wishes
 
 
 class NotInTimeError(ConnectionError):
@@ -59,4 +60,4 @@ def in_time(work: Callable[[], Answer], timeout: timedelta, look: Callable[[], o
 def plain_words(error: BaseException, limit: int = 200) -> str:
     """The first line of an error of torch, without the places of its sources."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return PLACE.sub("", lines[0])[:limit]
+    return PLACE.sub("", lines[0]).split(ADVICE)[0][:limit]

@@ -312,9 +312,8 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
         if not missing and (ours or not known):
             error.add_note(heartbeat.place)
             raise
-        own = "" if ours else f" The collective's own words: {plain_words(error)}"
-        what = missing or "the ranks have lost each other"
-        raise LostRankError(f"{what}.{own}") from error
+        own = f"the ranks have lost each other. The collective's own words: {plain_words(error)}"
+        raise LostRankError(missing or own) from error
     except BaseException as error:
         heartbeat.end(last_word(error))
         error.add_note(heartbeat.place)

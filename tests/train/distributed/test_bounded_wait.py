@@ -31,6 +31,7 @@ def test_work_that_never_answers_is_left_and_what_looks_may_end_the_wait() -> No
         ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed", "Connection closed"),
         ("[enforce fail at ../gloo/transport/tcp/device.cc:84] ifa != nullptr. no", "ifa != nullptr. no"),
         ("wait timeout after 2 ms\nException raised from f at /x.cpp:1\nframe #0", "wait timeout after 2 ms"),
+        ("Connection closed. This is typically caused by a remote worker. GLHF!", "Connection closed."),
         ("", "RuntimeError"),
     ],
 )  # fmt: skip

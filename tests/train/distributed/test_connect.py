@@ -98,8 +98,8 @@ except ConnectionError as error:
     [
         ("store", 1, "ranks [1] of 3 did not appear within 6 s"),
         ("beat", 1, "no sign of life from rank 1 (last heard in step 0, starting for 0 s)"),
-        ("group", 1, "no sign of life from rank 1 (last heard in step 0, connecting to all ranks"),
-        ("hosts", 1, "no sign of life from rank 1 (last heard in step 0, connecting to all ranks"),
+        ("group", 1, "no sign of life from rank 1 (last heard in step 0, "),
+        ("hosts", 1, "no sign of life from rank 1 (last heard in step 0, "),
         ("store", 0, "rank {rank} of 3"),
         ("hosts", 0, "the launch's store does not answer any more; it lives with rank 0"),
     ],
