@@ -229,7 +229,8 @@ class Heartbeat:
     def _judge_alone(self) -> str:
         """The same where the store is gone: the launch is over for a rank that does not get on either."""
         still_s, gone_s = self._clock.s - self._since, self._clock.s - self._answered
-        return NO_STORE if gone_s >= lost_ranks.WARN_S and still_s >= self._place.patience_s else ""
+        over = gone_s >= lost_ranks.WARN_S and still_s >= self._place.patience_s
+        return f"{NO_STORE} ({self.place})" if over else ""
 
     def _end_process(self) -> None:
         """Give this process time to end by itself, with its files closed; then end it with the verdict."""
@@ -313,7 +314,10 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
             error.add_note(heartbeat.place)
             raise
         own = f"the ranks have lost each other. The collective's own words: {plain_words(error)}"
-        raise LostRankError(missing or own) from error
+        lost = LostRankError(missing or own)
+        if missing in ("", NO_STORE):  # nobody is named but this one
+            lost.add_note(heartbeat.place)
+        raise lost from error
     except BaseException as error:
         heartbeat.end(last_word(error))
         error.add_note(heartbeat.place)
