@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from maskshards.train.distributed.bounded_wait import NotInTimeError, in_time, plain_words
 from maskshards.train.distributed.heartbeat import Heartbeat
-from maskshards.train.distributed.launch import Launch, open_store
+from maskshards.train.distributed.launch import AbsentError, Launch, open_store
 from maskshards.train.distributed.lost_ranks import LostRankError
 from maskshards.train.distributed.rendezvous import FAREWELL_TIMEOUT, meet
 
@@ -31,7 +31,7 @@ def appear(
     """
     try:
         return show_up(launch, open_store(launch, environment, timeout), timeout, patience_s)
-    except ConnectionError as error:
+    except AbsentError as error:
         raise ConnectionError(f"{error}{launch.way_out}") from error
 
 

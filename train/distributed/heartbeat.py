@@ -36,6 +36,7 @@ from maskshards.train.distributed.lost_ranks import (
     Record,
     Watch,
     elsewhere,
+    ended_words,
     failed,
     named,
 )
@@ -78,12 +79,13 @@ class Heartbeat:
         """From here on this rank writes by itself."""
         self._thread.start()
 
-    def at(self, step: int, doing: str, *, waits: bool = False) -> None:
+    def at(self, step: int, doing: str, *, waits: bool = False, slow: bool = False) -> None:
         """Say where this rank is, which counts as progress; costs nothing, the thread writes it.
 
-        `waits`: it waits for other ranks there, or may.
+        `waits`: it waits for other ranks there, or may. `slow`: that may honestly take long.
         """
-        self._place = Record(0, step, doing, 0.0, waits=waits, patience_s=self.patience_s)
+        patience_s = max(self.patience_s, PATIENCE_S) if slow else self.patience_s
+        self._place = Record(0, step, doing, 0.0, waits=waits, patience_s=patience_s)
         self._since = self._clock.s
 
     @property
@@ -91,9 +93,9 @@ class Heartbeat:
         """Where this rank is, or was when it ended, for people."""
         return f"rank {self.rank} of {self.num_ranks}, in step {self._place.step}, {self._place.doing}"
 
-    def doing(self, what: str, *, waits: bool = False) -> None:
+    def doing(self, what: str, *, waits: bool = False, slow: bool = False) -> None:
         """Say what this rank does now, in the same step."""
-        self.at(self._place.step, what, waits=waits)
+        self.at(self._place.step, what, waits=waits, slow=slow)
 
     @contextmanager
     def waiting(self, what: str = "") -> Iterator[None]:
@@ -146,7 +148,7 @@ class Heartbeat:
                     return "no progress of " + named(behind)
         except RuntimeError:
             return NO_STORE
-        return "ended: " + named(ended) if ended else ""
+        return ended_words(ended) if ended else ""
 
     def absent(self) -> str:
         """The ranks that are not where this one waits, with their last words."""

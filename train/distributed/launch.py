@@ -33,6 +33,10 @@ class LaunchError(ValueError):
     """The launcher's environment is incomplete, or asks for devices that are not there."""
 
 
+class AbsentError(ConnectionError):
+    """Ranks that nobody may have started do not come."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What a launcher says about this process."""
@@ -163,6 +167,8 @@ def open_store(launch: Launch, environment: Mapping[str, str], timeout: timedelt
     hosts = launch.rank == 0 and not hosted
     if not hosts:
         await_server(launch, timeout)
+    else:
+        await_name(launch, timeout)
 
     def make() -> dist.Store:
         return dist.TCPStore(
@@ -189,13 +195,11 @@ def store_error(launch: Launch, hosts: bool, own: str) -> ConnectionError:
             f"port {launch.port} of {launch.address} is taken by another program, and the ranks cannot meet "
             "there; set MASTER_PORT to a free one, the same on every node, or end what listens there"
         )
-    if hosts and (unknown := why_unknown(launch.address)):
-        return ConnectionError(
-            f"MASTER_ADDR is {launch.address}, and rank 0 cannot look that name up ({unknown}); set it to "
-            "the name or address of the node of rank 0, the same on every node"
-        )
     if hosts:
-        return ConnectionError(f"rank 0 cannot listen at {where} (MASTER_ADDR, MASTER_PORT): {own}")
+        return ConnectionError(
+            f"rank 0 cannot listen at {where} ({own}); MASTER_ADDR has to be the name or address of its own "
+            "node, and MASTER_PORT a free port there, the same on every node"
+        )
     who = f"rank {launch.rank} of {launch.num_ranks}"
     if not listens(launch, LAST_CALL):
         return ConnectionError(f"{who}: rank 0 at {where} ended before all ranks had met; look at its log")
@@ -214,17 +218,27 @@ def listens(launch: Launch, timeout: timedelta) -> bool:
     return True
 
 
-def why_unknown(address: str) -> str:
-    """Why the name of a host cannot be looked up; empty where it can."""
-    try:
-        socket.getaddrinfo(address, None)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
+def await_name(launch: Launch, timeout: timedelta) -> None:
+    """On rank 0, until its own name can be looked up: that of a pod is known a moment after it started.
+    ConnectionError in our words.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            socket.getaddrinfo(launch.address, None)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConnectionError(
+                    f"MASTER_ADDR is {launch.address}, and rank 0 cannot look that name up "
+                    f"({error.strerror or error}); set it to the name or address of the node of rank 0, the "
+                    "same on every node"
+                ) from error
+        time.sleep(POLL_S)
 
 
 def await_server(launch: Launch, timeout: timedelta) -> None:
-    """Until somebody listens where rank 0 should. ConnectionError in our words: torch's own attempt would
+    """Until somebody listens where rank 0 should. AbsentError in our words: torch's own attempt would
     leave its traces in the log first.
     """
     deadline = time.monotonic() + timeout.total_seconds()
@@ -235,7 +249,7 @@ def await_server(launch: Launch, timeout: timedelta) -> None:
             return
         except OSError as error:
             if left_s <= POLL_S:
-                raise ConnectionError(
+                raise AbsentError(
                     f"rank {launch.rank} of {launch.num_ranks} cannot reach rank 0 at "
                     f"{launch.address}:{launch.port} within {timeout.total_seconds():.0f} s ({error}); look "
                     "whether it started, at its log, and at MASTER_ADDR and MASTER_PORT"

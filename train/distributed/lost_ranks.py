@@ -79,7 +79,7 @@ class Watch:
         alive, silent_s = self._silence(records, now)
         if ended := failed(records):
             self._failed_at = now if self._failed_at is None else self._failed_at
-            return "ended: " + named(ended) if now - self._failed_at >= ENDED_S else ""
+            return ended_words(ended) if now - self._failed_at >= ENDED_S else ""
         self._failed_at = None
         waited_s = {  # by those who live
             rank: record.since_s
@@ -113,6 +113,13 @@ def failed(records: dict[int, Record]) -> dict[int, Record]:
     ended = {rank: record for rank, record in records.items() if record.ended not in ("", DONE)}
     lost = LostRankError.__name__
     return {rank: record for rank, record in ended.items() if not record.ended.startswith(lost)} or ended
+
+
+def ended_words(ended: dict[int, Record]) -> str:
+    """Why `failed` ranks ended; where they only waited for others, the words in which they said for whom."""
+    words = next(iter(ended.values())).ended
+    lost = f"{LostRankError.__name__}: "
+    return words.removeprefix(lost) if words.startswith(lost) else "ended: " + named(ended)
 
 
 def elsewhere(records: dict[int, Record], rank: int) -> dict[int, Record]:

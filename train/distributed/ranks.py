@@ -64,10 +64,10 @@ class Ranks:
         if self.heartbeat is not None:
             self.heartbeat.at(step, doing, waits=waits)
 
-    def doing(self, what: str, *, waits: bool = False) -> None:
-        """The same, in the step that was noted last."""
+    def doing(self, what: str, *, waits: bool = False, slow: bool = False) -> None:
+        """The same, in the step that was noted last. `slow`: it may honestly take long."""
         if self.heartbeat is not None:
-            self.heartbeat.doing(what, waits=waits)
+            self.heartbeat.doing(what, waits=waits, slow=slow)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over all ranks, in place; any device."""

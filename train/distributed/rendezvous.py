@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from maskshards.train.distributed.launch import AbsentError
 
 ANSWER_TIMEOUT = timedelta(seconds=1)  # after which the first rank looks for newer tokens
 FAREWELL_TIMEOUT = timedelta(seconds=5)  # for the others to read why nothing begins
@@ -46,22 +48,28 @@ def gather_all(store: dist.Store, num_ranks: int, timeout: timedelta) -> str:
         if not shown:
             time.sleep(POLL_S)
         missing = [rank for rank in missing if rank not in members]
-        words = other_size(members, num_ranks)
-        if not words and missing and time.monotonic() > deadline:
+        if words := other_size(members, num_ranks):
+            tell(store, name, members, words)
+            raise ConnectionError(words)
+        if missing and time.monotonic() > deadline:
             words = (
                 f"ranks {missing} of {num_ranks} did not appear within {timeout.total_seconds():.0f} s; "
                 "look at their logs, and whether their nodes are up"
             )
-        if words:
-            store.set(f"state/{name}", words)
-            until = time.monotonic() + FAREWELL_TIMEOUT.total_seconds()
-            for rank in members:  # the store may end with this process
-                arrived(store, f"told/{name}/{rank}", until)
-            raise ConnectionError(words)
+            tell(store, name, members, words)
+            raise AbsentError(words)
     for rank, token in members.items():
         store.set(f"member/{name}/{rank}", token)
     store.set(f"state/{name}", OPEN)
     return name
+
+
+def tell(store: dist.Store, name: str, members: Iterable[int], words: str) -> None:
+    """Let those who came know why nothing begins, before the store ends with this process."""
+    store.set(f"state/{name}", words)
+    until = time.monotonic() + FAREWELL_TIMEOUT.total_seconds()
+    for rank in members:
+        arrived(store, f"told/{name}/{rank}", until)
 
 
 def other_size(members: Mapping[int, str], num_ranks: int) -> str:

@@ -154,6 +154,7 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
     """Everything for training, with a fresh head; the cheap checks first, the model last."""
     micro_steps = count_micro_steps(config, ranks)
     schedule = build_schedule(config.scheduler)
+    ranks.doing("reading the data set")
     train_split, val_split = open_training_split(config), open_validation_split(config)
     if train_split.manifest.classes != val_split.manifest.classes:
         raise ConfigError(
@@ -161,11 +162,13 @@ def build_parts(config: TrainConfig, ranks: Ranks) -> Parts:
         )
     if ranks.is_first:
         tell_odd_classes(train_split, val_split)
+    ranks.doing("loading the model", slow=True)
     segmenter = build_model(config, ranks.device)
     sync_batch_norms(segmenter.decoder, ranks.world.num_ranks)
     segmenter.decoder.train()
     check_recordable(config, ranks)
     compile_in_place(segmenter, config.compile, mode=config.compile_mode)
+    ranks.wait("the model")  # else the first collective would give up after the time of a step
     decoder = spread(segmenter.decoder, ranks)
     return Parts(
         segmenter=segmenter,

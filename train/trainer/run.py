@@ -117,9 +117,11 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: 
         trained = checkpoint.state.config if checkpoint.state else None
         config = with_data_facts(with_rule(with_commit(config, trained), trained))
         config = with_cpu_type(config, ranks, lambda: trained)
+        ranks.doing("reading the data set")
         split = open_validation_split(config)
         check_against_split(checkpoint.state, split.manifest, str(checkpoint.path))
         check_same({"the validation data's fingerprint": split.manifest.fingerprint}, ranks)
+        ranks.doing("loading the model", slow=True)
         segmenter = build_model(config, ranks.device)
         check_trained_on(checkpoint.state, config, segmenter.backbone, str(checkpoint.path))
         load_weights(segmenter.decoder, checkpoint)

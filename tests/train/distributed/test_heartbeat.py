@@ -102,6 +102,20 @@ def test_a_rank_that_lives_and_does_not_get_on_is_named(
             raise RuntimeError("timed out")
 
 
+def test_what_may_honestly_take_long_is_given_time(two: tuple[Heartbeat, Heartbeat]) -> None:
+    first, second = two
+    for place, slow, patience_s in (
+        ("loading the model", True, 1800.0),
+        ("reading the data set", False, 100.0),
+    ):
+        first.at(0, "waiting for all ranks at 'the model'", waits=True)
+        second.doing(place, slow=slow)
+        pass_s(two, patience_s - 1)
+        assert first._judge()[1] == ""
+    pass_s(two, 1.0)
+    assert first._judge()[1] == "no progress of rank 1 (last heard in step 0, reading the data set for 100 s)"
+
+
 def pass_s(heartbeats: Iterable[Heartbeat], seconds: float) -> None:
     """Let that much time pass on the clocks of all ranks; each writes."""
     for one in heartbeats:
@@ -269,7 +283,7 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
 HANGS = """
 import os, signal, sys, threading
 import maskshards.shards.storage.local, maskshards.train.checkpoint.checkpoint
-import maskshards.train.evaluation.evaluate
+import maskshards.train.evaluation.evaluate, maskshards.train.trainer.build
 from maskshards.train.__main__ import main
 from maskshards.train.distributed import lost_ranks
 from maskshards.train.distributed.heartbeat import Heartbeat
@@ -282,6 +296,7 @@ owner, name, rank, first = {
     "evaluation": (maskshards.train.evaluation.evaluate, "label_maps", "1", 2),
     "saving": (maskshards.train.checkpoint.checkpoint, "write_through", "0", 2),
     "data": (maskshards.shards.storage.local.LocalStore, "read", "1", 3),
+    "start": (maskshards.train.trainer.build, "open_split", "1", 1),
 }[place]
 whole, calls = getattr(owner, name), []
 
@@ -305,7 +320,12 @@ sys.exit(main(arguments))
 @pytest.mark.parametrize("fault", ["hang", "stop"])
 @pytest.mark.parametrize(
     ("place", "rank", "doing"),
-    [("evaluation", 1, "evaluating, "), ("saving", 0, "saving "), ("data", 1, "waiting for data")],
+    [
+        ("evaluation", 1, "evaluating, "),
+        ("saving", 0, "saving "),
+        ("data", 1, "waiting for data"),
+        ("start", 1, "reading the data set"),
+    ],
 )
 def test_a_rank_that_hangs_or_stops_in_an_evaluation_or_a_save_ends_the_launch(
     tiny_run: list[str], fault: str, place: str, rank: int, doing: str

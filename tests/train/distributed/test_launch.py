@@ -149,13 +149,17 @@ def test_processes_of_mpirun_do_not_train_each_alone(name: str) -> None:
     assert read_launch(TORCHRUN | {name: "4"}) == read_launch(TORCHRUN)
 
 
-def test_rank_0_says_that_its_own_name_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_says_that_its_own_name_cannot_be_looked_up(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     def unknown(*_: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     words = r"MASTER_ADDR is nowhere, and rank 0 cannot look that name up \(Name or service not known\)"
-    assert re.match(words, str(store_error(Launch(0, 2, 0, "nowhere", 29500), True, "")))
+    with pytest.raises(ConnectionError, match=words):
+        open_store(Launch(0, 2, 0, "nowhere", 29500), {}, timedelta(seconds=0.3))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_rank_0_that_listened_and_is_gone_is_told_from_another_program() -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from maskshards.train.distributed.lost_ranks import DONE, Record, Watch, elsewhere, failed, named
+from maskshards.train.distributed.lost_ranks import DONE, Record, Watch, elsewhere, ended_words, failed, named
 
 
 def sign(beat: int, step: int = 5, doing: str = "computing", since_s: float = 0.0, ended: str = "") -> Record:
@@ -50,6 +50,8 @@ def test_an_error_of_its_own_comes_before_those_who_waited_for_it() -> None:
     own = Record(3, 5, "saving", 0.0, ended="OSError: disk")
     assert failed({0: waited, 1: sign(4), 2: own}) == {2: own}
     assert failed({0: waited, 1: sign(4)}) == {0: waited}
+    assert ended_words({2: own}) == "ended: rank 2 (in step 5, saving: OSError: disk)"
+    assert ended_words({0: waited}) == "ended: rank 2 (...)"  # not that rank 0 ended for it
 
 
 def test_who_has_only_just_come_to_its_place_blames_nobody() -> None:
