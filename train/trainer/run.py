@@ -57,7 +57,7 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[st
 
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str] = ()) -> str:
     """Start or continue the run of `output_dir` and take it to its end."""
-    with run_folder(config, ranks) as folder:
+    with run_folder(config, ranks, words) as folder:
         config = with_data_facts(like_last_run(config, folder, ranks))
         config = with_cpu_type(config, ranks, lambda: earlier_config(config, folder))
         check_trackers(config, ranks)

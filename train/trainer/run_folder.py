@@ -7,13 +7,14 @@ still ending is waited for. All ranks learn of a refusal together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from maskshards.shards.storage.file_lock import LockedError, held
-from maskshards.train.checkpoint.checkpoint import FINAL
+from maskshards.train.checkpoint.checkpoint import FINAL, LAST, checkpoints_of
 from maskshards.train.checkpoint.checkpoint import FOLDER as CHECKPOINTS
+from maskshards.train.config.load import SHORT, WRITTEN
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.tracking.metrics_log import METRICS
@@ -21,13 +22,15 @@ from maskshards.train.tracking.tensorboard import FOLDER as BOARDS
 from maskshards.train.trainer.build import NONFINITE
 
 LOCK = ".lock"
+PLACE_WORDS = {"output_dir", *(word for word, key in SHORT.items() if key == "output_dir")}
 PATIENCE_S = 30.0  # torchrun gives a rank this long to die before it kills it
 SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE, "wandb")  # the last is where Weights & Biases writes
 
 
 @contextmanager
-def run_folder(config: TrainConfig, ranks: Ranks) -> Iterator[Path]:
-    """The folder `output_dir`, made by the first rank and this run's alone until the block ends.
+def run_folder(config: TrainConfig, ranks: Ranks, words: Sequence[str] = ()) -> Iterator[Path]:
+    """The folder `output_dir`, made by the first rank and this run's alone until the block ends. `words` are
+    those of the command line.
 
     Raises ConfigError on the first rank, and its words as FirstRankError on the others, if something else
     stands in its place or another run is writing there.
@@ -36,6 +39,7 @@ def run_folder(config: TrainConfig, ranks: Ranks) -> Iterator[Path]:
 
     def claim() -> Path:
         check_place(folder)
+        check_not_moved(config, words, folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             stack.enter_context(held(folder / LOCK, PATIENCE_S))
@@ -50,6 +54,22 @@ def run_folder(config: TrainConfig, ranks: Ranks) -> Iterator[Path]:
 
     with ExitStack() as stack:
         yield ranks.from_first(claim)
+
+
+def check_not_moved(config: TrainConfig, words: Sequence[str], folder: Path) -> None:
+    """ConfigError where a run is to go on by its own `config.yaml`, which names the folder that it was moved
+    from: a new run would begin there.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    recipe = Path(given.get("config", "")).expanduser()
+    if config.resume_from != "auto" or recipe.name != WRITTEN or given.keys() & PLACE_WORDS:
+        return
+    if checkpoints_of(recipe.parent, LAST) and not checkpoints_of(folder, LAST):
+        raise ConfigError(
+            f"{recipe} belongs to the run beside it, and says output_dir {folder}, where no run is: it was "
+            f"moved or copied. Say output_dir={recipe.parent.absolute()} to "
+            "continue it, or name another folder for a new run"
+        )
 
 
 def check_no_run(folder: Path) -> None:

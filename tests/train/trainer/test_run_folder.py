@@ -11,11 +11,11 @@ from maskshards.shards.order.order import World
 from maskshards.shards.storage.file_lock import held
 from maskshards.train.__main__ import main
 from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of, step_of
-from maskshards.train.config.load import load_config
+from maskshards.train.config.load import WRITTEN, load_config, write_config
 from maskshards.train.config.schema import ConfigError
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.trainer import run_folder
-from maskshards.train.trainer.run_folder import LOCK
+from maskshards.train.trainer.run_folder import LOCK, check_not_moved
 from tests.forked import ForkedPython
 from tests.train.launch import ranks_of
 
@@ -94,3 +94,23 @@ def test_one_process_does_not_run_twice_in_a_folder_either(tiny_run: list[str]) 
         run_folder.run_folder(config, ALONE),
     ):
         pass
+
+
+def test_a_run_that_was_moved_is_not_begun_anew_where_it_was(
+    tmp_path: Path, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own config.yaml names the former place."""
+    moved, former = tmp_path / "moved", tmp_path / "run"
+    write_config(load_config(tiny_run), tmp_path / WRITTEN)
+    (moved / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (tmp_path / WRITTEN).rename(moved / WRITTEN)
+    words = [f"config={moved / WRITTEN}", "resume_from=auto"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"says output_dir {former}, where no run is" in said
+    assert f"Say output_dir={moved} to continue it" in said
+    assert not former.exists()
+    for fine in ([*words, "out=elsewhere"], ["config=demo", "resume_from=auto"]):
+        check_not_moved(load_config([*words, f"output_dir={former}"]), fine, former)
+    (former / "checkpoints" / "step-00000002").mkdir(parents=True)
+    check_not_moved(load_config(words), words, former)
