@@ -18,8 +18,14 @@ from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.source_files import MOST_BYTES
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
 from maskshards.shards.format.record import escape_key
-from maskshards.shards.storage.foreign_file import read_bytes, why_unreadable
+from maskshards.shards.storage.foreign_file import (
+    MOST_TEXT_BYTES,
+    open_regular,
+    read_bytes,
+    why_unreadable,
+)
 
+DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "state.json")
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves of several splits, and of one
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 LABEL_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_mask", "label_map")
@@ -118,6 +124,7 @@ def open_rows(name: str, config: str = "") -> dict[str, Any]:
     except ImportError as error:
         raise SourceError("--dataset hf:... needs the extra: pip install 'maskshards[hf]'") from error
     try:
+        _check_files(Path(name))
         if any((Path(name) / mark).is_file() for mark in SAVED):
             found = datasets.load_from_disk(name)
         else:
@@ -133,6 +140,15 @@ def open_rows(name: str, config: str = "") -> dict[str, Any]:
     if not found:
         raise SourceError(f"hf:{name} has no split; is it whole? Download or save it again")
     return {split: _encoded(rows, datasets.Image) for split, rows in found.items()}
+
+
+def _check_files(folder: Path) -> None:
+    """ForeignFileError for what is no file in a local folder, or a description that is too long to be one:
+    the library opens whatever has the name, and waits for a pipe.
+    """
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.exists() and not path.is_dir():
+            open_regular(path, MOST_TEXT_BYTES if path.name in DESCRIPTIONS else None).close()
 
 
 def _unlabelled(rows: Any, column: str) -> bool:

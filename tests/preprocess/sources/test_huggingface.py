@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import os
 
 import numpy as np
 import pytest
@@ -130,6 +131,18 @@ def test_a_description_that_is_none_is_an_error_that_names_the_data_set(tmp_path
     open_rows.cache_clear()
     (tmp_path / "dataset_dict.json").write_text(content)
     with pytest.raises(SourceError, match=f"hf:{tmp_path}"):
+        open_rows(str(tmp_path))
+
+
+def test_a_pipe_or_a_description_without_end_in_a_folder_is_not_opened(tmp_path):
+    open_rows.cache_clear()
+    os.mkfifo(tmp_path / "data-00000-of-00001.arrow")
+    with pytest.raises(SourceError, match=r"arrow is a pipe, expected a regular file"):
+        open_rows(str(tmp_path))
+    (tmp_path / "data-00000-of-00001.arrow").unlink()
+    with (tmp_path / "dataset_info.json").open("wb") as file:
+        file.truncate(1 << 40)  # sparse: takes no room
+    with pytest.raises(SourceError, match=r"info\.json has 1099511627776 bytes, at most"):
         open_rows(str(tmp_path))
 
 
