@@ -34,7 +34,7 @@ from maskshards.train.checkpoint.train_state import NewerCheckpointError
 from maskshards.train.config.load import ConfigError, flatten, to_plain
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.evaluation.provenance import trained_rule, warn_of_another_rule
+from maskshards.train.evaluation.provenance import check_classes, trained_rule, warn_of_another_rule
 from maskshards.train.model.backbone.architectures import trained_precision
 from maskshards.train.optim.optimizer import load_optimizer_tensors
 from maskshards.train.trainer.build import Parts
@@ -193,6 +193,7 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
     """Continuing must mean the same samples through the same model; ConfigError names the first thing that
     differs.
     """
+    check_classes(state.class_names, parts.train_split.manifest, str(folder))
     backbone = parts.segmenter.backbone
     pairs = {
         "the training data's fingerprint": (state.fingerprint, parts.selection.fingerprint),

@@ -185,6 +185,20 @@ def test_other_training_data_is_refused(arguments: list[str], parts: Parts, tmp_
         begin(config, ALONE, parts, tmp_path)
 
 
+def test_another_list_of_classes_is_refused_by_the_first_that_differs(
+    arguments: list[str], parts: Parts, tmp_path: Path
+) -> None:
+    config = load_config([*arguments, "resume_from=auto"])
+    state = replace(
+        state_of(config, parts, 4, None), class_names=["ground", "disc", "box"], fingerprint="other"
+    )
+    save_last(tmp_path, state, weights_of(parts), {})
+    with pytest.raises(
+        ConfigError, match="class 1 is 'disc' in the model and 'box' in the shards; they are the"
+    ):
+        begin(config, ALONE, parts, tmp_path)
+
+
 def test_a_changed_setting_is_reported(
     arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
