@@ -208,14 +208,24 @@ def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder:
     for name, (saved, now) in pairs.items():
         if saved != now:
             raise ConfigError(
-                f"{folder} cannot be continued: {name} was {saved} and is {now} now; "
-                "give the run's own settings, or start a new run with init_from"
+                f"{folder} cannot be continued: {name} was {saved} and is {now} now"
+                f"{why_other(name, state, config)}; give the run's own settings, or start a new run with "
+                "init_from"
             )
     if state.step > config.scheduler.total_iter:
         raise ConfigError(
             f"{folder} cannot be continued: it has {state.step} steps, and scheduler.total_iter is "
             f"{config.scheduler.total_iter}; raise it, or go on from an earlier checkpoint in another folder"
         )
+
+
+def why_other(name: str, state: TrainState, config: TrainConfig) -> str:
+    """The settings that may make the training data another, in words; empty for all else that differs."""
+    if "fingerprint" not in name:
+        return ""
+    changed = {k: pair for k, pair in changed_settings(state, config).items() if k.startswith("datasets.")}
+    told = ", ".join(f"{key} was {before} and is {now}" for key, (before, now) in changed.items())
+    return f" ({told})" if told else ""
 
 
 def changed_settings(state: TrainState, config: TrainConfig) -> dict[str, tuple[object, object]]:
