@@ -40,7 +40,7 @@ LASTING = {
 }
 CHUNK_BYTES = 1 << 18
 MAX_CONTENT_BYTES = 1 << 30  # of one range; larger files are read in pieces
-CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE | re.ASCII)
+CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 NAME = "{name}"
 
 
@@ -234,8 +234,11 @@ def _failure(url: str, error: Exception, answered: bool) -> Exception:
 
 def _redirected(url: str, location: str) -> str:
     # Bytes beyond ASCII in a header arrive as Latin-1, and nearly always were UTF-8.
-    target = urljoin(url, quote(location.encode("latin-1", "replace"), safe="%/:=&?~#+!$,;'@()*[]"))
-    old, new = urlsplit(url).scheme, urlsplit(target).scheme
+    try:
+        target = urljoin(url, quote(location.encode("latin-1", "replace"), safe="%/:=&?~#+!$,;'@()*[]"))
+        old, new = urlsplit(url).scheme, urlsplit(target).scheme
+    except ValueError:  # half an address of IP version 6
+        old = new = ""
     if new not in ("http", "https") or (old == "https" and new != "https") or not location:
         raise StoreError(f"{shown(url)} redirects to {shown(location)!r}, which is not followed")
     return target

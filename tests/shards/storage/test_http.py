@@ -106,6 +106,7 @@ def test_what_does_not_pass_is_an_error_in_the_end(store, server, fault):
         ("no ranges", "does the server support ranges"),
         ("redirect file:///etc/passwd", "redirects to 'file:///etc/passwd', which is not followed"),
         ("redirect", "redirects to '', which is not followed"),
+        ("redirect http://[::1", r"redirects to 'http://\[::1', which is not followed"),
     ],
 )
 def test_what_cannot_pass_is_an_error_at_once(store, server, fault, message):
@@ -121,6 +122,11 @@ def test_redirects_are_followed_a_few_times(store, server):
     server.faults["a.tar"] = [f"redirect {server.url}/a.tar"] * 9
     with pytest.raises(StoreError, match="redirected more than 4 times"):
         store.read("a.tar", 9, 9)
+
+
+def test_a_size_of_thousands_of_digits_is_none():
+    assert CONTENT_RANGE.fullmatch(f"bytes 0-0/{2**63 - 1}")[3] == str(2**63 - 1)
+    assert CONTENT_RANGE.fullmatch(f"bytes 0-0/{'9' * 5000}") is None
 
 
 def test_the_end_of_the_file_is_an_error(store):

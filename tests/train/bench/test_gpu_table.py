@@ -1,7 +1,7 @@
 """The table: steps in columns, other figures in rows, and never more lines than are promised."""
 
 from maskshards.train.bench.gpu_table import MAX_LINES, markdown, printed, short
-from maskshards.train.bench.journal import ABSENT, DONE, SKIPPED, Result
+from maskshards.train.bench.journal import ABSENT, DONE, FAILED, SKIPPED, Result
 
 STEP = {
     "images_per_s": 130.04, "phases_ms": {"wait": 0.1, "loss": 12.34, "step": 123.0}, "peak_gib": 17.21,
@@ -34,9 +34,10 @@ def test_what_nobody_measured_says_so() -> None:
 
 def test_at_most_sixty_lines_are_printed() -> None:
     many = [Result(f"part {i}", DONE, 1.0, {"ms": i}) for i in range(100)]
-    lines = printed(many, "out/gpu.jsonl").splitlines()
+    lines = printed([*many, Result("last", FAILED, 1.0, reason="why")], "out/gpu.jsonl").splitlines()
+    assert lines[2] == "| last | failed | not measured: why |"
     assert len(lines) == MAX_LINES
-    assert lines[-2:] == ["... and 44 lines more", "all figures: out/gpu.jsonl"]
+    assert lines[-2:] == ["... and 45 lines more", "all figures: out/gpu.jsonl"]
     assert len(printed(many[:3], "x").splitlines()) == 6
 
 
