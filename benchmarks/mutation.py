@@ -136,6 +136,7 @@ def try_module(checkout: Path, name: str, sample: int, seed: int) -> Result:
     possible = places(ast.parse(source))
     result = Result(name, len(possible))
     preload(checkout, path, tests)
+    (checkout / path).write_text(ast.unparse(ast.parse(source)), encoding="utf-8")  # as mutants are written
     began = time.monotonic(), children_s()
     if run_tests(checkout, tests, 3600, 3600) != 0:
         raise SystemExit(f"{', '.join(tests)} fail on the unchanged module")

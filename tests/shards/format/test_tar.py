@@ -282,6 +282,15 @@ def test_a_member_that_would_lie_before_its_sample_is_named():
             read_members(reader_of(data), replace(entries[1], json_offset=offset), shard="a.tar")
 
 
+@pytest.mark.parametrize("read", [read_members, read_image_and_runs])
+def test_members_that_are_not_there_are_missed_even_where_nothing_has_the_right_checksum(read):
+    """The crc32c of no bytes is 0, and that of a member may be."""
+    entry = written(1)[1][0]
+    empty = replace(entry, image_crc32c=0, json_crc32c=0, runs_crc32c=0)
+    with pytest.raises(SampleError, match=r"\.jpg has 0 bytes, the index says .*cut short"):
+        read(reader_of(b""), empty, shard="a.tar")
+
+
 def test_an_index_that_would_read_half_the_disk_is_refused():
     entries = written(1)[1]
 
