@@ -4,9 +4,12 @@ import itertools
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +38,7 @@ from maskshards.train.losses.point_sampling import (
     row_offsets,
     shifted,
 )
-from maskshards.train.losses.point_sums import RowSums
+from maskshards.train.losses.point_sums import PlainSampler, RowSums
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 from tests.forked import ForkedPython
 
@@ -518,6 +521,26 @@ def test_the_kernels_are_for_crops_with_a_label_and_taken_unless_told_otherwise(
         monkeypatch.setattr("maskshards.train.losses.matched_loss.kernels_fit", lambda maps, fit=fit: fit)
         assert [loss_kernels_fit(torch.zeros(1), count) for count in (0, 1, 2)] == [False, fit, fit]
     assert MatchedLoss(SETTINGS, CLASSES).fused
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_sums_are_the_kernels_where_they_fit_and_nobody_turned_them_off(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    class Kernels(PlainSampler):
+        def __init__(self, *inputs: Any) -> None:
+            made.append(self)
+            super().__init__(*inputs)
+
+    module = "maskshards.train.losses.point_sums_fused"
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(FusedSampler=Kernels))
+    monkeypatch.setattr("maskshards.train.losses.matched_loss.loss_kernels_fit", lambda maps, count: True)
+    crops, predictions = make_crops([[0, 1]]), make_predictions(1, 1)
+    loss = MatchedLoss(SETTINGS, CLASSES, fused=fused)
+    assert torch.isfinite(loss(predictions, crops, seed=0, world_reduce=None).total)
+    assert len(made) == (2 if fused else 0)  # for the costs, for the terms
 
 
 def test_rows_are_divided_by_their_points_and_by_one_where_none_counts() -> None:
