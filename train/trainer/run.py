@@ -58,7 +58,9 @@ def run(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[st
 def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Sequence[str] = ()) -> str:
     """Start or continue the run of `output_dir` and take it to its end."""
     with run_folder(config, ranks, words) as folder:
-        config = with_data_facts(like_last_run(config, folder, ranks))
+        config = like_last_run(config, folder, ranks)
+        ranks.doing("reading the data set")
+        config = with_data_facts(config)
         config = with_cpu_type(config, ranks, lambda: earlier_config(config, folder))
         check_trackers(config, ranks)
         parts = build_parts(config, ranks)
@@ -115,9 +117,10 @@ def run_evaluation(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: 
     with run_folder(config, ranks) as folder:
         checkpoint = read_checkpoint(config.load_from or "")
         trained = checkpoint.state.config if checkpoint.state else None
-        config = with_data_facts(with_rule(with_commit(config, trained), trained))
-        config = with_cpu_type(config, ranks, lambda: trained)
+        config = with_rule(with_commit(config, trained), trained)
         ranks.doing("reading the data set")
+        config = with_data_facts(config)
+        config = with_cpu_type(config, ranks, lambda: trained)
         split = open_validation_split(config)
         check_against_split(checkpoint.state, split.manifest, str(checkpoint.path))
         check_same({"the validation data's fingerprint": split.manifest.fingerprint}, ranks)

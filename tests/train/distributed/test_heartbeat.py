@@ -283,7 +283,7 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
 HANGS = """
 import os, signal, sys, threading
 import maskshards.shards.storage.local, maskshards.train.checkpoint.checkpoint
-import maskshards.train.evaluation.evaluate, maskshards.train.trainer.build
+import maskshards.train.evaluation.evaluate, maskshards.train.trainer.data_facts
 from maskshards.train.__main__ import main
 from maskshards.train.distributed import lost_ranks
 from maskshards.train.distributed.heartbeat import Heartbeat
@@ -296,7 +296,7 @@ owner, name, rank, first = {
     "evaluation": (maskshards.train.evaluation.evaluate, "label_maps", "1", 2),
     "saving": (maskshards.train.checkpoint.checkpoint, "write_through", "0", 2),
     "data": (maskshards.shards.storage.local.LocalStore, "read", "1", 3),
-    "start": (maskshards.train.trainer.build, "open_split", "1", 1),
+    "start": (maskshards.train.trainer.data_facts, "open_split", "1", 1),
 }[place]
 whole, calls = getattr(owner, name), []
 
