@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     `words` are those of the command line that `config` was made from.
 
     0 done, 1 training had to stop (also for a fault of the program itself, whose traceback stands before the
-    last line), 2 a fault of the user's, 128 + n stopped by signal n after saving.
+    last line), 2 a fault of the user's, 128 + n stopped by signal n after saving, 130
+    also for a second Ctrl-C, which does not wait for that.
     """
     try:
         with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
@@ -38,6 +40,10 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}; resume_from=auto continues\n")
         return 128 + stopped.number
+    except KeyboardInterrupt as error:  # the second, or one before signals were noted
+        told = "interrupted before the step in hand was saved"
+        last_words(f"{told}{where(error)}; resume_from=auto goes on from the newest checkpoint")
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         last_words(f"error: {error}{where(error)}")
         return FAULT

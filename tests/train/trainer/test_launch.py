@@ -25,11 +25,12 @@ from maskshards.train.trainer.guards import GuardError
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory (Default"),
         (Stopped(15), 143, "resume_from=auto continues"),
+        (KeyboardInterrupt(), 130, "interrupted before the step in hand was saved; resume_from"),
         (None, 0, ""),
     ],
 )
 def test_each_end_has_its_status(
-    raised: Exception | None, status: int, words: str, tiny_run: list[str],
+    raised: BaseException | None, status: int, words: str, tiny_run: list[str],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     def run(*_: object) -> str:
