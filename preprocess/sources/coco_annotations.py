@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from maskshards.preprocess.inputs.source_files import file_stamp
 from maskshards.shards.storage.foreign_file import read_text
 
 MOST_BYTES = 16 << 30  # of the JSON; that of COCO 2017 has 0.45 GB
+BLANK = re.compile(r"[ \t\r\n]*")
 TABLE_VERSION = 1  # grows when the tables change
 LISTS = ("images", "annotations")  # read object by object; all else is small
 SCHEMA = """
@@ -184,6 +186,5 @@ def _skip(text: str, at: int, expected: str) -> int:
 
 
 def _blank(text: str, at: int) -> int:
-    while text[at : at + 1] in ("\n", " ", "\r", "\t"):
-        at += 1
-    return at
+    match = BLANK.match(text, at)
+    return match.end() if match else at
