@@ -366,3 +366,20 @@ def test_a_disk_that_refuses_leaves_the_former_checkpoint_and_no_half_of_the_new
     assert read_checkpoint(former).state is not None
     save_step(tmp_path, 8)
     assert [path.name for path in checkpoints_of(tmp_path, LAST)] == ["step-00000004", "step-00000008"]
+
+
+def test_what_stopped_a_save_is_told_and_not_that_its_rest_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("maskshards.train.checkpoint.checkpoint.shutil.rmtree", busy)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        save_step(tmp_path, 8)
