@@ -72,7 +72,7 @@ def test_images_and_windows_are_progress_while_an_evaluation_runs(arguments: lis
     told: list[str] = []
 
     class Telling(Ranks):
-        def doing(self, what: str, *, waits: bool = False) -> None:
+        def doing(self, what: str, *, waits: bool = False, slow: bool = False) -> None:
             told.append(what)
 
     words = [*arguments, "eval.crop_size=32", "eval.stride=32", "scheduler.total_iter=1"]
