@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from maskshards.train.distributed.bounded_wait import NotInTimeError, in_time, plain_words
@@ -72,8 +73,11 @@ def connect(
     with `work_timeout`. LostRankError if that takes longer than `join_timeout`, with who is to blame.
     """
     rank, num_ranks = heartbeat.rank, heartbeat.num_ranks
+    device = torch.cuda.current_device() if "nccl" in backend else None
 
     def build() -> dist.ProcessGroup:
+        if device is not None:
+            torch.cuda.set_device(device)  # each thread begins with the first device
         dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=step_timeout)
         made: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=work_timeout)
         return made

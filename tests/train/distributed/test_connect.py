@@ -1,9 +1,11 @@
 """What ranks say of one that is dead, stopped or gone while all of them join."""
 
 import signal
+import threading
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from maskshards.train.distributed import connect as module
@@ -55,15 +57,37 @@ def test_an_address_that_cannot_be_reached_is_told_without_the_words_of_gloo(
     def refused(*_: object, **__: object) -> None:
         raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:144] Connection refused")
 
-    store = dist.HashStore()
     monkeypatch.setattr(dist, "init_process_group", refused)
+    beat = silent_beat(monkeypatch)
+    with pytest.raises(LostRankError, match=r"rank 1 of 2 met all others, .* other: Connection refused$"):
+        connect(dist.HashStore(), beat, "gloo", SOON, SOON, SOON)
+
+
+def silent_beat(monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
+    """Rank 1 of 2, which tells nobody."""
     monkeypatch.setattr(Heartbeat, "_write", lambda self: None)
     beat = Heartbeat.__new__(Heartbeat)
     beat.rank, beat.num_ranks, beat.verdict, beat.patience_s = 1, 2, "", 10.0
     beat._clock = heartbeat.RunningClock()
     beat._place = lost_ranks.Record(0, 0, "starting", 0.0)
-    with pytest.raises(LostRankError, match=r"rank 1 of 2 met all others, .* other: Connection refused$"):
-        connect(store, beat, "gloo", SOON, SOON, SOON)
+    return beat
+
+
+def test_groups_of_a_gpu_are_built_on_the_gpu_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA keeps the current device by thread, and the groups are built in a thread of their own."""
+    used = threading.local()
+    devices: list[int] = []
+    used.device = 3
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(used, "device", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(used, "device", device))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda *_, **__: devices.append(torch.cuda.current_device())
+    )
+    monkeypatch.setattr(dist, "new_group", lambda **_: "hosts")
+    beat = silent_beat(monkeypatch)
+    wait = timedelta(seconds=30)
+    assert connect(dist.HashStore(), beat, "cpu:gloo,cuda:nccl", wait, wait, wait) == "hosts"
+    assert devices == [3]
 
 
 # Rank 1 dies, is stopped or fails at a place of its joining.
