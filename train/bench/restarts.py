@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 2 for a fault of the user's, told on stderr; 1 where a part failed."""
     options, _ = words().parse_known_args(argv)
     if options.out is None or {"-h", "--help"} & set(argv):
-        return measuring(argv).wait()  # which knows what to say
+        return passed_on(argv)  # the measuring process knows what to say
     started = time.monotonic()
     journal = Journal(options.out / "gpu.jsonl", anew=False)
     journal.now.unlink(missing_ok=True)
@@ -63,6 +63,14 @@ def words() -> argparse.ArgumentParser:
 def measuring(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     """The process that measures. `-P`: nothing that lies in this folder runs in place of a library."""
     return subprocess.Popen([sys.executable, "-P", "-m", MODULE, *argv])
+
+
+def passed_on(argv: Sequence[str]) -> int:
+    """What the measuring process says where nothing is to be measured, and its exit status."""
+    done = subprocess.run([sys.executable, "-P", "-m", MODULE, *argv], capture_output=True, text=True)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.returncode
 
 
 def watch(process: subprocess.Popen[bytes], journal: Journal, deadline: float) -> str:
