@@ -76,7 +76,7 @@ def rough(serve, make_split, monkeypatch):
 
 
 # Whole shards take fewer requests, and how many depends on which copies make room for others.
-@pytest.mark.parametrize(("cached", "rate", "num_kinds"), [(False, 0.02, len(KINDS)), (True, 0.05, 4)])
+@pytest.mark.parametrize(("cached", "rate", "num_kinds"), [(False, 0.02, len(KINDS)), (True, 0.05, 2)])
 def test_two_loaders_over_a_rough_network_see_the_local_stream(rough, cached, rate, num_kinds, tmp_path):
     folder, url, spoiled = rough(rate, seed=1)
     cache = CacheSettings(tmp_path / "cache", 100_000) if cached else None
