@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CORNERS = 4
-BUDGET = 1 << 25  # entries at a time, 8 bytes each and as much again while they are put in order
-KEPT_BUDGET = 1 << 23  # entries of a layer that may wait for the backward pass
+BUDGET = 1 << 23  # entries at a time; some 40 bytes each while the matrix is made
+KEPT_BUDGET = 1 << 23  # entries of a layer that may wait for the backward pass, 8 bytes each
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level
 
@@ -37,9 +37,10 @@ def sparse_attention(
     (Q, 2 * M * L * P) and steps (2 * M * L * P,): a query's place and the size of a step, as shares of the
     level, without gradient.
     """
-    images = max(1, BUDGET // (places.numel() // 2 * CORNERS))
+    entries = places.numel() // 2 * CORNERS  # of an image
+    images, keep = max(1, BUDGET // entries), len(value) * entries <= KEPT_BUDGET
     groups = zip(value.split(images), projected.split(images), strict=True)
-    parts = [_Attention.apply(*group, places, steps, shapes) for group in groups]
+    parts = [_Attention.apply(*group, places, steps, shapes, keep) for group in groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -54,7 +55,7 @@ class _Neighbours(NamedTuple):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, projected: Tensor, places: Tensor, steps: Tensor, shapes: Shapes
+        ctx: Any, value: Tensor, projected: Tensor, places: Tensor, steps: Tensor, shapes: Shapes, keep: bool
     ) -> Tensor:
         batch, _, heads, width = value.shape
         points = len(steps) // (2 * heads * len(shapes))
@@ -67,8 +68,7 @@ class _Attention(torch.autograd.Function):
         table = value.to(spots.dtype).reshape(-1, width)
         out = F.embedding_bag(columns, table, mode="sum", per_sample_weights=entries)
         ctx.shapes, ctx.points = shapes, points
-        kept = (columns, entries) if columns.numel() <= KEPT_BUDGET else ()
-        ctx.save_for_backward(value, spots, weights, steps, *kept)
+        ctx.save_for_backward(value, spots, weights, steps, *((columns, entries) if keep else ()))
         return out.view(batch, -1, heads * width).to(value.dtype)
 
     @staticmethod
@@ -93,7 +93,7 @@ class _Attention(torch.autograd.Function):
         of_weights = (of_axis * near.share[1]).sum(3)
         before_softmax = torch._softmax_backward_data(of_weights, weights, 2, weights.dtype)
         of_both[:, len(steps) :] = before_softmax.flatten(1, 2)
-        return of_value.to(value.dtype), of_both, *[None] * 3
+        return of_value.to(value.dtype), of_both, *[None] * 4
 
 
 def _per_point(shapes: Shapes, points: int, like: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _transposed_product(columns: Tensor, entries: Tensor, right: Tensor, size: i
 
 def _on_pattern(columns: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """left (rows, D) times right (columns, D) transposed, where the matrix has entries: (entries,)."""
-    _announce_sparse()
+    _silence_beta_warning()
     matrix = torch.sparse_csr_tensor(
         _row_starts(columns), columns.flatten(), left.new_zeros(columns.numel()), (len(left), len(right)),
         check_invariants=False,
@@ -167,7 +167,7 @@ def _row_starts(columns: Tensor) -> Tensor:
 
 
 @cache
-def _announce_sparse() -> None:
+def _silence_beta_warning() -> None:
     """Torch warns once in a process that its sparse rows are new; that is no user's concern."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -34,6 +34,27 @@ def test_gradients_equal_the_numerical_ones(kept: bool, monkeypatch: pytest.Monk
     assert torch.autograd.gradcheck(lambda v, s: sparse_attention(v, SHAPES, s, places, steps), (value, said))
 
 
+def test_what_waits_for_the_backward_pass_is_bounded_for_the_whole_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not group by group, each of which may be small."""
+    value, said, places, steps = inputs(3, 5, 2, 2, 2)
+    entries = 5 * len(steps) // 2 * deformable_sparse.CORNERS  # of an image
+    monkeypatch.setattr(deformable_sparse, "BUDGET", entries)
+    columns: list[Tensor] = []
+
+    def held(tensor: Tensor) -> Tensor:
+        columns.extend([tensor] if tensor.dtype is torch.int32 else [])
+        return tensor
+
+    for budget, groups in ((3 * entries, 3), (3 * entries - 1, 0)):
+        monkeypatch.setattr(deformable_sparse, "KEPT_BUDGET", budget)
+        columns.clear()
+        with torch.autograd.graph.saved_tensors_hooks(held, lambda tensor: tensor):
+            sparse_attention(value, SHAPES, said, places, steps)
+        assert [tensor.numel() for tensor in columns] == [entries] * groups
+
+
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 def test_the_module_equals_what_autograd_differentiates(low: bool) -> None:
     """As compiled and exported programs do, and the one like the reference."""
