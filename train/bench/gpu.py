@@ -27,7 +27,7 @@ from maskshards.train.bench.parts.parity import parity
 from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.bench.restarts import AGAIN, FIRST, LOST, WATCHED
 
-PR_SET_PDEATHSIG = 1  # Linux: a signal for this process when its parent dies
+PR_SET_PDEATHSIG = 1  # a signal for this process when its parent dies
 LAST_WORDS_S = 10.0  # kept of the budget for writing and printing
 TESTS_LIMIT_S = 150.0
 RECORDED_CURVE = ROOT / "docs" / "benchmarks" / "precision.json"
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    if options.watched:
+    if options.watched and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     journal = Journal(setting.out / "gpu.jsonl", anew=options.watched != AGAIN)
     chosen = [part for part in parts_of(setting, options) if not options.only or part.name in options.only]

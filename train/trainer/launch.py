@@ -28,8 +28,8 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     `words` are those of the command line that `config` was made from.
 
     0 done, 1 training had to stop (also for a fault of the program itself, whose traceback stands before the
-    last line), 2 a fault of the user's, 128 + n stopped by signal n after saving, 130
-    also for a second Ctrl-C, which does not wait for that.
+    last line), 2 a fault of the user's, 128 + n stopped by signal n after saving, 130 also for a second
+    Ctrl-C, which does not wait for that.
     """
     try:
         with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
