@@ -6,10 +6,9 @@ MODULE is a name of TARGETS; without one, all of them. Each mutant is one change
 syntax tree: a comparison or an operator exchanged, a number or truth value changed, a condition negated, a
 statement left out, a returned value replaced by None. Strings, annotations, decorators and what is raised are
 left alone. A copy of the checkout gets the change, and the module's own test files run in it until the first
-failure. Libraries, and what the tests import without importing the module, are loaded once, and each run is
-forked from there. hypothesis draws the same examples for each mutant and looks for no smaller ones. A run
-that takes more than ten times the processor time of the unchanged one, or waits as long, counts as caught, in
-a column of its own. Prints a Markdown table and the survivors.
+failure. What the tests import without the module is loaded once, and each run forked from there. hypothesis
+draws the same examples for each mutant and looks for no smaller ones. A run of more than ten times the time
+of the unchanged one counts as caught, in a column of its own. Prints a Markdown table and the survivors.
 """
 
 from __future__ import annotations
@@ -38,22 +37,16 @@ import pytest
 from hypothesis import Phase
 
 ROOT = Path(__file__).resolve().parents[1]
+MODULES = (
+    "shards/order/order.py", "shards/format/rle.py", "shards/format/tar.py", "shards/format/manifest.py",
+    "train/losses/matched_loss.py", "train/optim/lr_schedule.py", "train/trainer/resume.py",
+    "shards/augment/crop.py", "shards/augment/targets.py", "shards/format/record.py",
+    "train/evaluation/metrics.py", "train/checkpoint/checkpoint.py",
+)  # fmt: skip
+MORE_TESTS = {"matched_loss": ["tests/train/losses/test_matches.py"]}
 TARGETS = {
-    "order": ("shards/order/order.py", ["tests/shards/order/test_order.py"]),
-    "rle": ("shards/format/rle.py", ["tests/shards/format/test_rle.py"]),
-    "tar": ("shards/format/tar.py", ["tests/shards/format/test_tar.py"]),
-    "manifest": ("shards/format/manifest.py", ["tests/shards/format/test_manifest.py"]),
-    "matched_loss": (
-        "train/losses/matched_loss.py",
-        ["tests/train/losses/test_matched_loss.py", "tests/train/losses/test_matches.py"],
-    ),
-    "lr_schedule": ("train/optim/lr_schedule.py", ["tests/train/optim/test_lr_schedule.py"]),
-    "resume": ("train/trainer/resume.py", ["tests/train/trainer/test_resume.py"]),
-    "crop": ("shards/augment/crop.py", ["tests/shards/augment/test_crop.py"]),
-    "targets": ("shards/augment/targets.py", ["tests/shards/augment/test_targets.py"]),
-    "record": ("shards/format/record.py", ["tests/shards/format/test_record.py"]),
-    "metrics": ("train/evaluation/metrics.py", ["tests/train/evaluation/test_metrics.py"]),
-    "checkpoint": ("train/checkpoint/checkpoint.py", ["tests/train/checkpoint/test_checkpoint.py"]),
+    path.stem: (str(path), [f"tests/{path.parent}/test_{path.name}", *MORE_TESTS.get(path.stem, ())])
+    for path in map(Path, MODULES)
 }
 PRELOADED = (
     "numpy", "torch", "pyarrow.parquet", "zstandard", "scipy.optimize", "omegaconf", "safetensors.torch",
