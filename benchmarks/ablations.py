@@ -34,6 +34,10 @@ VARIANTS = {
     "256 points": ["m2f_train.num_points=256"],
     "4,096 points": ["m2f_train.num_points=4096"],
     "published precision": ["precision=reference"],
+    "the published algorithm": [
+        "precision=reference", "m2f_train.ignore_void=False", "ema.decay=null",
+        "transforms.train.photometric=reference",
+    ],
 }  # fmt: skip
 
 
