@@ -45,6 +45,7 @@ EXCEPTIONS = {
     "train/model/backbone/weight_files.py": (["safe_open", "safe_open", "torch.load"], CHECKED),
     "train/checkpoint/checkpoint.py": (["load_file", "torch.load", "open"], CHECKED),
     "train/prediction/image_files.py": (["Image.open"], "given an open file"),
+    "train/trainer/agreement.py": (["path.read_bytes"], PACKAGED),
     "train/trainer/cpu_type.py": (["CPUINFO.read_text"], "/proc/cpuinfo"),
     "train/report/pages.py": (["resources.files(...).joinpath(...).read_text"], PACKAGED),
     "preprocess/inputs/classes.py": (["resources.files(...).joinpath(...).read_text"] * 3, PACKAGED),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +52,7 @@ def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any
     """
     from maskshards.shards.storage.foreign_file import read_text
     from maskshards.train.config.load import load_config
-    from maskshards.train.distributed.ranks import joined
+    from maskshards.train.distributed.ranks import joined_for
     from maskshards.train.distributed.stop_signals import Stopped, StopSignals
     from maskshards.train.evaluation.results import STEM
     from maskshards.train.trainer.run import run
@@ -61,7 +60,7 @@ def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any
     words = words_of(config, overrides)
     settings = load_config(words)
     try:
-        with joined(step_timeout=timedelta(seconds=settings.step_timeout_s)) as ranks, StopSignals() as stop:
+        with joined_for(settings) as ranks, StopSignals() as stop:
             summary = run(settings, ranks, stop, words)
     except Stopped as stopped:
         raise KeyboardInterrupt(f"{stopped}; resume_from='auto' continues") from stopped

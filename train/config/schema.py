@@ -68,6 +68,9 @@ class TrainConfig:
     step_timeout_s: float = key(
         600.0, "that ranks wait for one of them in a step before all end", above=0, at_most=1e7
     )
+    join_timeout_s: float = key(
+        180.0, "that ranks wait for all to appear, and again for all to connect", above=0, at_most=1e7
+    )
     seed: int = key(100, "of everything random", at_least=0)
     metric_to_save: str = key("mIoU", "by which the best checkpoint is chosen", one_of=tuple(METRICS))
     datasets: DatasetConfig = section(DatasetConfig, "where the shards lie")

@@ -17,7 +17,7 @@ from maskshards.train.distributed.bounded_wait import NotInTimeError, in_time, p
 from maskshards.train.distributed.heartbeat import Heartbeat
 from maskshards.train.distributed.launch import AbsentError, Launch, open_store
 from maskshards.train.distributed.lost_ranks import LostRankError
-from maskshards.train.distributed.rendezvous import FAREWELL_TIMEOUT, meet
+from maskshards.train.distributed.rendezvous import FAREWELL_TIMEOUT, OtherLaunchError, meet, part_of
 
 CONNECTING = "connecting to all ranks"
 
@@ -42,13 +42,19 @@ def show_up(
     """The same, once the launch's store is open."""
 
     def among_all() -> tuple[dist.Store, Heartbeat]:
-        scope = meet(store, launch.rank, launch.num_ranks, timeout)
+        own = part_of(store, launch.rank, launch.job, timeout)
+        scope = meet(own, launch.rank, launch.num_ranks, timeout)
         return scope, Heartbeat(scope, launch.rank, launch.num_ranks, patience_s)
 
     who = f"rank {launch.rank} of {launch.num_ranks}"
     try:
         # Longer than the ranks take to tell each other by themselves.
         return in_time(among_all, timeout + 4 * FAREWELL_TIMEOUT)
+    except OtherLaunchError as error:
+        raise ConnectionError(
+            f"{who}: {error} has {launch.address}:{launch.port}, where {launch.job} was to meet; end it, or "
+            "set MASTER_PORT to a free port, the same on every node"
+        ) from error
     except NotInTimeError as error:
         raise ConnectionError(
             f"{who} got no answer from rank 0 at {launch.address}:{launch.port} ({error}); look whether its "

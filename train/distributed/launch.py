@@ -24,7 +24,9 @@ MOST_DIGITS = 9  # of a launcher's numbers
 POLL_S = 0.2  # between attempts to reach rank 0
 LAST_CALL = timedelta(seconds=5)  # to rank 0, once it does not answer
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # of Open MPI, MPICH and Intel's, MVAPICH
+# Of Open MPI, MPICH and Intel's, MVAPICH, Flux, JSM.
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "FLUX_JOB_SIZE", "JSM_NAMESPACE_SIZE")
+TASKS = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_NPROCS")  # one of them is enough
 # SLURM_STEP_ID of the steps that srun did not make: batch script, interactive shell, extern.
 NO_STEPS = {"4294967290", "4294967291", "4294967292"}
 
@@ -47,6 +49,7 @@ class Launch:
     address: str  # of rank 0
     port: int
     slurm: bool = False  # whether srun's variables say so, which may be left of another step
+    job: str = ""  # whose launch it is, where the launcher says so: of two on one port
 
     @property
     def way_out(self) -> str:
@@ -71,21 +74,18 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
         )
         return checked(Launch(rank, num_ranks, local_rank, environment["MASTER_ADDR"], port))
     step = environment.get("SLURM_STEP_ID")
-    tasks = whole_number({"SLURM_NTASKS": "1", **environment}, "SLURM_NTASKS")
+    tasks = next((whole_number(environment, name) for name in TASKS if name in environment), 1)
     if step is not None and step not in NO_STEPS:
-        return from_srun(environment, tasks) if tasks > 1 else None
+        refuse_mpi(environment, tasks)
+        alone = tasks == 1 and environment.get("SLURM_PROCID", "0") == "0"
+        return None if alone else from_srun(environment, tasks)
     given = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment]
     if given:
         raise LaunchError(
             f"{' and '.join(given)} set without {' and '.join(missing)}: start with torchrun, which sets "
             "all of them, or with srun, or unset what is left of another launch to run alone"
         )
-    for name in MPI:
-        if whole_number({name: "1", **environment}, name) > 1:
-            raise LaunchError(
-                f"{name} is {environment[name]}: mpirun started so many processes, and each of them would "
-                "train alone; start with torchrun or srun"
-            )
+    refuse_mpi(environment, 1)
     if tasks > 1:
         logger.warning(
             "this Slurm allocation has %d tasks and this process runs alone; start with srun to use them all",
@@ -94,9 +94,22 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
     return None
 
 
+def refuse_mpi(environment: Mapping[str, str], tasks: int) -> None:
+    """LaunchError where MPI's launcher started other processes than the `tasks` that meet. (`srun --mpi`
+    says the same number; mpirun over several nodes of Slurm leaves the variables of a step of its own.)
+    """
+    for name in MPI:
+        if whole_number({name: "1", **environment}, name) not in (1, tasks):
+            raise LaunchError(
+                f"{name} is {environment[name]}: mpirun started so many processes, and each of them would "
+                "train alone; start with torchrun or srun"
+            )
+
+
 def from_srun(environment: Mapping[str, str], tasks: int) -> Launch:
     """One task of a job step."""
-    port = str(15000 + whole_number(environment, "SLURM_JOB_ID") % 20000)
+    job, step = (whole_number(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = str(15000 + (job + 997 * step) % 20000)  # steps of one job may run side by side
     environment = {**environment, "MASTER_PORT": environment.get("MASTER_PORT") or port}
     address = environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", ""))
     if not address:
@@ -109,6 +122,8 @@ def from_srun(environment: Mapping[str, str], tasks: int) -> Launch:
             address,
             whole_number(environment, "MASTER_PORT"),
             slurm=True,
+            # The parts of a heterogeneous job have numbers of their own.
+            job="" if "SLURM_HET_SIZE" in environment else f"step {step} of Slurm's job {job}",
         )
     )
 

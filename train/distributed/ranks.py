@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +35,7 @@ from maskshards.train.distributed.lost_ranks import LostRankError
 
 Answer = TypeVar("Answer")  # a Path, None, bool, number, text, or a dict or list of such
 
-JOIN_TIMEOUT = timedelta(minutes=3)  # for all ranks to appear, and again for them to connect
+JOIN_TIMEOUT = timedelta(seconds=TrainConfig.join_timeout_s)
 STEP_TIMEOUT = timedelta(seconds=TrainConfig.step_timeout_s)  # for a collective inside a step
 WORK_TIMEOUT = timedelta(minutes=30)  # for a meeting of hosts; the slowest honest one fetches weights
 NCCL_MARGIN = timedelta(seconds=60)  # its own timeout ends the process in its own words: let ours come first
@@ -217,10 +217,13 @@ def choose_device(local_rank: int) -> torch.device:
 
 @contextmanager
 def joined(
-    environment: Mapping[str, str] = os.environ, step_timeout: timedelta = STEP_TIMEOUT
+    environment: Mapping[str, str] = os.environ,
+    step_timeout: timedelta = STEP_TIMEOUT,
+    join_timeout: timedelta = JOIN_TIMEOUT,
 ) -> Iterator[Ranks]:
     """The ranks of this run, connected; leaves no process group behind.
 
+    All have to appear within `join_timeout`, and to connect to each other within the same time again.
     Where others wait longer than `step_timeout` for a rank that makes no progress, is silent or gone, every
     rank ends with the same words: with LostRankError, or where its own wait cannot be left (a device, a file
     system, a step) by the end of its process, after these words.
@@ -233,7 +236,7 @@ def joined(
         yield Ranks(World(), device)
         return
     try:
-        store, heartbeat = appear(launch, environment, JOIN_TIMEOUT, step_timeout.total_seconds())
+        store, heartbeat = appear(launch, environment, join_timeout, step_timeout.total_seconds())
     except ConnectionError:
         atexit.register(cut_short)  # a thread may still wait for a store that answers nobody
         raise
@@ -243,7 +246,7 @@ def joined(
     control: dist.ProcessGroup | None = None
     try:
         with told_apart(heartbeat):
-            control = connect(store, heartbeat, backend, JOIN_TIMEOUT, step_timeout + margin, WORK_TIMEOUT)
+            control = connect(store, heartbeat, backend, join_timeout, step_timeout + margin, WORK_TIMEOUT)
             yield Ranks(World(launch.rank, launch.num_ranks), device, control, heartbeat)
     except BaseException as error:
         if isinstance(error, LostRankError):
@@ -253,6 +256,12 @@ def joined(
                 dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def joined_for(config: TrainConfig) -> AbstractContextManager[Ranks]:
+    """`joined`, with the patience that `config` asks for."""
+    step, join = (timedelta(seconds=wait_s) for wait_s in (config.step_timeout_s, config.join_timeout_s))
+    return joined(step_timeout=step, join_timeout=join)
 
 
 def spread(decoder: nn.Module, ranks: Ranks) -> nn.Module:

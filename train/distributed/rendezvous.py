@@ -23,6 +23,27 @@ ANSWER_TIMEOUT = timedelta(seconds=1)  # after which the first rank looks for ne
 FAREWELL_TIMEOUT = timedelta(seconds=5)  # for the others to read why nothing begins
 POLL_S = 0.05
 OPEN = "open"
+NO_ANSWER = "rank {rank} got no answer from rank 0; look at its log, and whether another run has its port"
+
+
+class OtherLaunchError(ConnectionError):
+    """The store is another launch's; the message is whose."""
+
+
+def part_of(store: dist.Store, rank: int, job: str, timeout: timedelta) -> dist.Store:
+    """What belongs to `job` in a store that ranks of another launch may have found: two runs that were given
+    one port on one node. All of it where nobody knows whose a launch is. OtherLaunchError on such a rank.
+    """
+    if not job:
+        return store
+    if rank == 0:
+        store.set("job", job)
+    elif arrived(store, "job", time.monotonic() + timeout.total_seconds()):
+        if (theirs := store.get("job").decode()) != job:
+            raise OtherLaunchError(theirs)
+    else:
+        raise ConnectionError(NO_ANSWER.format(rank=rank))
+    return dist.PrefixStore(job, store)
 
 
 def meet(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> dist.PrefixStore:
@@ -97,7 +118,7 @@ def show_up(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) ->
     token, deadline = f"{uuid.uuid4().hex}-{num_ranks}", time.monotonic() + timeout.total_seconds()
     store.set(f"token/{rank}", token)
     if not arrived(store, f"answer/{token}", deadline):
-        raise ConnectionError(f"rank {rank} got no answer from rank 0; look at its log")
+        raise ConnectionError(NO_ANSWER.format(rank=rank))
     name = store.get(f"answer/{token}").decode()
     store.set(f"read/{name}/{rank}", token)
     if not arrived(store, f"state/{name}", deadline + FAREWELL_TIMEOUT.total_seconds()):

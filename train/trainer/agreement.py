@@ -6,12 +6,15 @@ gradients of different things, or stop in different steps, without a word.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
-from maskshards import __version__
+import maskshards
 from maskshards.shards.order.order import ORDER_VERSION
 from maskshards.train.config.load import flatten, to_plain
 from maskshards.train.config.schema import ConfigError, TrainConfig
@@ -31,7 +34,8 @@ def check_same_job(config: TrainConfig, ranks: Ranks) -> None:
     """ConfigError on every rank for the first setting or version that is not the same on all."""
     plain = to_plain(config)
     facts = {
-        "the version of maskshards": __version__,
+        "the version of maskshards": maskshards.__version__,
+        "the digest of the program's files": program_digest() if ranks.control else "",
         "the version of torch": torch.__version__,
         "the version of the data order": ORDER_VERSION,
     }
@@ -42,6 +46,19 @@ def check_same_job(config: TrainConfig, ranks: Ranks) -> None:
                 value = value[part] if isinstance(value, dict) else None
             facts[key] = value
     check_same(facts, ranks)
+
+
+def program_digest(root: Path = Path(maskshards.__file__).parent) -> str:
+    """SHA-256, in hexadecimal, over the package's sources: checkouts of one version differ by commits and
+    edits.
+    """
+    # A checkout's rooms are links, which `rglob` does not follow.
+    folders = os.walk(root, followlinks=True)
+    paths = [Path(folder, name) for folder, _, names in folders for name in names if name.endswith(".py")]
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def check_same(facts: Mapping[str, object], ranks: Ranks) -> None:

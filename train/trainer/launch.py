@@ -7,14 +7,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import timedelta
 
 import torch
 
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.heartbeat import one_line
 from maskshards.train.distributed.launch import last_words
-from maskshards.train.distributed.ranks import joined
+from maskshards.train.distributed.ranks import joined_for
 from maskshards.train.distributed.stop_signals import Stopped, StopSignals
 from maskshards.train.losses.nonfinite import NonFiniteError
 from maskshards.train.trainer.guards import GuardError
@@ -32,7 +31,7 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     Ctrl-C, which does not wait for that.
     """
     try:
-        with joined(step_timeout=timedelta(seconds=config.step_timeout_s)) as ranks, StopSignals() as stop:
+        with joined_for(config) as ranks, StopSignals() as stop:
             logging.getLogger("maskshards.train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
             line = run(config, ranks, stop, words)
             if ranks.is_first:

@@ -96,7 +96,7 @@ import os, signal, sys
 from datetime import timedelta
 import torch.distributed as dist
 from maskshards.train.distributed import connect, lost_ranks, ranks
-ranks.JOIN_TIMEOUT, lost_ranks.BEAT_S = timedelta(seconds=6), 0.2
+lost_ranks.BEAT_S = 0.2
 number, (owner, name) = int(sys.argv[1]), {
     "store": (connect, "meet"), "beat": (connect, "Heartbeat"), "group": (dist, "init_process_group"),
     "hosts": (dist, "new_group"),
@@ -108,7 +108,7 @@ def dies(*words, **named):
 if os.environ["RANK"] == sys.argv[3]:
     setattr(owner, name, dies)
 try:
-    with ranks.joined(step_timeout=timedelta(seconds=600)):
+    with ranks.joined(step_timeout=timedelta(seconds=600), join_timeout=timedelta(seconds=6)):
         pass
 except ConnectionError as error:
     sys.exit(f"error: {error}")

@@ -140,7 +140,37 @@ def test_impossible_words_of_a_launcher_are_named(words: dict[str, str], said: s
         read_launch(TORCHRUN | words)
 
 
-@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_mpirun_inside_slurm_is_told_from_srun() -> None:
+    """Open MPI starts its daemons with srun: their children inherit a step of a task for each node."""
+    for tasks in ("1", "2"):
+        with pytest.raises(LaunchError, match="OMPI_COMM_WORLD_SIZE is 8: mpirun"):
+            read_launch(SRUN | {"SLURM_NTASKS": tasks, "OMPI_COMM_WORLD_SIZE": "8"})
+
+
+def test_the_number_of_tasks_is_found_where_one_of_its_names_is_missing() -> None:
+    bare = {name: word for name, word in SRUN.items() if name != "SLURM_NTASKS"}
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NPROCS"):
+        assert read_launch(bare | {name: "4"}) == read_launch(SRUN)
+    with pytest.raises(LaunchError, match="rank 2 of 1"):
+        read_launch(bare)
+    assert read_launch(bare | {"SLURM_PROCID": "0"}) is None
+
+
+def test_steps_and_jobs_are_told_apart_and_get_ports_of_their_own() -> None:
+    launches = [
+        read_launch(SRUN | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})
+        for job in (70001, 70002) for step in range(10)
+    ]  # fmt: skip
+    assert len({launch.port for launch in launches if launch}) == len(launches)
+    assert len({launch.job for launch in launches if launch}) == len(launches)
+    parts = read_launch(SRUN | {"SLURM_HET_SIZE": "2"})  # whose jobs have other numbers
+    assert parts is not None
+    assert parts.job == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "FLUX_JOB_SIZE", "JSM_NAMESPACE_SIZE"]
+)
 def test_processes_of_mpirun_do_not_train_each_alone(name: str) -> None:
     with pytest.raises(LaunchError, match=rf"{name} is 4: mpirun .* start with torchrun or srun"):
         read_launch({name: "4"})

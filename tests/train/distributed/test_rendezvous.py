@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from maskshards.train.distributed import rendezvous
-from maskshards.train.distributed.rendezvous import meet
+from maskshards.train.distributed.rendezvous import OtherLaunchError, meet, part_of
 
 SOON = timedelta(seconds=600)
 
@@ -41,6 +41,33 @@ def test_an_old_token_does_not_pass_for_its_rank() -> None:
     rooms = meet_all(store, 2)
     rooms[1].set("x", "y")
     assert rooms[0].get("x") == b"y"
+
+
+def test_ranks_of_another_launch_on_the_same_port_are_told_and_do_not_take_part() -> None:
+    """A rank of the other may come before this launch's own does."""
+    store, heard = dist.HashStore(), threading.Event()
+
+    def of(job: str, rank: int) -> dist.Store:
+        return meet(part_of(store, rank, job, SOON), rank, 2, SOON)
+
+    def late() -> dist.Store:
+        heard.wait()
+        return of("job 7", 1)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, own = pool.submit(of, "job 7", 0), pool.submit(late)
+        with pytest.raises(OtherLaunchError, match=r"^job 7$"):
+            of("job 9", 1)
+        heard.set()
+        own.result().set("x", "y")
+        assert first.result().get("x") == b"y"
+
+
+def test_a_launch_that_nobody_named_has_all_of_its_store() -> None:
+    store = dist.HashStore()
+    assert part_of(store, 0, "", SOON) is store
+    with pytest.raises(ConnectionError, match=r"no answer from rank 0; .* whether another run has its port"):
+        part_of(store, 1, "job 7", timedelta(0))
 
 
 def test_who_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Ranks with other words, programs or data: named on every rank before the first step."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from maskshards.shards.order.order import World
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.trainer.agreement import check_same, check_same_job
+from maskshards.train.trainer.agreement import check_same, check_same_job, program_digest
 from tests.train.launch import ended, ranks_of
 
 
@@ -62,7 +63,24 @@ def test_places_on_a_node_may_differ(tiny_run: list[str]) -> None:
     check_same_job(load_config(tiny_run), Noting(World(0, 2), torch.device("cpu")))
     keys = json.loads(sent[0]).keys()
     assert {"optimizer.lr", "seed", "scheduler.total_iter", "the version of maskshards"} <= keys
+    assert "the digest of the program's files" in keys
     assert not {"datasets.root", "output_dir", "num_workers", "loader.cache_dir", "model.weights"} & keys
+
+
+def test_a_checkout_of_the_same_version_with_another_source_is_another_program(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for root in (one, other):
+        (root / "rooms" / "train").mkdir(parents=True)
+        (root / "rooms" / "train" / "loop.py").write_text("steps = 1\n")
+        (root / "rooms" / "train" / "notes.txt").write_text(str(root))
+        (root / "package").mkdir()
+        (root / "package" / "train").symlink_to(root / "rooms" / "train")  # as in a checkout
+    assert program_digest(one / "package") == program_digest(other / "package")
+    assert program_digest(one / "package") == program_digest(one / "rooms")
+    (other / "rooms" / "train" / "loop.py").write_text("steps = 2\n")
+    assert program_digest(one / "package") != program_digest(other / "package")
+    (one / "rooms" / "train" / "more.py").touch()
+    assert program_digest(one / "package") != program_digest(one / "nothing")
 
 
 # One rank is given other words.
