@@ -30,7 +30,7 @@ from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
 from maskshards.preprocess.errors import BuildError, printable
 from maskshards.preprocess.executors.dask import run_on_dask
-from maskshards.preprocess.executors.pool import run_tasks, warm_pool
+from maskshards.preprocess.executors.pool import check_workers, run_tasks, warm_pool
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.mask_guard import MaskGuard, mask_notes
 from maskshards.preprocess.plan import BuildSettings
@@ -52,6 +52,7 @@ SHOWN_FAULTS = 20
 def run_build(args: argparse.Namespace) -> str:
     """Build and publish, or build one part; BuildError, ShardError or OSError where that cannot be done."""
     place, settings = Place(args.out), build_settings(args)
+    check_workers(args.workers)
     place.check_workers(args.workers)
     part = part_of(args.part) if args.part else WHOLE
     request = source_request(args)

@@ -15,8 +15,8 @@ MODULES_PER_PACKAGE = 16
 # Rooms of one package, lowest first: a module may import from its own room and from those before it.
 ORDER = {
     "shards": (
-        "errors", "batch", "storage", "format", "order", "augment", "decode", "loading", "commands",
-        "__main__",
+        "errors", "batch", "process",
+        "storage", "format", "order", "augment", "decode", "loading", "commands", "__main__",
     ),
     # First the facts that need no torch, which the configuration is checked against.
     "train": (

@@ -8,11 +8,9 @@ descriptor or thread state of the parent leaks in.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,10 +19,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from maskshards.preprocess.errors import BuildError
+from maskshards.shards.process import die_with_parent
 
+PER_CORE, LEAST_BOUND = 16, 64  # of workers: more are a slip; those that wait for a far disk need some
 PATIENCE_S = 5.0  # for a stopped worker to remove its scratch file
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
-PR_SET_PDEATHSIG = 1  # Linux: a signal for this process when its parent dies
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
@@ -44,8 +43,7 @@ def warm_pool(do: Callable[[Task], Outcome], workers: int) -> Iterator[Callable[
     """Context manager: a function of `do` and tasks, whose workers start, and import what `do` needs, at
     once, so that they are ready when the caller has found out what there is to do. Call it once.
     """
-    if workers < 1:
-        raise BuildError(f"--workers is {workers}; at least 1 is needed")
+    check_workers(workers)
     if workers == 1:
         yield map
         return
@@ -55,6 +53,13 @@ def warm_pool(do: Callable[[Task], Outcome], workers: int) -> Iterator[Callable[
         yield lambda _, tasks: pool.run(iter(tasks))
     finally:
         pool.stop()
+
+
+def check_workers(workers: int) -> None:
+    """BuildError for fewer than one, or for so many that they would only use up the memory."""
+    most = max(LEAST_BOUND, PER_CORE * (os.cpu_count() or 1))
+    if not 1 <= workers <= most:
+        raise BuildError(f"--workers is {workers}; expected 1 to {most} on {os.cpu_count()} cores")
 
 
 class _Pool:
@@ -162,8 +167,7 @@ def _serve(connection: Connection, do: Callable[[Any], Any], parent: int) -> Non
     """A worker's life: take a task, answer, until the parent hangs up. Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     while os.getppid() == parent:
         try:
             task = connection.recv()

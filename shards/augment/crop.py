@@ -34,6 +34,7 @@ from maskshards.shards.batch import VOID, CropBatch, RaggedBatch
 from maskshards.shards.errors import SampleError
 
 MAX_LABELS = VOID - 1
+MOST_SIDE_PX = 1 << 15  # of a crop, and of the short side before it: more is a slip, and takes the memory
 
 # What each stream of numbers is for; a new purpose takes a new number, so that old ones keep their meaning.
 RATIO, PLACES, FLIP, COLOUR = range(4)
@@ -58,9 +59,10 @@ class CropSettings:
 
     def __post_init__(self) -> None:
         low, high = self.ratio or (1.0, 1.0)
+        sides = 1 <= min(self.crop_px) <= max(self.crop_px) <= MOST_SIDE_PX
         checks = {
-            "crop_px": (self.crop_px, "two sizes of at least 1", min(self.crop_px) >= 1),
-            "image_px": (self.image_px, "at least 1", self.image_px >= 1),
+            "crop_px": (self.crop_px, f"two sizes from 1 to {MOST_SIDE_PX}", sides),
+            "image_px": (self.image_px, f"1 to {MOST_SIDE_PX}", 1 <= self.image_px <= MOST_SIDE_PX),
             "ratio": (self.ratio, "0 < low <= high", 0 < low <= high),
             "flip_prob": (self.flip_prob, "from 0 to 1", 0 <= self.flip_prob <= 1),
             "photometric": (self.photometric, f"one of {', '.join(PRESETS)}", self.photometric in PRESETS),

@@ -31,10 +31,10 @@ from maskshards.shards.format.manifest import Split, open_splits
 from maskshards.shards.loading.batch_reader import BatchReader, Decoded
 from maskshards.shards.loading.device_prefetcher import DevicePrefetcher
 from maskshards.shards.loading.loader import Loader
-from maskshards.shards.loading.ordered_map import in_order
+from maskshards.shards.loading.ordered_map import MOST_AHEAD, in_order
 from maskshards.shards.loading.selecting import select
 from maskshards.shards.order.batch_plans import BatchPlan, TrainingPlans
-from maskshards.shards.order.order import World
+from maskshards.shards.order.order import World, whole_number
 
 Task = TypeVar("Task")
 
@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--device cuda: PyTorch finds no CUDA device here; say --device cpu")
     settings = CropSettings(crop_px=(args.crop, args.crop), image_px=args.crop, photometric=args.photometric)
     for name in ("batch", "batches", "rounds", "threads"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}; expected at least 1")
+        whole_number(getattr(args, name), f"--{name}", 1, MOST_AHEAD)
     # Of several splits the one that is trained on.
     split = max(open_splits(args.url), key=lambda split: split.manifest.split == "training")
     torch.set_num_threads(1)  # figures are compared thread for thread

@@ -26,6 +26,7 @@ from maskshards.shards.errors import StoreError
 from maskshards.shards.format.index import ShardInfo
 from maskshards.shards.format.manifest import Split
 from maskshards.shards.loading.cache_folder import FULL, CacheFolder, file_name
+from maskshards.shards.order.order import whole_number
 from maskshards.shards.storage.base import Store
 from maskshards.shards.storage.local import LocalStore
 from maskshards.shards.storage.per_process import PerProcess
@@ -53,6 +54,7 @@ class CacheSettings:
     def __post_init__(self) -> None:
         if not str(self.folder).strip():
             raise ValueError("the cache's folder has no name; give one, or leave the cache out")
+        whole_number(self.max_bytes, "the cache's max_bytes", 1)
 
 
 def cached(split: Split, settings: CacheSettings) -> Split:

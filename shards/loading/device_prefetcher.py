@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from maskshards.shards.batch import FLAT, RaggedBatch
+from maskshards.shards.loading.ordered_map import MOST_AHEAD
+from maskshards.shards.order.order import whole_number
 
 
 class DevicePrefetcher:
@@ -28,9 +30,8 @@ class DevicePrefetcher:
     def __init__(
         self, batches: Iterable[RaggedBatch], device: torch.device | str, in_flight: int = 2
     ) -> None:
-        if in_flight < 1:
-            raise ValueError(f"in_flight is {in_flight}; expected at least 1")
-        self.batches, self.device, self.in_flight = batches, torch.device(device), in_flight
+        self.batches, self.device = batches, torch.device(device)
+        self.in_flight = whole_number(in_flight, "in_flight", 1, MOST_AHEAD)
         self._moving: deque[tuple[RaggedBatch, torch.cuda.Event]] = deque()
 
     def __iter__(self) -> Iterator[RaggedBatch]:

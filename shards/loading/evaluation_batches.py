@@ -13,12 +13,12 @@ from maskshards.shards.format.manifest import Split
 from maskshards.shards.loading.batch_reader import BatchReader
 from maskshards.shards.loading.cache import CacheSettings
 from maskshards.shards.loading.class_maps import ignore_index_of
-from maskshards.shards.loading.ordered_map import in_order
+from maskshards.shards.loading.ordered_map import MOST_AHEAD, MOST_THREADS, in_order
 from maskshards.shards.loading.selecting import close_stores, reopened, select
 from maskshards.shards.loading.transform import Transform
 from maskshards.shards.loading.transformed_reader import TransformedReader
 from maskshards.shards.order.batch_plans import BatchPlan, announced, evaluation_plans
-from maskshards.shards.order.order import ALONE, World, checked_world, whole_number
+from maskshards.shards.order.order import ALONE, MOST_IN_BATCH, World, checked_world, whole_number
 from maskshards.shards.order.selection import Selection
 
 
@@ -82,9 +82,9 @@ def evaluation_batches(
     numbers of samples in the split, epochs 0. `transform` and `as_dict` as of `Loader`; a dict has "valid"
     besides, (B,) bool. ValueError for values without sense.
     """
-    batch_per_rank = whole_number(batch_per_rank, "batch_per_rank", 1)
-    threads = whole_number(threads, "threads", 1)
-    prefetch_batches = whole_number(prefetch_batches, "prefetch_batches", 1)
+    batch_per_rank = whole_number(batch_per_rank, "batch_per_rank", 1, MOST_IN_BATCH)
+    threads = whole_number(threads, "threads", 1, MOST_THREADS)
+    prefetch_batches = whole_number(prefetch_batches, "prefetch_batches", 1, MOST_AHEAD)
     if max_samples is not None:
         max_samples = whole_number(max_samples, "max_samples", 1)
     selection = select(split, cache)

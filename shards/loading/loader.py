@@ -27,7 +27,7 @@ from maskshards.shards.format.manifest import Split
 from maskshards.shards.loading.batch_reader import BatchReader
 from maskshards.shards.loading.cache import CacheSettings
 from maskshards.shards.loading.class_maps import ignore_index_of
-from maskshards.shards.loading.ordered_map import InOrder, close_at_exit
+from maskshards.shards.loading.ordered_map import MOST_AHEAD, MOST_THREADS, InOrder, close_at_exit
 from maskshards.shards.loading.place import Place, Share
 from maskshards.shards.loading.selecting import close_stores, own, reopened, say_if_alone_among_ranks
 from maskshards.shards.loading.transform import Transform
@@ -103,8 +103,8 @@ class Loader(IterableDataset[Any]):
     ) -> None:
         batch_per_rank, world = whole_number(batch_per_rank, "batch_per_rank", 1), checked_world(world)
         seed = whole_number(seed, "seed", 0, MOST_SEED)
-        threads = whole_number(threads, "threads", 1)
-        prefetch_batches = whole_number(prefetch_batches, "prefetch_batches", 1)
+        threads = whole_number(threads, "threads", 1, MOST_THREADS)
+        prefetch_batches = whole_number(prefetch_batches, "prefetch_batches", 1, MOST_AHEAD)
         if global_batch is None:
             global_batch = batch_per_rank * world.num_ranks
         self.selection = own(split, cache)

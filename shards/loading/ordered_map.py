@@ -23,6 +23,8 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 LOOK_UP_S = 0.1
+MOST_THREADS = 1024  # of one reader, and results that wait: more is a slip, which would take the memory
+MOST_AHEAD = 4096
 
 
 class _Closable(Protocol):

@@ -40,6 +40,8 @@ Int64Array = NDArray[np.int64]
 def whole_number(value: object, name: str, least: int = 0, most: int = MOST_POSITION) -> int:
     """`value` as an int; ValueError that names it for anything else than a whole number in this range."""
     try:
+        if isinstance(value, bool):  # an int to Python, and a slip here
+            raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]  # numpy's integers too
     except TypeError:
         raise ValueError(f"{name} is {value!r}; expected a whole number") from None

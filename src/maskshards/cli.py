@@ -11,6 +11,9 @@ import os
 import sys
 from importlib import import_module
 
+from maskshards.shards.errors import StoreError
+from maskshards.shards.process import check_working_folder
+
 BUILD, SHARDS = "maskshards.preprocess.__main__:main", "maskshards.shards.__main__:main"
 # Name -> (function, arguments that come before the user's, what the command does).
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -60,8 +63,10 @@ STATUSES = """exit status:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     args = sys.argv[1:] if arguments is None else arguments
-    if not has_folder():
-        sys.stderr.write("error: the working folder was deleted; cd into one that exists\n")
+    try:
+        check_working_folder()
+    except StoreError as error:
+        sys.stderr.write(f"error: {error}\n")
         return 2
     try:
         return dispatch(args, COMMANDS, "maskshards")
@@ -76,15 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def has_folder() -> bool:
-    """Whether the working folder is there; where it was deleted, libraries fail in words of other files."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def dispatch(args: list[str], table: dict[str, tuple[str, tuple[str, ...], str]], program: str) -> int:

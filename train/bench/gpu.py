@@ -10,13 +10,12 @@ parts run on a tiny model: that measures nothing, and shows that the command wor
 from __future__ import annotations
 
 import argparse
-import ctypes
-import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from maskshards.shards.process import die_with_parent
 from maskshards.train.bench.budgeted import Budget, Part, run_parts
 from maskshards.train.bench.command import chosen_device
 from maskshards.train.bench.gpu_table import markdown, printed
@@ -27,7 +26,6 @@ from maskshards.train.bench.parts.parity import parity
 from maskshards.train.bench.parts.setting import Setting
 from maskshards.train.bench.restarts import AGAIN, FIRST, LOST, WATCHED
 
-PR_SET_PDEATHSIG = 1  # a signal for this process when its parent dies
 LAST_WORDS_S = 10.0  # kept of the budget for writing and printing
 TESTS_LIMIT_S = 150.0
 RECORDED_CURVE = ROOT / "docs" / "benchmarks" / "precision.json"
@@ -43,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    if options.watched and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if options.watched:
+        die_with_parent()
     journal = Journal(setting.out / "gpu.jsonl", anew=options.watched != AGAIN)
     chosen = [part for part in parts_of(setting, options) if not options.only or part.name in options.only]
     answers = run_parts(chosen, setting.budget, journal)

@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from maskshards.shards.augment.presets import IMAGENET_MEAN, IMAGENET_STD, JITTERS, LSJ_RATIO, PRESETS
 from maskshards.shards.errors import POLICIES, RAISE
+from maskshards.shards.loading.ordered_map import MOST_AHEAD
 from maskshards.train.keys import ConfigError, key, section
 
 LSJ = "lsj"
@@ -48,7 +49,7 @@ class LoaderConfig:
         "what a damaged sample does: end the run, or be replaced, counted and logged",
         one_of=POLICIES,
     )
-    prefetch_batches: int = key(4, "batches of a process that wait in memory", at_least=1)
+    prefetch_batches: int = key(4, "batches of a process that wait in memory", at_least=1, at_most=MOST_AHEAD)
     cache_dir: str | None = key(
         None, "folder for copies of remote shards, for all processes and jobs of a node; null: none"
     )

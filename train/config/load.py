@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from maskshards.shards.process import check_working_folder
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.config.checks import check_config
 from maskshards.train.config.plain_values import YAML_ERRORS, check_plain, read_plain_text
@@ -68,7 +69,8 @@ ALWAYS_PATHS = ("loader.cache_dir",)  # whether they are there yet or not
 def load_config(argv: list[str]) -> TrainConfig:
     """`argv` as in `config=FILE key=value section.key=value ...`, merged and checked as far as needs no data.
 
-    Raises ConfigError for unknown keys, wrong types, missing required keys and settings that contradict.
+    Raises ConfigError for unknown keys, wrong types, missing required keys and settings that contradict, and
+    StoreError where the working folder is gone.
     """
     check_working_folder()
     arguments, recipe = split_arguments(argv)
@@ -77,14 +79,6 @@ def load_config(argv: list[str]) -> TrainConfig:
     config = to_config(merged)
     check_config(config)
     return config
-
-
-def check_working_folder() -> None:
-    """ConfigError where it was deleted: relative places lead nowhere, and libraries fail in other words."""
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise ConfigError("the working folder was deleted; cd into one that exists") from error
 
 
 def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:

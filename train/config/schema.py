@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskshards.shards.loading.ordered_map import MOST_THREADS
 from maskshards.train.config.data import DatasetConfig, LoaderConfig, TransformConfig
 from maskshards.train.config.model import BackboneLayers, DecoderConfig, ModelConfig, ModelDtype
 from maskshards.train.config.optimisation import (
@@ -47,7 +48,7 @@ class TrainConfig:
         8, "bs * n_gpus is the global batch of the recipe, whatever the world it runs on", at_least=1
     )
     global_batch: int | None = key(None, "images of one optimiser step, said outright", at_least=1)
-    num_workers: int = key(6, "reading threads of one process", at_least=1)
+    num_workers: int = key(6, "reading threads of one process", at_least=1, at_most=MOST_THREADS)
     model_dtype: ModelDtype = key(ModelDtype.FLOAT32, "arithmetic of the model")
     cpu_autocast: bool | None = key(
         None, "model_dtype on a CPU too; null: where the processor has bfloat16 units"

@@ -87,9 +87,10 @@ def test_leaving_early_stops_the_workers():
     assert not alive(pid)
 
 
-def test_at_least_one_worker():
-    with pytest.raises(BuildError, match="--workers is 0"):
-        list(run_tasks(square, [1], 0))
+@pytest.mark.parametrize("workers", [0, -2, 10**9])
+def test_how_many_workers_there_may_be(workers):
+    with pytest.raises(BuildError, match=f"--workers is {workers}; expected 1 to"):
+        list(run_tasks(square, [1], workers))
 
 
 PARENT = """

@@ -56,8 +56,9 @@ def test_the_table_names_the_bottleneck():
 
 @pytest.mark.parametrize("word", ["--batch", "--batches", "--rounds", "--threads"])
 def test_counts_must_be_positive(split, capsys, word):
-    assert main(["bench", str(split.folder), *SMALL, word, "0"]) == 2
-    assert f"{word} is 0; expected at least 1" in capsys.readouterr().err
+    for value in ("0", "1000000000"):
+        assert main(["bench", str(split.folder), *SMALL, word, value]) == 2
+        assert f"{word} is {value}; expected a whole number from 1 to" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -469,3 +469,9 @@ def test_a_copy_that_was_cut_short_is_fetched_again(server, made, tmp_path):
 def test_a_folder_without_a_name_is_not_the_working_directory(folder):
     with pytest.raises(ValueError, match="folder has no name"):
         CacheSettings(folder)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1e9, float("nan"), True, "1"])
+def test_a_limit_that_is_no_number_of_bytes_is_named(tmp_path, limit):
+    with pytest.raises(ValueError, match=r"^the cache's max_bytes is "):
+        CacheSettings(tmp_path, limit)

@@ -89,7 +89,10 @@ def test_dicts_say_which_rows_only_fill_the_last_batch(made, split):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_per_rank": 0}, {"threads": 0}, {"max_samples": 0}, {"max_samples": 2.5}, {"world": None}],
+    [
+        *({"batch_per_rank": 0}, {"batch_per_rank": 10**9}, {"threads": 0}, {"threads": 10**9}),
+        *({"prefetch_batches": 10**9}, {"max_samples": 0}, {"max_samples": 2.5}, {"world": None}),
+    ],
 )
 def test_values_without_sense_are_named(split, wrong):
     name = next(iter(wrong))

@@ -176,7 +176,7 @@ def test_a_state_of_another_stream_is_refused(split, change, message):
 @pytest.mark.parametrize(
     "name", ["batch_per_rank", "global_batch", "seed", "position", "end", "epochs", "threads"]
 )
-@pytest.mark.parametrize("value", [-4, 4.0, "4", 1 << 70])
+@pytest.mark.parametrize("value", [-4, 4.0, "4", 1 << 70, True, float("nan")])
 def test_what_is_no_number_of_that_kind_is_named(split, name, value):
     with pytest.raises(ValueError, match=rf"^{name}.* is '?{value}"):
         Loader(split, **{"batch_per_rank": 4, name: value})
@@ -224,7 +224,9 @@ def test_the_first_batch_waits_for_few_others(made, monkeypatch):
     "settings",
     [
         {"threads": 0},
+        {"threads": 10**9},
         {"prefetch_batches": 0},
+        {"prefetch_batches": 10**9},
         {"epochs": 0},
         {"policy": "ignore"},
         {"position": 1},

@@ -334,7 +334,7 @@ def test_a_working_folder_that_was_deleted_is_named(tmp_path: Path, monkeypatch:
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(ConfigError, match="the working folder was deleted; cd into one"):
+    with pytest.raises(OSError, match="the working folder was deleted; cd into one"):
         load_config(["config=demo", "datasets.root=/shards", "output_dir=run"])
 
 
