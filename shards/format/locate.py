@@ -5,6 +5,7 @@ A folder is listed. A URL cannot be, so the usual names are tried below it.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from maskshards.shards.errors import StoreError
@@ -59,18 +60,20 @@ def _instead(above: Path) -> str:
     """What to do about a folder that is not in `above`: a training run names splits below its root."""
     if _is_source(above):
         return f"{above} is {_build_first(above)}"
+    if (above / MANIFEST_NAME).exists():
+        return f"{above} is one split; give the folder that holds its splits, {above.parent}"
     if below := splits_below(str(above)):
         return f"{above} holds the splits {', '.join(below)}; name one of them"
     return "give a folder that maskshards build wrote"
 
 
 def _is_source(folder: Path) -> bool:
-    return (folder / "annotations").is_dir() or (folder / "labels").is_dir()
+    return any((folder / name).is_dir() for name in ("annotations", "labels", "masks"))
 
 
 def _build_first(source: Path) -> str:
     kind = "ade20k" if (source / "objectInfo150.txt").exists() else "folder --classes FILE"
     return (
         "a source data set (images and label maps), not shards; build them first:"
-        f" maskshards build --dataset {kind} --root {source} --out OUT"
+        f" maskshards build --dataset {kind} --root {shlex.quote(str(source))} --out OUT"
     )

@@ -23,7 +23,7 @@ from maskshards.shards.process import check_working_folder
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.config.checks import check_config
 from maskshards.train.config.plain_values import YAML_ERRORS, check_plain, read_plain_text
-from maskshards.train.config.recipes import find_recipe
+from maskshards.train.config.recipes import find_recipe, packaged_recipes
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.config.typed_words import MULTIPLIERS, as_typed, hints_of, misfit, multiplier
 from maskshards.train.keys import ConfigError, nearest
@@ -88,9 +88,7 @@ def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
         if not argument.isprintable() and argument != argument.encode(errors="replace").decode():
             raise ConfigError(f"argument {argument!r} holds bytes that are no UTF-8; no file could keep them")
         if "=" not in argument:
-            raise ConfigError(
-                f"argument {argument!r} is not of the form key=value (for example optimizer.lr=1e-4)"
-            )
+            raise ConfigError(f"argument {argument!r} is not of the form key=value {_meant_by(argument)}")
         key, value = argument.split("=", 1)
         if key == RESERVED:
             if recipe is not None and find_recipe(value) != recipe:
@@ -99,6 +97,15 @@ def split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
         else:
             arguments.append(f"{SHORT.get(key, key)}={value}")
     return arguments, recipe
+
+
+def _meant_by(argument: str) -> str:
+    """What a word without `=` was probably meant to be."""
+    if argument.startswith("--"):
+        return f"(keys take no dashes: {argument.lstrip('-')}=...)"
+    if argument.endswith((".yaml", ".yml")) or argument in packaged_recipes():
+        return f"(a recipe is config={argument})"
+    return "(for example optimizer.lr=1e-4)"
 
 
 def settle_places(merged: DictConfig) -> None:

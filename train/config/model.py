@@ -65,7 +65,8 @@ class ModelConfig:
             )
         if self.dino_hub is None:
             raise ConfigError(
-                "model.dino_hub is not set; name the backbone, for example model.dino_hub=dinov3_vitl16"
+                "model.dino_hub is not set; give a recipe that names the backbone (config=ade20k-vitl), "
+                "or name it, for example model.dino_hub=dinov3_vitl16"
             )
         if self.weights is not None and self.pretrained_weights not in (None, self.weights):
             raise ConfigError(

@@ -23,6 +23,9 @@ def test_opening_says_what_was_found_instead(make_split, tmp_path):
     ]
     assert [split.base for split in open_splits(made.folder)] == [str(made.folder)]
 
+    with pytest.raises(ManifestError, match=r"out/training is one split; give the folder .*out$"):
+        open_split(tmp_path / "out" / "training" / "training")  # a training run given a split as its root
+
     raw = tmp_path / "ADEChallengeData2016"
     (raw / "annotations/training").mkdir(parents=True)
     (raw / "images/training").mkdir(parents=True)

@@ -133,6 +133,8 @@ def test_the_reference_spelling_of_the_output_folder() -> None:
         ("bs=two", "bs is 'two', expected a whole number"),
         ("transforms.train.crop_size=64", "transforms.train.crop_size"),
         ("resume", "not of the form key=value"),
+        ("demo", "a recipe is config=demo"),
+        ("--bs", "keys take no dashes: bs="),
         ("output_dir=runs/${USER}", "the command line: output_dir is 'runs/${USER}'"),
         ("datasets.root=", "datasets.root is empty"),
         ("checkpoint=a.pth", "load_from=..."),
