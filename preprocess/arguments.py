@@ -13,6 +13,7 @@ from maskshards.preprocess.inputs.image_policy import ImagePolicy
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.coco import CHOICES, PANOPTIC, POLYGONS
 from maskshards.preprocess.sources.opening import HUGGING_FACE, NO_VOID, TAKES, SourceRequest
+from maskshards.shards.commands.one_line_parser import OneLineParser
 
 EXAMPLES = {
     "build": "maskshards build --dataset ade20k --root ADEChallengeData2016 --out data/ade20k-shards",
@@ -25,7 +26,7 @@ EXAMPLES = {
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    top = argparse.ArgumentParser(
+    top = OneLineParser(
         prog="maskshards", description="Build shards from a data set of images and label maps."
     )
     commands = top.add_subparsers(dest="command", required=True)

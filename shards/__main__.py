@@ -13,6 +13,8 @@ import os
 import sys
 from importlib import import_module
 
+from maskshards.shards.commands.one_line_parser import OneLineParser
+
 ROOM = "maskshards.shards.commands"
 # Name -> (module, what it does, an example).
 COMMANDS = {
@@ -29,7 +31,7 @@ SPOKEN = {"bench": "bench loader"}  # how a command is called, where not by its 
 def main(arguments: list[str]) -> int:
     """Run one command; the exit status."""
     listing = "\n".join(f"  {name:9}{what}" for name, (_, what, _) in COMMANDS.items())
-    outer = argparse.ArgumentParser(
+    outer = OneLineParser(
         prog="python -m shards",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"commands:\n{listing}",
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> int:
     module, what, example = COMMANDS[name]
     command = import_module(f"{ROOM}.{module}")
     prog = f"maskshards {SPOKEN.get(name, name)}"
-    parser = argparse.ArgumentParser(prog=prog, description=what, epilog=f"example: {prog} {example}")
+    parser = OneLineParser(prog=prog, description=what, epilog=f"example: {prog} {example}")
     command.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments[1:])

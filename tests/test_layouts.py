@@ -280,6 +280,10 @@ MAKERS: dict[str, Callable[[Path], Made]] = {
         "{split}/{stem}.jpg", "{split}/{stem}_mask.png",
         "--images-folder", "{split}", "--labels-folder", "{split}", "--label-ending", "_mask.png",
     ),
+    "split in a name": folder(
+        "{split}/{stem}.png", "{split}annot/{stem}.png",
+        "--images-folder", "{split}", "--labels-folder", "{split}annot",
+    ),
     "other names": folder(
         "img_dir/{split}/{stem}.png", "ann_dir/{split}/{stem}.tif",
         "--images-folder", "img_dir", "--labels-folder", "ann_dir", "--label-ending", ".tif",

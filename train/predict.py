@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from maskshards.shards.commands.one_line_parser import OneLineParser
 from maskshards.train.prediction.arguments import add_model_options, read_names, sort_words
 from maskshards.train.prediction.find_images import Found, find_images
 from maskshards.train.prediction.image_files import PredictError
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options and their help."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="maskshards predict",
         usage="maskshards predict RUN IMAGES... --output OUT [options] [key=value ...]",
         description="Label images with a trained model.",

@@ -192,9 +192,12 @@ def test_some_hundred_damaged_files(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_ten_thousand_damaged_files(tmp_path, name):
-    for first in range(0, 10_000 // len(POLICIES), PER_SHARD):
-        build_and_check(tmp_path, 7, POLICIES[name], first, PER_SHARD)
+    firsts = range(0, 10_000 // len(POLICIES), PER_SHARD)
+    counted = 0
+    for first in firsts:
+        counted += sum(build_and_check(tmp_path, 7, POLICIES[name], first, PER_SHARD))
         (tmp_path / f"training-{first:05d}.tar").unlink()
+    assert counted == len(firsts) * PER_SHARD
 
 
 @pytest.mark.parametrize("base", sorted(bases()))

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskshards.shards.commands.one_line_parser import OneLineParser
+
 EPILOG = """the page shows settings that differ, curves over each other, scores and the IoU of each class, and
 says what forbids to compare them. It is one file that loads nothing. (A run's own page is OUT/report.html,
 which training writes.)
@@ -19,7 +21,7 @@ DEFAULT = "comparison.html"
 
 def parser() -> argparse.ArgumentParser:
     """Options and their help."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="maskshards report",
         description="Compare trainings or evaluations side by side.",
         epilog=EPILOG,

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from maskshards.shards.commands.one_line_parser import OneLineParser
 from maskshards.train.export.graph import (
     DYNAMIC,
     INPUT,
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options and their help."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="maskshards export",
         usage="maskshards export RUN --format FORMAT --output OUT [options] [key=value ...]",
         description="Give a trained model away, as a graph or as a folder.",
