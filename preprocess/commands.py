@@ -90,7 +90,9 @@ def _execute(
 ) -> list[ShardOutcome]:
     outcomes: list[ShardOutcome] = []
     total = sum(job.num_samples(part) for job in jobs)
-    with tqdm(total=total, unit="image", desc="build", disable=quiet, smoothing=0.05) as bar:
+    with tqdm(
+        total=total, unit="image", desc="build", disable=quiet or None, smoothing=0.05
+    ) as bar:  # a terminal only
 
         def progress(outcome: ShardOutcome) -> None:
             outcomes.append(outcome)
