@@ -90,9 +90,9 @@ def _execute(
 ) -> list[ShardOutcome]:
     outcomes: list[ShardOutcome] = []
     total = sum(job.num_samples(part) for job in jobs)
-    with tqdm(
-        total=total, unit="image", desc="build", disable=quiet or None, smoothing=0.05
-    ) as bar:  # a terminal only
+    interval_s = 0.1 if sys.stderr.isatty() else 60  # in a log each drawing is a line
+    with tqdm(total=total, unit="image", desc="build", disable=quiet, smoothing=0.05, mininterval=interval_s,
+              maxinterval=60) as bar:  # fmt: skip
 
         def progress(outcome: ShardOutcome) -> None:
             outcomes.append(outcome)
