@@ -90,7 +90,6 @@ def _execute(
 ) -> list[ShardOutcome]:
     outcomes: list[ShardOutcome] = []
     total = sum(job.num_samples(part) for job in jobs)
-    interval_s = 0.1 if sys.stderr.isatty() else 60  # in a log each drawing is a line
     # In a log each drawing is a line.
     pace_s = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
     with tqdm(total=total, unit="image", desc="build", disable=quiet, smoothing=0.05, **pace_s) as bar:

@@ -267,7 +267,7 @@ def test_what_reports_are_made_of(name: str, state: TrainState, tmp_path: Path) 
     for case in cases(good, held, dump, seed=8, rounds=25):
         damaged_file.write_bytes(case)
         if outcome(lambda: report(runs, page) or True, own, tmp_path):
-            assert page.read_text().endswith("</html>\n")
+            assert page.read_text().endswith("</html>")
             page.unlink()
 
 
