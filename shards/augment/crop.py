@@ -59,9 +59,10 @@ class CropSettings:
 
     def __post_init__(self) -> None:
         low, high = self.ratio or (1.0, 1.0)
-        sides = 1 <= min(self.crop_px) <= max(self.crop_px) <= MOST_SIDE_PX
+        two = np.size(self.crop_px) == 2
+        sides = two and 1 <= min(self.crop_px) <= max(self.crop_px) <= MOST_SIDE_PX
         checks = {
-            "crop_px": (self.crop_px, f"two sizes from 1 to {MOST_SIDE_PX}", sides),
+            "crop_px": (self.crop_px, f"(height, width), each from 1 to {MOST_SIDE_PX}", sides),
             "image_px": (self.image_px, f"1 to {MOST_SIDE_PX}", 1 <= self.image_px <= MOST_SIDE_PX),
             "ratio": (self.ratio, "0 < low <= high", 0 < low <= high),
             "flip_prob": (self.flip_prob, "from 0 to 1", 0 <= self.flip_prob <= 1),

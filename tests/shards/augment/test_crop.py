@@ -312,6 +312,7 @@ def test_crops_without_a_class_have_one_empty_label_and_no_largest(make_batch):
     [
         {"crop_px": (0, 5)},
         {"crop_px": (5, 0)},
+        {"crop_px": 512},
         {"flip_prob": -0.1},
         {"image_px": 0},
         {"ratio": (2.0, 0.5)},

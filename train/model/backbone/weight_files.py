@@ -34,10 +34,6 @@ _DIGEST_SUFFIX = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
 # A tag, not just "<": the length that opens a safetensors file may spell blanks and that byte too.
 _WEB_PAGE = re.compile(rb"\s*<[!?a-zA-Z]")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-_ACCESS = (
-    "DINOv3 is gated: ask for access at https://huggingface.co/{}, then run `hf auth login`; or fetch the "
-    "weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
-)
 # Dictionaries that training scripts put around the weights, the one to open first.
 _WRAPPING_KEYS = ("teacher", "model_ema", "model", "state_dict", "module")
 
@@ -82,7 +78,7 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
     except Exception as error:
         raise WeightsError(
             f"could not fetch {hub_id} (revision {revision}) from the Hugging Face hub, and "
-            f"there is no file or folder of that name: {_reason(error)}\n{_ACCESS.format(hub_id)}"
+            f"there is no file or folder of that name: {_reason(error)}\n{_remedy(hub_id)}"
         ) from error
     return Path(folder)
 
@@ -99,9 +95,17 @@ def _refuse_unpinned(hub_id: str, revision: str | None) -> NoReturn:
     except Exception as error:
         raise WeightsError(
             f"{why}\nThe hub could not be asked which commit that is now ({_reason(error)}); "
-            f"https://huggingface.co/{hub_id}/commits/main lists them.\n{_ACCESS.format(hub_id)}"
+            f"https://huggingface.co/{hub_id}/commits/main lists them.\n{_remedy(hub_id)}"
         ) from error
     raise WeightsError(f"{why}\nIt is this commit now: say model.revision={commit}")
+
+
+def _remedy(hub_id: str) -> str:
+    """What to do where a repository cannot be fetched."""
+    copy = "fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
+    if "dinov3" not in hub_id.lower():
+        return copy
+    return f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; or {copy}"
 
 
 def _reason(error: Exception) -> str:

@@ -235,6 +235,9 @@ def test_without_a_hub_the_refusal_says_where_commits_are_listed(monkeypatch: py
     message = r"is not set.*\n.*OSError: nobody there.*someone/their-dinov3/commits/main.*\n.*model\.weights="
     with pytest.raises(WeightsError, match=message):
         find_weights(ARCH, "someone/their-dinov3", None)
+    with pytest.raises(WeightsError) as caught:
+        find_weights(ARCH, "facebook/dinov2-small", None)
+    assert "gated" not in str(caught.value)
 
 
 def test_a_refused_download_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
