@@ -105,7 +105,8 @@ def _remedy(hub_id: str) -> str:
     copy = "fetch the weights elsewhere and pass model.weights=PATH (Meta's .pth, or a Hugging Face folder)"
     if "dinov3" not in hub_id.lower():
         return copy
-    return f"DINOv3 is gated: ask for access at https://huggingface.co/{hub_id}, then run `hf auth login`; or {copy}"
+    page = f"https://huggingface.co/{hub_id}"
+    return f"DINOv3 is gated: ask for access at {page}, then run `hf auth login`; or {copy}"
 
 
 def _reason(error: Exception) -> str:
