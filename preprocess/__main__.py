@@ -13,8 +13,8 @@ import sys
 
 from maskshards.preprocess.arguments import EXAMPLES, parser
 from maskshards.preprocess.commands import COMMANDS
-from maskshards.preprocess.errors import BuildError, printable
-from maskshards.shards.errors import ShardError
+from maskshards.preprocess.errors import BuildError
+from maskshards.shards.errors import ShardError, printable
 
 
 def main(arguments: list[str]) -> int:

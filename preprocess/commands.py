@@ -28,7 +28,7 @@ from maskshards.preprocess.build import (
 from maskshards.preprocess.destinations.card import write_card
 from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
-from maskshards.preprocess.errors import BuildError, printable
+from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.executors.dask import run_on_dask
 from maskshards.preprocess.executors.pool import check_workers, run_tasks, warm_pool
 from maskshards.preprocess.inputs.labels import LabelRule
@@ -42,7 +42,7 @@ from maskshards.preprocess.sources.source import Source
 from maskshards.preprocess.sources.splits import resolve_split
 from maskshards.preprocess.verify import verify_split
 from maskshards.shards.commands.root_files import CARD_NAME
-from maskshards.shards.errors import ShardError
+from maskshards.shards.errors import ShardError, printable
 from maskshards.shards.format.class_pixels import class_notes, count_class_pixels, named_classes
 from maskshards.shards.format.manifest import open_split, open_splits
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskshards.shards.errors import printable
+
 
 class BuildError(ValueError):
     """The build cannot go on: settings, destination or a worker is at fault. The message says what to do."""
@@ -42,11 +44,3 @@ class Reject:
 
     def __str__(self) -> str:
         return f"{printable(self.name)}: {printable(self.reason)}"
-
-
-def printable(text: str, kept: str = "") -> str:
-    """Text whose characters a terminal shows and none of which it obeys: escapes stand for control
-    characters, turned writing directions and bytes that are no UTF-8. Those in `kept` stay as they are.
-    """
-    shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
-    return "".join(shown)

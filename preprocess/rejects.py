@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from maskshards.preprocess.destinations.local import BUILD_FOLDER, Destination
-from maskshards.preprocess.errors import Reject, RejectsError, printable
+from maskshards.preprocess.errors import Reject, RejectsError
+from maskshards.shards.errors import printable
 
 REJECTS_FILE = f"{BUILD_FOLDER}/rejects.txt"
 SHOWN = 5  # of each reason

@@ -33,3 +33,11 @@ class StoreError(OSError):
 
 class UnreachableError(StoreError):
     """The place does not answer at all, or never well: asking it for another file would go the same way."""
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Text whose characters a terminal shows and none of which it obeys: escapes stand for control
+    characters, turned writing directions and bytes that are no UTF-8. Those in `kept` stay as they are.
+    """
+    shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)

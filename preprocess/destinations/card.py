@@ -31,7 +31,6 @@ from maskshards.shards.format.rle import IGNORE
 
 HUB_SPLITS = {"training": "train", "val": "validation", "testing": "test"}  # usual names on the hub
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-UNKNOWN_LICENSE = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from maskshards.preprocess.errors import SourceError, printable
+from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.inputs.source_files import list_lines
+from maskshards.shards.errors import printable
 from maskshards.shards.format.rle import IGNORE
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskshards.preprocess.errors import SourceError, printable
+from maskshards.preprocess.errors import SourceError
 from maskshards.preprocess.inputs.classes import packaged_table
 from maskshards.preprocess.inputs.colours import ColourTable
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.sources.file_listing import found_in
 from maskshards.preprocess.sources.folder import FolderSource
+from maskshards.shards.errors import printable
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maskshards.shards.errors import ManifestError, RunsError, SampleError, ShardError, StoreError
+from maskshards.shards.errors import ManifestError, RunsError, SampleError, ShardError, StoreError, printable
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,8 @@ def test_data_faults_are_value_errors_and_transport_faults_os_errors():
         assert issubclass(kind, ValueError)
         assert not issubclass(kind, OSError)
     assert issubclass(StoreError, OSError)
+
+
+def test_what_a_terminal_would_obey_is_escaped():
+    assert printable("\x1b[2Ja\nb\u202e\udcff\x9b日本 😀") == "\\x1b[2Ja\\nb\\u202e\\udcff\\x9b日本 😀"
+    assert printable("a\n\tb", kept="\n") == "a\n\\tb"

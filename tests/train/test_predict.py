@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskshards.train import predict as module
 from maskshards.train.predict import main, parse
 from maskshards.train.prediction.image_files import PredictError
 from maskshards.train.predictor import load_model
@@ -288,7 +287,3 @@ def test_faults_of_the_system_begin_with_the_file(checkpoint, photos, tmp_path, 
     (tmp_path / "file").touch()
     assert run(checkpoint, photos, "--output", tmp_path / "file" / "below") == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/file/below: Not a directory\n"
-
-
-def test_printable_keeps_lines_and_escapes_the_rest():
-    assert module.printable("a\nü\x1b\udcff") == "a\nü\\x1b\\udcff"

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from maskshards.shards.errors import printable
 from maskshards.shards.process import check_working_folder
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.config.checks import check_config
@@ -244,12 +245,7 @@ def as_given(words: Sequence[str]) -> str:
     if not words:
         return ""
     lines = ["given: " + shlex.join(["maskshards", "train", *words]), f"in: {Path.cwd()}"]
-    return "".join(f"# {escaped(line)}\n" for line in lines)
-
-
-def escaped(text: str) -> str:
-    """`text` with escapes for what YAML forbids in a comment, or would end it."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return "".join(f"# {printable(line)}\n" for line in lines)
 
 
 def to_yaml(config: TrainConfig) -> str:
