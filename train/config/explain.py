@@ -17,14 +17,15 @@ from maskshards.train.keys import Rule, rule_of
 
 WIDTH = 110
 
-USAGE = """usage: maskshards train config=RECIPE output_dir=FOLDER datasets.root=SHARDS [key=value ...]
+USAGE = """usage: maskshards train config=RECIPE data=SHARDS out=FOLDER [key=value ...]
 
 Train a head on a frozen backbone, or evaluate one. RECIPE is a YAML file or the name of a packaged recipe
-(config=demo); key=value arguments win over it. load_from=CHECKPOINT evaluates, init_from=CHECKPOINT trains
-from these weights, resume_from=auto continues what output_dir holds.
+(config=demo); key=value arguments win over it, and data and out are short for datasets.root and output_dir.
+load_from=CHECKPOINT evaluates, init_from=CHECKPOINT trains from these weights, resume_from=auto continues
+what output_dir holds.
 
 example:
-  maskshards train config=demo output_dir=runs/demo datasets.root=data/demo-shards
+  maskshards train config=demo data=data/demo-shards out=runs/demo
 on all GPUs of a node:
   torchrun --nproc-per-node gpu --no-python maskshards train config=RECIPE ...
 under Slurm, one task a GPU:
@@ -51,13 +52,13 @@ class Key:
         return [f"  {self.name}  <{self.kind}>  = {self.default}", *(f"        {line}" for line in meaning)]
 
 
-EVALUATE = """usage: maskshards evaluate config=RECIPE load_from=CHECKPOINT output_dir=FOLDER [key=value ...]
+EVALUATE = """usage: maskshards evaluate config=RECIPE load_from=CHECKPOINT data=SHARDS out=FOLDER [key=value ...]
 
 Score the weights behind load_from on the validation split; nothing is trained. The words are those of
 `maskshards train`.
 
 example:
-  maskshards evaluate config=demo load_from=runs/demo output_dir=runs/scores datasets.root=data/demo-shards
+  maskshards evaluate config=demo load_from=runs/demo data=data/demo-shards out=runs/scores
 
 exit status: as `maskshards train`.
 """

@@ -141,7 +141,7 @@ def next_steps(folder: str) -> dict[str, str]:
         f"maskshards predict {run} photos/ --output pictures": "label images of your own",
         f"maskshards evaluate {weights} output_dir={run}-tta eval.use_tta=true": "sizes and flips averaged",
         f"maskshards report {run} OTHER_RUN": "see it beside another run",
-        f"maskshards export {run} --format onnx --size dynamic --output exported": "give it away",
+        f"maskshards export {run} --format huggingface --output exported": "give it away",
     }
 
 
