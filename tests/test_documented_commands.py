@@ -289,7 +289,7 @@ TABLE = {
         "needs a cluster; tests/test_scale.py reads it"
     ),
     # using what was trained
-    f"maskshards train config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}/model_final.pth"
+    f"maskshards evaluate config=configs/config-ade20k-m2f-inference.yaml load_from={RUN}/model_final.pth"
     f" output_dir={RUN}/evaluation model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}": Small(
         (SHARDS, RUN), more=ONE, leaves=(f"{RUN}/evaluation/{TABULATED}",)
     ),
@@ -297,8 +297,9 @@ TABLE = {
     f" output_dir={RUN}-vitl/evaluation model.dino_hub=dinov3_vitl16 datasets.root={SHARDS}": Small(
         (SHARDS, RUN), {f"{RUN}-vitl": RUN}, ONE, (f"{RUN}/evaluation/{TABULATED}",), slow=True
     ),
-    f"maskshards train {RECIPE} datasets.root={SHARDS} output_dir=runs/scores model.dino_hub=dinov3_vitl16"
-    f" load_from={RUN}/model_final.pth": Small((SHARDS, RUN), more=ONE, leaves=(f"runs/scores/{TABULATED}",)),
+    f"maskshards evaluate config={RUN}/config.yaml load_from={RUN} out=runs/scores": Small(
+        (SHARDS, RUN), leaves=(f"runs/scores/{TABULATED}",)
+    ),
     f"maskshards export {RUN} --format onnx --size dynamic --output exported": Small(
         # by itself: torch's exporter warns of torch's own code
         (RUN,),
@@ -457,7 +458,7 @@ def parse_ours(words):
         parser.add_argument("--json", action="store_true")
         parser.parse_args(words[1:])
     elif name in ("train", "evaluate"):
-        load_config(words)
+        load_config([word.replace(f"{RUN}/config.yaml", "configs/demo.yaml") for word in words])
     elif name == "predict":
         merge({}, list(predict.parse(words).overrides))
     elif name == "report":

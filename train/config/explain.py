@@ -52,7 +52,7 @@ class Key:
         return [f"  {self.name}  <{self.kind}>  = {self.default}", *(f"        {line}" for line in meaning)]
 
 
-EVALUATE = """usage: maskshards evaluate config=RECIPE load_from=CHECKPOINT data=SHARDS out=FOLDER [key=value ...]
+EVALUATE = """usage: maskshards evaluate config=RECIPE load_from=CHECKPOINT data=SHARDS out=FOLDER [key=...]
 
 Score the weights behind load_from on the validation split; nothing is trained. The words are those of
 `maskshards train`.

@@ -40,14 +40,17 @@ def run_folder(config: TrainConfig, ranks: Ranks, words: Sequence[str] = ()) -> 
     def claim() -> Path:
         check_place(folder)
         check_not_moved(config, words, folder)
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(held(folder / LOCK, PATIENCE_S))
         except LockedError as error:
             raise ConfigError(
                 f"output_dir {folder}: another run is writing here ({error.holder or 'it left no name'}); "
                 "let it end, or stop it and say resume_from=auto, or name another folder"
             ) from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"output_dir {folder} cannot be written to ({reason}); name another") from error
         if config.load_from is not None:
             check_no_run(folder)
         return folder

@@ -96,6 +96,16 @@ def test_one_process_does_not_run_twice_in_a_folder_either(tiny_run: list[str]) 
         pass
 
 
+def test_a_folder_that_cannot_be_made_is_named(tiny_run: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = load_config([*tiny_run, f"output_dir={tmp_path}/file/below"])
+    with (
+        pytest.raises(ConfigError, match=r"file/below cannot be written to .Not a directory.; name another"),
+        run_folder.run_folder(config, ALONE),
+    ):
+        pass
+
+
 def test_a_run_that_was_moved_is_not_begun_anew_where_it_was(
     tmp_path: Path, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
