@@ -223,11 +223,10 @@ TABLE = {
     " datasets.root=/shared/ade20k-shards resume_from=auto": trained(
         RUN, TWO, swap=SHARED | {"/shared/ade20k-shards": SHARDS, "srun ": ""}, processes=TASKS, slow=True
     ),
-    f"maskshards train {RECIPE} output_dir=runs/smoke datasets.root={SHARDS} scheduler.total_iter=10"
-    " eval.eval_interval=10 eval.max_val_samples=10 bs=1 n_gpus=1 decoder_head.hidden_dim=64"
-    " model.dino_hub=dinov3_tiny16 model.weights=random m2f_train.num_points=256 transforms.train.img_size=64"
-    " transforms.train.crop_size=[64,64] transforms.eval.img_size=64 eval.crop_size=64"
-    " eval.stride=48": trained("runs/smoke", (), slow=True),
+    f"maskshards train config=demo data={SHARDS} out=runs/smoke decoder_head.num_classes=150"
+    " scheduler.total_iter=10 eval.eval_interval=10 eval.max_val_samples=10": trained(
+        "runs/smoke", (), slow=True
+    ),
     ade("config-ade20k-linear-training", "ade20k-linear"): torchrun("runs/ade20k-linear", (*TINY, GPUS_2)),
     ade("config-ade20k-m2f-256-20k", "ade20k-vitl-20k"): torchrun("runs/ade20k-vitl-20k"),
     ade("config-ade20k-m2f-256-20k", "ade20k", "maskshards")
