@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from maskshards.shards.loading.loader import Loader
     from maskshards.shards.loading.samples import open_split
     from maskshards.shards.order.order import World
+    from maskshards.shards.order.selection import Choice, mixture
     from maskshards.train.predictor import Predictor, load_model
 
 _HOMES = {
     "CacheSettings": "shards.loading.cache",
+    "Choice": "shards.order.selection",
     "CropBatch": "shards.batch",
     "CropSettings": "shards.augment.crop",
     "DevicePrefetcher": "shards.loading.device_prefetcher",
@@ -40,10 +42,12 @@ _HOMES = {
     "draw_crops": "shards.augment.crop",
     "evaluation_batches": "shards.loading.evaluation_batches",
     "load_model": "train.predictor",
+    "mixture": "shards.order.selection",
     "open_split": "shards.loading.samples",
 }
 __all__ = [
     "CacheSettings",
+    "Choice",
     "CropBatch",
     "CropSettings",
     "DevicePrefetcher",
@@ -58,6 +62,7 @@ __all__ = [
     "draw_crops",
     "evaluation_batches",
     "load_model",
+    "mixture",
     "open_split",
     "train",
 ]
