@@ -112,11 +112,14 @@ class LabelRule:
             return ""
         if set(present) <= {0, 255}:
             return f". Values 0 and 255: a mask? {MASK_MAPPING}"
-        if not self.reduce_zero_label and strange == [self.num_classes]:
+        count = self.num_classes
+        if self.reduce_zero_label and strange == [count + 1]:
+            return f". Values up to {count + 1} for {count} classes: does the list lack one?"
+        if not self.reduce_zero_label and strange == [count]:
             return (
-                f". Values {present[0]}..{self.num_classes} for {self.num_classes} classes: did you mean"
-                " --reduce-zero-label (0 is void, k is class k - 1), or does the list lack the class of value"
-                " 0, such as background?"
+                f". Values {present[0]}..{count} for {count} classes: did you mean --reduce-zero-label (0 is"
+                f" void, k is class k - 1) or --ignore-index {count} ({count} is void), or does the list lack"
+                " the class of value 0, such as background?"
             )
         return ""
 

@@ -109,6 +109,8 @@ def test_impossible_class_counts():
     ("rule", "values", "hint"),
     [
         (LabelRule(11, None), range(12), r"0\.\.11 for 11 classes: did you mean --reduce-zero-label"),
+        (LabelRule(11, None), range(12), r"or --ignore-index 11 \(11 is void\)"),
+        (LabelRule(10, 255, True), range(12), r"Values up to 11 for 10 classes: does the list lack one\?"),
         (LabelRule(2, None), [0, 255], r"Values 0 and 255: a mask\? --mapping '\{\"0\": 0, \"255\": 1\}'"),
         (LabelRule(3), [0, 7], "expected 0..2, or 255 for void$"),
     ],
