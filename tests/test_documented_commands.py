@@ -457,7 +457,9 @@ def parse_ours(words):
         parser.add_argument("--json", action="store_true")
         parser.parse_args(words[1:])
     elif name in ("train", "evaluate"):
-        load_config([word.replace(f"{RUN}/config.yaml", "configs/demo.yaml") for word in words])
+        whole = f"config={RUN}/config.yaml"  # the run's own, which names its data too
+        stand_in = ["config=configs/demo.yaml", f"data={SHARDS}"] if whole in words else []
+        load_config([word for word in words if word != whole] + stand_in)
     elif name == "predict":
         merge({}, list(predict.parse(words).overrides))
     elif name == "report":
