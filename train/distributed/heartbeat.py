@@ -14,6 +14,7 @@ import atexit
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ from maskshards.train.distributed.lost_ranks import (
     ended_words,
     failed,
     named,
+    with_hosts,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Heartbeat:
 
     def __init__(self, store: dist.Store, rank: int, num_ranks: int, patience_s: float = PATIENCE_S) -> None:
         self.rank, self.num_ranks, self.patience_s = rank, num_ranks, patience_s
+        self._host = socket.gethostname()
         self.verdict = ""  # why the launch has to end; the same on every rank
         self._store = dist.PrefixStore("heartbeat", store.clone())  # type: ignore[attr-defined]  # not in its stubs
         self._store.set_timeout(ANSWER_TIMEOUT)
@@ -169,9 +172,8 @@ class Heartbeat:
             written = keys if self._store.check(keys) else [key for key in keys if self._store.check([key])]
             texts = self._store.multi_get(written)
         unheard = {rank: Record(0, 0, "starting", 0.0) for rank in range(self.num_ranks)}
-        return unheard | {
-            int(key): Record(**json.loads(text)) for key, text in zip(written, texts, strict=True)
-        }
+        heard = {int(key): Record(**json.loads(text)) for key, text in zip(written, texts, strict=True)}
+        return with_hosts(unheard | heard)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -242,7 +244,7 @@ class Heartbeat:
     def _write(self) -> None:
         place, since_s = self._place, self._clock.s - self._since
         self._beat += 1
-        facts = asdict(place) | {"beat": self._beat, "since_s": since_s}
+        facts = asdict(place) | {"beat": self._beat, "since_s": since_s, "host": self._host}
         with self._asking():
             self._store.set(str(self.rank), json.dumps(facts))
 

@@ -7,7 +7,7 @@ while nobody waits: all may well be slow together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BEAT_S = 2.0  # between two signs of life
 SILENT_BEATS = 3  # that many missed: the rank is silent
@@ -33,6 +33,7 @@ class Record:
     ended: str = ""  # why: DONE, or the error that ended it; empty while it lives
     waits: bool = False  # for other ranks, or may do so there
     patience_s: float = 1800.0  # how long it may be there while others wait
+    host: str = ""  # its node; empty where all ranks are on one
 
     @property
     def words(self) -> str:
@@ -122,6 +123,13 @@ def ended_words(ended: dict[int, Record]) -> str:
     return words.removeprefix(lost) if words.startswith(lost) else "ended: " + named(ended)
 
 
+def with_hosts(records: dict[int, Record]) -> dict[int, Record]:
+    """All ranks' `records`, with their nodes if there are several: on a single one the name says nothing."""
+    if len({record.host for record in records.values() if record.beat}) > 1:
+        return records
+    return {rank: replace(record, host="") for rank, record in records.items()}
+
+
 def elsewhere(records: dict[int, Record], rank: int) -> dict[int, Record]:
     """Ranks that live and have long been at another place than `rank`, which has long been at its own.
 
@@ -141,7 +149,10 @@ def elsewhere(records: dict[int, Record], rank: int) -> dict[int, Record]:
 
 def named(records: dict[int, Record]) -> str:
     """Ranks with their last words, the first few of them."""
-    words = [f"rank {rank} ({record.words})" for rank, record in list(records.items())[:NAMED_RANKS]]
+    words = [
+        f"rank {rank}{f' on {record.host}' if record.host else ''} ({record.words})"
+        for rank, record in list(records.items())[:NAMED_RANKS]
+    ]
     return ", ".join(words) + (
         f" and {len(records) - NAMED_RANKS} more" if len(records) > NAMED_RANKS else ""
     )

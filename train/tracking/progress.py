@@ -35,6 +35,13 @@ class ProgressLine:
             )  # fmt: skip
             self.bar = self._open.enter_context(bar)
 
+    def restart(self) -> None:
+        """The steps begin now: what came before, such as a first evaluation, says nothing about the rest."""
+        self.since = time.monotonic()
+        if self.bar is not None:
+            self.bar.reset()
+            self.bar.n = self.first
+
     def step(self, taken: int) -> None:
         """Move the bar; the figures in it are those of the last interval."""
         if self.bar is not None:

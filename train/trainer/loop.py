@@ -61,6 +61,7 @@ def take_steps(session: Session, loader: Loader, first: int) -> None:
     """
     config, ranks, parts = session.config, session.ranks, session.parts
     session.watch.meter.restart()
+    session.progress.restart()
     source = DevicePrefetcher(loader, ranks.device)
     batches: Iterator[RaggedBatch] = iter(source)
     if ranks.world.num_ranks > 2:

@@ -52,6 +52,10 @@ FREE_TO_CHANGE = (
     "global_batch",
     "model.backbone_precision",  # what it means is compared by `check_same_run`
 )
+SCORING = (  # settings under which another score comes out for the same weights
+    "metric_to_save", "eval.mode", "eval.crop_size", "eval.stride", "eval.use_tta", "eval.max_val_samples",
+    "transforms.eval.img_size", "transforms.eval.tta_ratios",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,7 @@ def continue_from(folder: Path, config: TrainConfig, parts: Parts, run: Path) ->
             folder,
             state.step,
         )
-    best = best_score(run, state.step, config.metric_to_save, parts.val_split.manifest.fingerprint)
+    best = best_score(run, state.step, config, parts.val_split.manifest.fingerprint)
     return Start(state.step, best, state.order)
 
 
@@ -239,9 +243,10 @@ def leaves(content: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(key, reduce(lambda at, part: at[part], key.split("."), content)) for key in flatten(content)]
 
 
-def best_score(run: Path, step: int, metric: str, val_fingerprint: str | None = None) -> float | None:
-    """The score of the best checkpoint written at or before `step`; None if another metric picked it, or if
-    it was taken on another validation split than that of `val_fingerprint`, which is told.
+def best_score(run: Path, step: int, config: TrainConfig, val_fingerprint: str | None = None) -> float | None:
+    """The score of the best checkpoint written at or before `step`; None if it was taken by another metric or
+    in another way than `config` says, or on another validation split than that of `val_fingerprint`, which is
+    told.
     """
     for folder in reversed(checkpoints_of(run, BEST)):
         try:
@@ -250,16 +255,26 @@ def best_score(run: Path, step: int, metric: str, val_fingerprint: str | None = 
             logger.warning("passing over a damaged checkpoint: %s", error)
             continue
         if state.step <= step:
-            before = state.val_fingerprint
-            if None not in (before, val_fingerprint) and before != val_fingerprint:
+            others = scored_otherwise(state, config, val_fingerprint)
+            for what, (before, now) in others.items():
                 logger.warning(
-                    "the validation split was %s when %s scored %s and is %s now: scores on the two do not "
-                    "compare, and the next evaluation counts as the best",
-                    *(str(before)[:16], folder.name, state.score, str(val_fingerprint)[:16]),
+                    "%s was %s when %s scored %s and is %s now: scores of the two do not compare, and the "
+                    "next evaluation counts as the best",
+                    *(what, before, folder.name, state.score, now),
                 )
-                return None
-            return state.score if state.config.get("metric_to_save", metric) == metric else None
+            return None if others else state.score
     return None
+
+
+def scored_otherwise(
+    state: TrainState, config: TrainConfig, val_fingerprint: str | None
+) -> dict[str, tuple[object, object]]:
+    """What makes the score in `state` one that does not compare with those to come: (then, now) by name."""
+    others = {key: pair for key, pair in changed_settings(state, config).items() if key in SCORING}
+    before = state.val_fingerprint
+    if before is not None and val_fingerprint is not None and before != val_fingerprint:
+        others["the validation split"] = before[:16], val_fingerprint[:16]
+    return others
 
 
 def state_of(

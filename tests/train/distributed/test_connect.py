@@ -68,6 +68,7 @@ def silent_beat(monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
     monkeypatch.setattr(Heartbeat, "_write", lambda self: None)
     beat = Heartbeat.__new__(Heartbeat)
     beat.rank, beat.num_ranks, beat.verdict, beat.patience_s = 1, 2, "", 10.0
+    beat._host = "gpu01"
     beat._clock = heartbeat.RunningClock()
     beat._place = lost_ranks.Record(0, 0, "starting", 0.0)
     return beat

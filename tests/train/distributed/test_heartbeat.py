@@ -35,6 +35,17 @@ def told(heartbeat: Heartbeat, monkeypatch: pytest.MonkeyPatch, living: Heartbea
         yield
 
 
+def test_nodes_are_named_where_there_are_several(two: tuple[Heartbeat, Heartbeat]) -> None:
+    mine, other = two
+    assert {record.host for record in mine.look().values()} == {""}
+    mine._host, other._host = "gpu01", "gpu07"
+    for one in two:
+        one._write()
+    assert mine.absent().startswith("not there: rank 1 on gpu07 (last heard in step 0, starting for ")
+    other.end("OSError: disk")
+    assert mine.missing() == "ended: rank 1 on gpu07 (in step 0, starting: OSError: disk)"
+
+
 def test_a_failure_among_the_living_keeps_its_own_words(
     two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,30 @@ def test_a_file_gets_a_line_an_interval_with_figures_and_time_left(
     assert file.getvalue() == ""
 
 
+def test_what_came_before_the_first_step_counts_in_no_time_left(
+    now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    line = ProgressLine(100, 400, None)
+    now[0] = 600.0  # an evaluation of the untrained head
+    line.restart()
+    now[0] = 602.0
+    with caplog.at_level(logging.INFO):
+        line.interval(101, FIGURES)
+    assert caplog.messages == [f"step 101/400  {TEXT}  09:58 left"]
+
+
+def test_a_bar_goes_on_where_the_run_stood_when_its_time_begins_anew(terminal: Terminal) -> None:
+    line = ProgressLine(5, 10, terminal.stream)
+    assert line.bar is not None
+    since = line.bar.start_t
+    line.restart()
+    assert line.bar.start_t > since
+    line.bar.mininterval = 0
+    line.step(6)
+    assert "step 6/10 |" in terminal.seen()
+    line.close()
+
+
 def test_a_terminal_gets_a_bar_that_is_cleared_and_drawn_again(terminal: Terminal) -> None:
     line = ProgressLine(5, 10, terminal.stream)
     assert "step 5/10 |" in terminal.seen()

@@ -226,44 +226,64 @@ def test_weights_alone_cannot_be_continued(arguments: list[str], parts: Parts, t
 
 
 def test_a_best_of_the_future_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
-    save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
-    assert best_score(tmp_path, 4, "mIoU") is None
-    assert best_score(tmp_path, 8, "mIoU") == 50.0
+    config = load_config(arguments)
+    save_best(tmp_path, state_of(config, parts, 8, 50.0), weights_of(parts))
+    assert best_score(tmp_path, 4, config) is None
+    assert best_score(tmp_path, 8, config) == 50.0
 
 
-def test_a_best_by_another_metric_does_not_count(arguments: list[str], parts: Parts, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "word",
+    [
+        "metric_to_save=aAcc",
+        "eval.max_val_samples=2",
+        "eval.stride=32",
+        "eval.use_tta=True",
+        "eval.mode=whole",
+    ],
+)
+def test_a_best_that_was_scored_in_another_way_does_not_count(
+    arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture, word: str
+) -> None:
     """A share of pixels is larger than a mean over classes: no mIoU would ever be the best after it."""
-    config = load_config([*arguments, "metric_to_save=aAcc"])
-    save_best(tmp_path, state_of(config, parts, 8, 90.0), weights_of(parts))
-    assert best_score(tmp_path, 8, "aAcc") == 90.0
-    assert best_score(tmp_path, 8, "mIoU") is None
+    config, other = load_config(arguments), load_config([*arguments, word])
+    save_best(tmp_path, state_of(other, parts, 8, 90.0), weights_of(parts))
+    assert best_score(tmp_path, 8, other) == 90.0
+    assert not caplog.messages
+    assert best_score(tmp_path, 8, config) is None
+    name, value = word.split("=")
+    told = f"{name} was {value} when best-00000008 scored 90.0 and is "
+    assert [message.startswith(told) for message in caplog.messages] == [True]
+    assert "the next evaluation counts as the best" in caplog.text
 
 
 def test_a_half_removed_best_stops_no_run(
     arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    best = save_best(tmp_path, state_of(load_config(arguments), parts, 8, 50.0), weights_of(parts))
+    config = load_config(arguments)
+    best = save_best(tmp_path, state_of(config, parts, 8, 50.0), weights_of(parts))
     (best / "state.json").unlink()  # as a kill in the middle of removing it leaves it
-    assert best_score(tmp_path, 8, "mIoU") is None
+    assert best_score(tmp_path, 8, config) is None
     assert "passing over a damaged checkpoint" in caplog.text
     older = shutil.copytree(best, best.with_name("best-00000004"))
-    save_best(tmp_path / "other", state_of(load_config(arguments), parts, 4, 40.0), weights_of(parts))
+    save_best(tmp_path / "other", state_of(config, parts, 4, 40.0), weights_of(parts))
     shutil.copytree(tmp_path / "other/checkpoints/best-00000004", older, dirs_exist_ok=True)
-    assert best_score(tmp_path, 8, "mIoU") == 40.0
+    assert best_score(tmp_path, 8, config) == 40.0
 
 
 def test_a_score_of_another_validation_split_counts_no_more(
     arguments: list[str], parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = state_of(load_config(arguments), parts, 8, 50.0)
+    config = load_config(arguments)
+    state = state_of(config, parts, 8, 50.0)
     save_best(tmp_path, state, weights_of(parts))
-    assert best_score(tmp_path, 8, "mIoU", state.val_fingerprint) == 50.0
-    assert best_score(tmp_path, 8, "mIoU", "0123456789abcdef" * 4) is None
+    assert best_score(tmp_path, 8, config, state.val_fingerprint) == 50.0
+    assert best_score(tmp_path, 8, config, "0123456789abcdef" * 4) is None
     before = str(state.val_fingerprint)[:16]
     assert f"the validation split was {before} when best-00000008 scored 50.0 and" in caplog.text
     assert "and is 0123456789abcdef now" in caplog.text
     save_best(tmp_path, replace(state, val_fingerprint=None), weights_of(parts))  # of an older version
-    assert best_score(tmp_path, 8, "mIoU", "another") == 50.0
+    assert best_score(tmp_path, 8, config, "another") == 50.0
 
 
 def test_scores_come_from_the_backbone_that_was_trained_on(
