@@ -139,6 +139,8 @@ class Heartbeat:
             ended = failed(before)
             if not ended:
                 pause(SILENT_BEATS * lost_ranks.BEAT_S)
+                if self.verdict:  # a rank that ends by it writes no more: it is not silent
+                    return self.verdict
                 after = self.look()
                 ended = failed(after)
                 others = {

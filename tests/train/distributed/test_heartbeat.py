@@ -35,6 +35,14 @@ def told(heartbeat: Heartbeat, monkeypatch: pytest.MonkeyPatch, living: Heartbea
         yield
 
 
+def test_a_verdict_that_comes_while_one_looks_for_the_silent_is_the_word(
+    two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, _ = two
+    monkeypatch.setattr(module, "pause", lambda seconds: setattr(mine, "verdict", "no progress of rank 1"))
+    assert mine.missing() == "no progress of rank 1"
+
+
 def test_nodes_are_named_where_there_are_several(two: tuple[Heartbeat, Heartbeat]) -> None:
     mine, other = two
     assert {record.host for record in mine.look().values()} == {""}
@@ -144,9 +152,8 @@ def test_one_judges_and_all_end_with_the_same_words(two: tuple[Heartbeat, Heartb
     pass_s(two, 10.0)
     words = "no progress of rank 1 (last heard in step 7, waiting for data for 100 s)"
     assert [one._judge()[1] for one in two] == [words, words]
-    late = Heartbeat(first._store, 2, 2)  # not one of those who judge
-    late._store = first._store
-    assert late._judge() == ("", words)
+    second._watch = None  # as of a rank that judges nobody: it reads the verdict
+    assert second._judge() == ("", words)
 
 
 def test_progress_is_heard_and_a_wait_counts_as_none_of_its_own(two: tuple[Heartbeat, Heartbeat]) -> None:
