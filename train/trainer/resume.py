@@ -52,6 +52,7 @@ FREE_TO_CHANGE = (
     "global_batch",
     "model.backbone_precision",  # what it means is compared by `check_same_run`
 )
+NEW_SHARDS = "no setting of datasets is another, so the shards are, as after a new build"
 SCORING = (  # settings under which another score comes out for the same weights
     "metric_to_save", "eval.mode", "eval.crop_size", "eval.stride", "eval.use_tta", "eval.max_val_samples",
     "transforms.eval.img_size", "transforms.eval.tta_ratios",
@@ -229,7 +230,7 @@ def why_other(name: str, state: TrainState, config: TrainConfig) -> str:
         return ""
     changed = {k: pair for k, pair in changed_settings(state, config).items() if k.startswith("datasets.")}
     told = ", ".join(f"{key} was {before} and is {now}" for key, (before, now) in changed.items())
-    return f" ({told})" if told else ""
+    return f" ({told or NEW_SHARDS})"
 
 
 def changed_settings(state: TrainState, config: TrainConfig) -> dict[str, tuple[object, object]]:

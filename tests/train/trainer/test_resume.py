@@ -181,7 +181,9 @@ def test_other_training_data_is_refused(arguments: list[str], parts: Parts, tmp_
     config = load_config([*arguments, "resume_from=auto"])
     state = replace(state_of(config, parts, 4, None), fingerprint="other")
     save_last(tmp_path, state, weights_of(parts), {})
-    with pytest.raises(ConfigError, match=r"fingerprint was other and is \w+ now; give"):
+    with pytest.raises(
+        ConfigError, match=r"fingerprint was other and is \w+ now \(no setting .* shards are, .*; give"
+    ):
         begin(config, ALONE, parts, tmp_path)
     repeated = load_config([*arguments, "resume_from=auto", "datasets.repeat_threshold=0.5"])
     with pytest.raises(ConfigError, match=r"now \(datasets.repeat_threshold was None and is 0.5\); give"):
