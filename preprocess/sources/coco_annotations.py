@@ -21,7 +21,7 @@ from typing import Any
 
 from maskshards.preprocess.errors import RejectedInput, SourceError
 from maskshards.preprocess.inputs.source_files import file_stamp
-from maskshards.shards.storage.foreign_file import read_text
+from maskshards.shards.storage.foreign_file import check_sparse, read_text
 
 MOST_BYTES = 16 << 30  # of the JSON; that of COCO 2017 has 0.45 GB
 BLANK = re.compile(r"[ \t\r\n]*")
@@ -127,7 +127,9 @@ def _folder() -> Path:
 def _write(path: str, database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as rows:
         rows.executescript(SCHEMA)
-        for key, value, text in _objects(read_text(path, MOST_BYTES, encoding="utf-8-sig")):
+        whole = read_text(path, MOST_BYTES, encoding="utf-8-sig")
+        check_sparse(whole)
+        for key, value, text in _objects(whole):
             if key == "images":
                 if not isinstance(value["file_name"], str):
                     raise ValueError(f"an image has the file_name {value['file_name']!r:.40}, expected text")

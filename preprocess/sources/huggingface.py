@@ -20,6 +20,7 @@ from maskshards.preprocess.sources.source import Listing, RawSample, Source, Sou
 from maskshards.shards.format.record import escape_key
 from maskshards.shards.storage.foreign_file import (
     MOST_TEXT_BYTES,
+    ForeignFileError,
     open_regular,
     read_bytes,
     why_unreadable,
@@ -27,6 +28,7 @@ from maskshards.shards.storage.foreign_file import (
 
 DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "state.json")
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves of several splits, and of one
+RANDOM_ACCESS = b"ARROW1"  # how Arrow files begin that are no streams
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 LABEL_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_mask", "label_map")
 
@@ -149,6 +151,29 @@ def _check_files(folder: Path) -> None:
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.exists() and not path.is_dir():
             open_regular(path, MOST_TEXT_BYTES if path.name in DESCRIPTIONS else None).close()
+            if path.suffix == ".arrow":
+                _check_arrow(path)
+
+
+def _check_arrow(path: Path) -> None:
+    """ForeignFileError where offsets lead out of the file: whoever follows them crashes, with the process.
+
+    Only offsets and texts are read, no images.
+    """
+    import pyarrow  # with all that needs it
+
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            if file.read(len(RANDOM_ACCESS)) == RANDOM_ACCESS:
+                opened = pyarrow.ipc.open_file(file)
+                batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+            else:
+                file.seek(0)
+                batches = iter(pyarrow.ipc.open_stream(file))
+            for batch in batches:
+                batch.validate(full=True)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ForeignFileError(f"{path} is damaged ({error}); fetch it or save it again") from error
 
 
 def _unlabelled(rows: Any, column: str) -> bool:

@@ -28,6 +28,7 @@ from maskshards.shards.format.locate import MANIFEST_NAME, splits_below, what_is
 from maskshards.shards.format.record import FORMAT_VERSION
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.shards.storage.base import FILE_NAME, Store, believed
+from maskshards.shards.storage.foreign_file import check_sparse
 from maskshards.shards.storage.open_store import open_store
 
 FORMAT_NAME = "maskshards"
@@ -108,6 +109,7 @@ def parse_manifest(data: bytes) -> Manifest:
     Fields that this version does not know are allowed and covered by the checksum.
     """
     try:
+        check_sparse(data, ",[{")
         facts = json.loads(data)
         if not isinstance(facts, dict) or facts.get("format") != FORMAT_NAME:
             raise ManifestError(f'{MANIFEST_NAME} is of another program: it lacks "format": "{FORMAT_NAME}"')

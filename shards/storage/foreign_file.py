@@ -20,6 +20,8 @@ MOST_TEXT_BYTES = 16 << 20  # of tables and settings: JSON of so many brackets t
 MOST_LIST_BYTES = 64 << 20  # of lists with an entry a line: four million names
 MOST_LINES = 4 << 20
 MOST_LINE_CHARS = 4096  # no path of Linux is longer
+FREE_MARKS = 1 << 20  # values of JSON that may lie close together
+CHARS_PER_MARK = 8  # of the others
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -91,6 +93,19 @@ def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 ({error.reason})"
     return error.strerror or str(error)
+
+
+def check_sparse(text: str | bytes, marks: str = "[{") -> None:
+    """ValueError for long JSON of little but lists and objects, each of which takes some 80 bytes of memory.
+
+    `marks`: the characters that are counted; with a comma, any values.
+    """
+    if isinstance(text, str):
+        found = sum(text.count(mark) for mark in marks)
+    else:
+        found = sum(text.count(mark.encode()) for mark in marks)
+    if found > FREE_MARKS + len(text) // CHARS_PER_MARK:
+        raise ValueError(f"it holds {found} values in {len(text)} characters; is it the right file?")
 
 
 def sha256_of(path: str | Path) -> str:

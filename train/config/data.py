@@ -53,7 +53,7 @@ class LoaderConfig:
     cache_dir: str | None = key(
         None, "folder for copies of remote shards, for all processes and jobs of a node; null: none"
     )
-    cache_gb: float = key(100.0, "size of that folder, GB", above=0)
+    cache_gb: float = key(100.0, "size of that folder, GB", above=0, at_most=1e9)
 
 
 @dataclass

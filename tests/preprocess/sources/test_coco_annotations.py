@@ -67,6 +67,13 @@ def test_other_files(tmp_path, text, message):
     assert not list(tmp_path.rglob("*.sqlite"))
 
 
+def test_json_of_little_but_brackets_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskshards.shards.storage.foreign_file.FREE_MARKS", 10)
+    (tmp_path / "x.json").write_text('{"info": [' + "{}," * 100 + "1]}")
+    with pytest.raises(SourceError, match=r"x\.json: not COCO's JSON \(it holds 102 values in"):
+        open_table(str(tmp_path / "x.json"))
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(FACTS))

@@ -3,6 +3,7 @@ import io
 import os
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 
@@ -144,6 +145,33 @@ def test_a_pipe_or_a_description_without_end_in_a_folder_is_not_opened(tmp_path)
         file.truncate(1 << 40)  # sparse: takes no room
     with pytest.raises(SourceError, match=r"info\.json has 1099511627776 bytes, at most"):
         open_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["offset", "cut", "text"])
+def test_a_damaged_table_is_named_and_does_not_crash_the_process(folder, damage):
+    """An offset beyond the end is followed by pyarrow where nobody has looked: a segmentation fault."""
+    place, _, labels = folder
+    (path,) = (place / "train").glob("*.arrow")
+    data = path.read_bytes()
+    ends = np.cumsum([len(label) for label in labels], dtype="<i4").tobytes()
+    assert data.count(ends) == 1
+    spoiled = {
+        "offset": data.replace(ends, ends[:-4] + b"\xff\xff\xff\x7f"),
+        "cut": data[: len(data) // 2],
+        "text": b"ARROW1" + data,
+    }
+    path.write_bytes(spoiled[damage])
+    with pytest.raises(SourceError, match=rf"{path.name} is damaged \(.*fetch it or save it again"):
+        open_rows(str(place))
+
+
+def test_tables_of_arrow_for_random_access_are_read_too(folder, tmp_path):
+    rows = open_rows(str(folder[0]))["train"].data.table
+    (tmp_path / "file").mkdir()
+    with pyarrow.OSFile(str(tmp_path / "file" / "data.arrow"), "wb") as sink:
+        with pyarrow.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+    assert len(open_rows(str(tmp_path / "file"))["train"]) == 5
 
 
 def test_one_split_saved_by_itself(folder, tmp_path, build_and_check):

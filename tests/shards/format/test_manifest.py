@@ -243,6 +243,13 @@ def test_a_split_keeps_its_reader_until_it_is_closed(make_split, monkeypatch):
     assert split.index(0).keys == before.keys
 
 
+def test_json_that_would_take_gigabytes_as_objects_is_refused_before_it_is_parsed(monkeypatch):
+    monkeypatch.setattr("maskshards.shards.storage.foreign_file.FREE_MARKS", 10)
+    for text in (b"[" + b"[]," * 100 + b"1]", b'{"format": [' + b'"aa",' * 100 + b"1]}"):
+        with pytest.raises(ManifestError, match=r"^manifest\.json cannot be read: it holds \d+ values"):
+            parse_manifest(text)
+
+
 def test_a_manifest_that_is_too_large_is_not_read(make_split, tmp_path, monkeypatch):
     with open(tmp_path / "manifest.json", "wb") as file:
         file.truncate((1 << 29) + 1)  # no byte of it is on disk

@@ -11,6 +11,7 @@ from maskshards.shards.storage import foreign_file
 from maskshards.shards.storage.foreign_file import (
     MOST_LINE_CHARS,
     ForeignFileError,
+    check_sparse,
     open_descriptor,
     open_regular,
     read_bytes,
@@ -155,3 +156,13 @@ def test_why_a_file_cannot_be_read_is_said_in_a_few_words(file, tmp_path):
     assert reason(file) == "it is not UTF-8 (invalid start byte)"
     assert reason(tmp_path / "gone") == "No such file or directory"
     assert reason(tmp_path).endswith("is a folder, expected a regular file; name the file itself")
+
+
+def test_long_json_of_little_but_brackets_is_refused(monkeypatch):
+    monkeypatch.setattr(foreign_file, "FREE_MARKS", 10)
+    check_sparse("[" * 11)
+    check_sparse(b"[12345678]" * 100, ",[{")
+    check_sparse("[1,2,3,4,5,6,7]" * 100)
+    for text, marks in (("[" * 13, "[{"), (b"{" * 13, "[{"), ("1," * 100, ","), (b"[1,2,3,4]" * 100, ",[{")):
+        with pytest.raises(ValueError, match=r"^it holds \d+ values in \d+ characters; is it the right file"):
+            check_sparse(text, marks)
