@@ -67,7 +67,7 @@ class HeadLoss(ABC):
     """Compares a head's answer with crops."""
 
     brings_flag: ClassVar[bool]  # whether a value of the device can travel to the host with it, at no cost
-    matched: MatchedLoss | None = None  # what it does in three works, where a step can be recorded
+    matched: MatchedLoss | None = None  # the same in three parts, for a step that is recorded
 
     @abstractmethod
     def __call__(
