@@ -72,5 +72,8 @@ def with_cpu_type(
     answer = ranks.from_first(choose)
     chosen, why = answer["chosen"], answer["why"]
     kind = "bfloat16" if chosen else "float32"
-    logger.info("computing in %s: %s (cpu_autocast=%s says it outright)", kind, why, chosen)
+    logger.info(
+        "on the CPU, for torch %s sees no CUDA device, computing in %s: %s (cpu_autocast=%s says it outright)",
+        *(torch.__version__, kind, why, chosen),
+    )
     return replace(config, cpu_autocast=chosen)
