@@ -73,7 +73,7 @@ def with_cpu_type(
     chosen, why = answer["chosen"], answer["why"]
     kind = "bfloat16" if chosen else "float32"
     logger.info(
-        "on the CPU, for torch %s sees no CUDA device, computing in %s: %s (cpu_autocast=%s says it outright)",
+        "torch %s sees no CUDA device: on the CPU, computing in %s: %s (cpu_autocast=%s says it outright)",
         *(torch.__version__, kind, why, chosen),
     )
     return replace(config, cpu_autocast=chosen)
