@@ -14,7 +14,7 @@ import sys
 from maskshards.preprocess.arguments import EXAMPLES, parser
 from maskshards.preprocess.commands import COMMANDS
 from maskshards.preprocess.errors import BuildError
-from maskshards.shards.errors import ShardError, printable
+from maskshards.shards.errors import ShardError, error_text
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         told = COMMANDS[args.command](args)
         _show(told)
     except (BuildError, ShardError, OSError) as error:
-        print("error: " + printable(str(error), kept="\n"), file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"error: memory does not suffice ({error}); give fewer --workers", file=sys.stderr)

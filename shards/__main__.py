@@ -14,6 +14,7 @@ import sys
 from importlib import import_module
 
 from maskshards.shards.commands.one_line_parser import OneLineParser
+from maskshards.shards.errors import error_text
 
 ROOM = "maskshards.shards.commands"
 # Name -> (module, what it does, an example).
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

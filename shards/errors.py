@@ -3,6 +3,10 @@
 A message says what is wrong, where (shard, key or file), what was found, what was expected and what to do.
 """
 
+from __future__ import annotations
+
+import os
+
 RAISE, REPLACE = POLICIES = ("raise", "replace")  # what a reader does about a SampleError
 
 
@@ -41,3 +45,11 @@ def printable(text: str, kept: str = "") -> str:
     """
     shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
     return "".join(shown)
+
+
+def error_text(error: Exception) -> str:
+    """What a terminal shows of an error, lines kept; the system's own begin with the file."""
+    text = str(error)
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return printable(text, kept="\n")

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from maskshards.shards.commands.one_line_parser import OneLineParser
-from maskshards.shards.errors import printable
+from maskshards.shards.errors import error_text, printable
 from maskshards.train.prediction.arguments import add_model_options, read_names, sort_words
 from maskshards.train.prediction.find_images import Found, find_images
 from maskshards.train.prediction.image_files import PredictError
@@ -31,7 +31,6 @@ OLD_WORDS = {
     "device": "device",
 }  # fmt: skip
 SHOWN = 20
-LINES = "\n"  # the one control character that messages may hold
 EPILOG = """written for each image NAME, at its own size:
   OUT/labels/NAME.png      class ids, 8 bits a pixel (16 beyond 256 classes)
   OUT/overlays/NAME.jpg    the classes in colours over the image, with a legend
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         found = find_images(request.inputs)
         return predict(request, found)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {printable(told(error), kept=LINES)}\n")
+        sys.stderr.write(f"error: {error_text(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what is written is whole\n")
@@ -201,7 +200,7 @@ def tell(request: Request, found: Found, report: Report) -> int:
     where = f": {printable(' and '.join(folders))}" if report.labelled else ""
     sys.stdout.write(f"{report.labelled} image{'' if report.labelled == 1 else 's'} labelled{where}\n")
     if found.summary():
-        sys.stderr.write(f"{printable(found.summary(), kept=LINES)}\n")
+        sys.stderr.write(printable(found.summary(), kept="\n") + "\n")
     if report.shrunk:
         sys.stderr.write(
             f"{report.shrunk} images beyond 67 Mpx were shrunk to the short side of the evaluation; --mosaic "
@@ -217,13 +216,6 @@ def tell(request: Request, found: Found, report: Report) -> int:
         + "".join(f"{printable(line)}\n" for line in lines)
     )
     return 1 if report.labelled else 2
-
-
-def told(error: Exception) -> str:
-    """An error for people: the system's own begin with the file."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

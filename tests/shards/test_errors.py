@@ -2,7 +2,15 @@
 
 import pytest
 
-from maskshards.shards.errors import ManifestError, RunsError, SampleError, ShardError, StoreError, printable
+from maskshards.shards.errors import (
+    ManifestError,
+    RunsError,
+    SampleError,
+    ShardError,
+    StoreError,
+    error_text,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +34,12 @@ def test_data_faults_are_value_errors_and_transport_faults_os_errors():
         assert issubclass(kind, ValueError)
         assert not issubclass(kind, OSError)
     assert issubclass(StoreError, OSError)
+
+
+def test_faults_of_the_system_begin_with_their_file():
+    assert error_text(FileNotFoundError(2, "No such file", "a\nb")) == "a\nb: No such file"
+    assert error_text(OSError(5, "Input/output error", 3)) == "[Errno 5] Input/output error: 3"
+    assert error_text(StoreError("gone\x1b")) == "gone\\x1b"
 
 
 def test_what_a_terminal_would_obey_is_escaped():

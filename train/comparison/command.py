@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskshards.shards.commands.one_line_parser import OneLineParser
+from maskshards.shards.errors import error_text
 
 EPILOG = """the page shows settings that differ, curves over each other, scores and the IoU of each class, and
 says what forbids to compare them. It is one file that loads nothing. (A run's own page is OUT/report.html,
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         sys.stdout.write(f"{report(args.runs, args.out.expanduser())}\n")
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error_text(error)}\n")
         return 2
     return 0
 

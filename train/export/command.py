@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from maskshards.shards.commands.one_line_parser import OneLineParser
+from maskshards.shards.errors import error_text
 from maskshards.train.export.graph import (
     DYNAMIC,
     INPUT,
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         line = export(parse(argv))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error_text(error)}\n")
         return 2
     except KeyboardInterrupt:
         return 130
