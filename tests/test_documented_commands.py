@@ -352,7 +352,7 @@ TABLE = {
     "pytest *": Elsewhere("is this suite"),
     ".venv/bin/pytest *": Elsewhere("is this suite"),
     "pip install '.[train]'": Elsewhere("installs"),
-    "pip install maskshards[export]": Elsewhere("installs"),
+    "pip install 'maskshards[export]'": Elsewhere("installs"),
     "pip install 'maskshards[wandb]'": Elsewhere("installs"),
     "hf auth login": Elsewhere("asks for an account of the hub"),
     "hf upload ORG/NAME SHARDS --repo-type dataset": Elsewhere("asks for an account of the hub"),

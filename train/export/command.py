@@ -26,6 +26,7 @@ from maskshards.train.export.graph import (
     ExportError,
     InferenceGraph,
     check_file,
+    check_packages,
     export_program,
     save_onnx,
     save_program,
@@ -113,6 +114,8 @@ def parse(argv: Sequence[str]) -> Request:
     kind = options.format.lower()
     if kind not in FORMATS:
         raise ExportError(f"--format {options.format}: expected one of {', '.join(FORMATS)}")
+    if kind == "onnx":
+        check_packages()  # before the minutes that an export takes
     output = Path(options.output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"--output {output} exists already; give a new or an empty folder")

@@ -141,15 +141,15 @@ def axes_of(program: ExportedProgram) -> dict[int, str]:
     return {k: AXES[k] for k, side in enumerate(pixels.meta["val"].shape) if not isinstance(side, int)}
 
 
-def save_onnx(program: ExportedProgram, path: Path) -> None:
-    """Write an ONNX file; beyond the 2 GB that one can hold, weights go to PATH.data beside it.
+def check_packages() -> None:
+    """ExportError unless there is what writing and checking an ONNX file needs."""
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if lacking:
+        raise ExportError(f"--format onnx needs {', '.join(lacking)}: pip install 'maskshards[export]'")
 
-    ExportError without the packages onnx and onnxscript.
-    """
-    if find_spec("onnxscript") is None:
-        raise ExportError(
-            "format=onnx needs the packages onnx and onnxscript: pip install maskshards[export]"
-        )
+
+def save_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write an ONNX file; beyond the 2 GB that one can hold, weights go to PATH.data beside it."""
     converted = torch.onnx.export(
         program,
         dynamo=True,
@@ -187,9 +187,7 @@ def check_file(graph: InferenceGraph, path: Path, pixels: Tensor) -> float:
 
 
 def run_onnx(path: Path, pixels: Tensor) -> np.ndarray:
-    """Scores of an ONNX file in onnxruntime on the CPU; ExportError where onnxruntime is missing."""
-    if find_spec("onnxruntime") is None:
-        raise ExportError("checking an ONNX file needs onnxruntime: pip install maskshards[export]")
+    """Scores of an ONNX file in onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -58,7 +58,7 @@ def find_images(inputs: Sequence[str]) -> Found:
             f"{listed} holds no image that can be read here: {found.summary() or 'it is empty'}; read are "
             f"{', '.join(suffix for suffix in SUFFIXES if can_read(suffix))}"
             + (
-                " (.heic and .heif with pip install maskshards[heic])"
+                " (.heic and .heif with pip install 'maskshards[heic]')"
                 if any(".hei" in kind for kind in found.passed_over)
                 else ""
             )

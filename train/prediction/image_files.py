@@ -143,5 +143,5 @@ def _advice(path: Path, error: Exception) -> str:
         error = ValueError("its content is of none of the formats that are read, or damaged from the start")
     reason = str(error).replace(str(path), "it").splitlines() or [type(error).__name__]
     if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in Image.OPEN:
-        return "cannot be read: HEIC needs the package pillow-heif (pip install maskshards[heic])"
+        return "cannot be read: HEIC needs the package pillow-heif (pip install 'maskshards[heic]')"
     return f"cannot be read as an image ({reason[0][:150]}); get a good copy of it, or leave it out"
