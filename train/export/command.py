@@ -177,6 +177,7 @@ def write_graph(request: Request, predictor: Predictor, folder: Path) -> str:
             "a backbone with products in 8 bits is not exported as a graph: add "
             "model.backbone_precision=full, and read docs/models.md on what that changes"
         )
+    sys.stderr.write("making the graph and comparing it with the model; this takes a minute or more\n")
     graph = InferenceGraph(predictor.segmenter, settings.mean, settings.std)
     program = export_program(graph, size)
     path = folder / FORMATS[request.format]
