@@ -16,6 +16,7 @@ import yaml
 
 from maskshards.shards.storage.foreign_file import ForeignFileError, read_text
 from maskshards.train.config.schema import ConfigError
+from maskshards.train.config.typed_words import OTHER_NUMBER
 
 MOST_BYTES = 1 << 20  # of a recipe; ours have 2 kB
 # Of PyYAML for text that is none; those after the first for a tag with the wrong text (`!!int ''`).
@@ -35,7 +36,9 @@ def check_plain(content: object, where: str) -> None:
 
 
 def read_plain_text(path: Path) -> str:
-    """The text of a YAML file. ConfigError if it has aliases, is no text, or is too long or deep."""
+    """The text of a YAML file. ConfigError if it has aliases, or numbers that only YAML 1.1 takes for some, is
+    no text, or is too long or deep.
+    """
     try:
         text = read_text(path, MOST_BYTES)
     except ForeignFileError as error:
@@ -52,6 +55,13 @@ def read_plain_text(path: Path) -> str:
             raise ConfigError(
                 f"config file {path}, line {line}: *{event.anchor} is an alias; write the value itself"
             )
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and OTHER_NUMBER.fullmatch(event.value):
+            number = yaml.safe_load(event.value)
+            if not isinstance(number, str):
+                raise ConfigError(
+                    f"config file {path}, line {line}: {event.value:.40} is {number} to YAML; write a "
+                    "decimal number without zeros before it, or text in quotes"
+                )
     return text
 
 

@@ -80,3 +80,19 @@ def test_sections_become_dotted_keys():
         ("a.d", [2]),
         ("e", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "number"), [("010", 8), ("1:30", 90), ("0x10", 16), ("0b11", 3), ("-010", -8)]
+)
+def test_a_number_that_only_yaml_takes_for_one_is_refused_in_a_recipe_too(
+    word: str, number: int, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"bs: 2\noutput_dir: {word}\n")
+    with pytest.raises(
+        ConfigError, match=rf"recipe\.yaml, line 2: {word} is {number} to YAML; write a decimal"
+    ):
+        read_recipe(recipe)
+    recipe.write_text(f"output_dir: '{word}'\nload_from: 08\ninit_from: 1:30x\n")
+    assert read_recipe(recipe) == {"output_dir": word, "load_from": "08", "init_from": "1:30x"}
