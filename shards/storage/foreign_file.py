@@ -22,6 +22,7 @@ MOST_LINES = 4 << 20
 MOST_LINE_CHARS = 4096  # no path of Linux is longer
 FREE_MARKS = 1 << 20  # values of JSON that may lie close together
 CHARS_PER_MARK = 8  # of the others
+POINTER, MOST_POINTER_BYTES = b"version https://git-lfs", 1024  # what Git LFS leaves in a file's place
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -33,14 +34,14 @@ KINDS = {
 
 
 class ForeignFileError(OSError):
-    """A file that is no regular one, holds more bytes than may be read, or has none to give now."""
+    """A file that is no regular one, holds more bytes than may be read or none now, or stands for another."""
 
 
 def open_regular(path: str | Path, max_bytes: int | None = None) -> io.BufferedReader:
     """The file, open for reading and seeking; at most `max_bytes` long, also if it grows meanwhile.
 
     Raises FileNotFoundError, PermissionError and the like where it cannot be opened, and ForeignFileError
-    where it is of another kind or longer. Never waits for a writer.
+    where it is of another kind or longer, or what Git LFS left in its place. Never waits for a writer.
     """
     descriptor, _ = open_descriptor(path, max_bytes)
     return io.BufferedReader(_Bounded(descriptor, str(path), max_bytes))
@@ -121,6 +122,10 @@ def open_descriptor(path: str | Path, max_bytes: int | None = None) -> tuple[int
     try:
         status = os.fstat(descriptor)
         _check(path, status, max_bytes)
+        if status.st_size <= MOST_POINTER_BYTES and os.pread(descriptor, len(POINTER), 0) == POINTER:
+            raise ForeignFileError(
+                f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull there"
+            )
     except OSError:
         os.close(descriptor)
         raise

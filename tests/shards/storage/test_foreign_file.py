@@ -166,3 +166,11 @@ def test_long_json_of_little_but_brackets_is_refused(monkeypatch):
     for text, marks in (("[" * 13, "[{"), (b"{" * 13, "[{"), ("1," * 100, ","), (b"[1,2,3,4]" * 100, ",[{")):
         with pytest.raises(ValueError, match=r"^it holds \d+ values in \d+ characters; is it the right file"):
             check_sparse(text, marks)
+
+
+def test_what_git_lfs_left_in_the_place_of_a_file_is_named(file):
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ForeignFileError, match=r"a\.json is a pointer of Git LFS.*; run git lfs pull there"):
+        read_text(file)
+    file.write_text("version https://git-lfs" + " " * 1024)
+    assert len(read_text(file)) == 1047

@@ -224,10 +224,6 @@ def check_file(path: Path) -> None:
             f"{path}: is a web page, not weights: the link had expired, or access was not granted. Ask for a "
             "new link and download it again"
         )
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path}: is a git-lfs pointer, not the weights: run `git lfs pull` in that repository"
-        )
     _check_members(path)
     suffix = _DIGEST_SUFFIX.search(path.name)
     if suffix:
