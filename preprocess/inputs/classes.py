@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 MOST_CLASSES = IGNORE - 1
 MOST_LINES = 2 * MOST_CLASSES  # with comments
 # These look at every line of whatever file is given: none may cost the square of a line's length.
-NUMBERED = re.compile(r"(?P<number>\d{1,18})\s*[\s:,;.=|-]\s*(?P<name>\S.*)")
+NUMBERED = re.compile(r"(?P<number>-?\d{1,18})(?!\.\d)\s*[\s:,;.=|-]\s*(?P<name>\S.*)")
 NUMBERED_LAST = re.compile(r"(?P<name>\S(?:.*[^\s:,;=|])?)(?=\s*[:,;=|\t])[\s:,;=|]++(?P<number>\d{1,18})")
 GAP = r"(?:\s*+[,;]\s*+|\s++)"
 COLOURED = re.compile(rf"(?<!\d)\d++{GAP}\d++{GAP}\d++\s*+$|^\d+\s+\d+\s+\d+\s")

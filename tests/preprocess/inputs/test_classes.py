@@ -135,6 +135,7 @@ def test_what_is_taken_off_is_told(tmp_path, caplog):
         ("names:\n  0: sky\n  1: road\n", "YAML"),
         ("sky,road,tree\n", "one line with commas"),
         ("7 road\n8 sidewalk\n11 building\n", "numbers its classes 7, 8, 11 .*--mapping"),
+        ("-1 void\n0 road\n", "numbers its classes -1, 0 .*hold 0, 1"),
         ("1 road\n2 sidewalk\n", "numbers its classes 1, 2 .*hold 0, 1, .*--reduce-zero-label"),
         ("name,r,g,b\nroad,128,64,128\ncar,0,0,142\n", "--colours"),
         ("64 128 64\tAnimal\n192 0 128\tArchway\n", "--colours"),
