@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -70,3 +71,22 @@ def test_training(place, tiny_run, tiny_shards, capsys):
     exec(compile(code, "Train", "exec"), names | {"maskshards": __import__("maskshards")})
     assert float(capsys.readouterr().out) >= 0
     assert Path("runs/x/model_final.pth").is_file()
+
+
+def test_the_loss_of_a_model_of_ones_own():
+    (code,) = blocks("docs/python-api.md", "The matched loss in a model of your own")
+    generator = torch.Generator().manual_seed(0)
+    class_logits = torch.randn(1, 5, 151, generator=generator).requires_grad_()
+    mask_logits = torch.randn(1, 5, 8, 8, generator=generator).requires_grad_()
+    masks = torch.eye(32).repeat(2, 1, 1).bool()
+    masks[1] = ~masks[1]
+    names = {
+        "targets": [{"masks": masks, "labels": torch.tensor([7, 149])}],
+        "positions": [3],
+        "class_logits": class_logits,
+        "mask_logits": mask_logits,
+    }
+    exec(compile(code, "loss", "exec"), names)
+    assert names["terms"].num_segments == 2
+    assert mask_logits.grad.flatten(2).abs().sum(2).count_nonzero() == 2  # of the matched queries alone
+    assert class_logits.grad.abs().sum(2).count_nonzero() == 5
