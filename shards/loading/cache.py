@@ -54,7 +54,10 @@ class CacheSettings:
     def __post_init__(self) -> None:
         if not str(self.folder).strip():
             raise ValueError("the cache's folder has no name; give one, or leave the cache out")
-        whole_number(self.max_bytes, "the cache's max_bytes", 1)
+        size: object = self.max_bytes
+        # Many write bytes as 100e9.
+        size = int(size) if isinstance(size, float) and size.is_integer() else size
+        object.__setattr__(self, "max_bytes", whole_number(size, "the cache's max_bytes", 1))
 
 
 def cached(split: Split, settings: CacheSettings) -> Split:

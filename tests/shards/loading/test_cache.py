@@ -471,7 +471,13 @@ def test_a_folder_without_a_name_is_not_the_working_directory(folder):
         CacheSettings(folder)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 1e9, float("nan"), True, "1"])
+@pytest.mark.parametrize("limit", [0, -1, 0.5, 1e30, float("inf"), float("nan"), True, "1"])
 def test_a_limit_that_is_no_number_of_bytes_is_named(tmp_path, limit):
     with pytest.raises(ValueError, match=r"^the cache's max_bytes is "):
         CacheSettings(tmp_path, limit)
+
+
+def test_bytes_are_often_written_as_a_power_of_ten(tmp_path):
+    limit = CacheSettings(tmp_path, 100e9).max_bytes
+    assert isinstance(limit, int)
+    assert limit == 10**11
