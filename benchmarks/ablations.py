@@ -32,7 +32,7 @@ VARIANTS = {
     "rate of the adapter x 0.1": ["optimizer.lr_multipliers.segmentation_model.0=0.1"],
     "rate of adapter and head 1e-4": ["optimizer.lr=1e-4"],
     "256 points": ["m2f_train.num_points=256"],
-    "4,096 points": ["m2f_train.num_points=4096"],
+    "1,024 points": ["m2f_train.num_points=1024"],
     "published precision": ["precision=reference"],
     "the published algorithm": [
         "precision=reference", "m2f_train.ignore_void=False", "ema.decay=null",

@@ -89,7 +89,7 @@ def settings(args: argparse.Namespace, *more: str) -> list[str]:
         f"model.weights={args.weights}", f"bs={BATCH}", f"scheduler.total_iter={args.steps}",
         f"scheduler.constructor_kwargs.warmup_iters={WARMUP}", "transforms.train.photometric=none",
         f"eval.max_val_samples={args.val}", f"eval.eval_interval={args.steps}", "ema.decay=null", "seed=0",
-        *more,
+        "m2f_train.num_points=1024", *more,
     ]  # fmt: skip
 
 
