@@ -138,7 +138,7 @@ def test_heic_without_its_package_says_which(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_register_heif", lambda: None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     (tmp_path / "a.heic").write_bytes(b"x" * 100)
-    with pytest.raises(PredictError, match="pip install maskshards"):
+    with pytest.raises(PredictError, match=r"pip install 'maskshards\[heic\]'"):
         read_image(tmp_path / "a.heic")
 
 
