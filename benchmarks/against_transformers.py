@@ -2,7 +2,9 @@
 
     python benchmarks/against_transformers.py CAMVID SHARDS DINOV2_VITS14_FOLDER [--steps 150] [--val 30]
 
-CAMVID is the folder of images and annotations, SHARDS what `maskshards build` made of it. Both sides train a
+CAMVID holds images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, in which 0 is
+unlabelled and 1 to 11 are the classes, as transformers' processor wants them; SHARDS is what `maskshards
+build --dataset folder --classes configs/camvid-classes.txt --reduce-zero-label` made of it. Both train a
 Mask2Former head of width 256 on the same frozen backbone: batch 2, crops of 224 px from images resized to a
 short side of 320 px times 0.7 to 1.4, flips, no colours, AdamW, 30 queries, 1,024 points. Each side runs in a
 process of its own, one after the other; both are scored by this package's evaluation on the first VAL
