@@ -2,9 +2,9 @@
 tell about a training step, in one process and one budget of seconds.
 
 The models are built once a width and switched between variants. Every part's figures are appended to
-FOLDER/gpu.jsonl before the next part begins; FOLDER/gpu.md is a table for docs/benchmarks/train.md. A part
-that hangs or ends the process costs itself: those behind it go on in a new process. With `--device cpu` all
-parts run on a tiny model: that measures nothing, and shows that the command works.
+FOLDER/gpu.jsonl before the next part begins; FOLDER/gpu.md is a table for docs/benchmarks/train-gpu.md. A
+part that hangs or ends the process costs itself: those behind it go on in a new process. With
+`--device cpu` all parts run on a tiny model: that measures nothing, and shows that the command works.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The parts' figures as Markdown for docs/benchmarks/train.md, and as the few lines that are printed last."""
+"""The parts' figures as Markdown for docs/benchmarks/train-gpu.md, and as the lines printed last."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from maskshards.train.model.backbone.architectures import FP8, ModelError
 from maskshards.train.model.backbone.fp8 import in_fp8
 from maskshards.train.model.backbone.frozen import FrozenBackbone, blocks_of
 
-PREDICTED_MS = {"eager": 10.0, "compiled": -6.0}  # what 8 bits change at full size (docs/benchmarks/train.md)
+PREDICTED_MS = {"eager": 10.0, "compiled": -6.0}  # of 8 bits at full size (docs/benchmarks/train-gpu.md)
 
 
 def precisions(setting: Setting) -> Figures:

@@ -36,7 +36,7 @@ LOADER_THREADS = 2
 MADE_SAMPLES = 256
 RECORDED_WARMUP = 8  # made batches come in two sizes, each of which runs twice before it is recorded
 CURVE_STEPS, CURVE_WINDOW = 300, 20
-LEVERS = {  # off, and the gain of having it at batch 16 and width 256 (docs/benchmarks/train.md)
+LEVERS = {  # off, and the gain of having it at batch 16 and width 256 (docs/benchmarks/train-gpu.md)
     "without looking ahead": (Variant(looks_ahead=False), 2.5),
     "a gradient for all masks": (Variant(switches=(("tells_product", False),)), 1.0),
 }
