@@ -5,13 +5,16 @@ batch that stays in this process is neither copied nor pickled. Measured at twic
 processes.
 
 Ctrl-C is an exception that Python raises between any two steps of the main thread, and that it prints and
-forgets where the step belongs to the collecting of an object. So nothing of ours runs while an iterator is
-collected: a built-in function notes it for a thread, which ends the others. And a wait is one step, on a lock
-of the interpreter's own.
+forgets where the step belongs to the collecting of an object. Halfway through `threading.Thread.start` or
+`threading.Event.set` it leaves a lock for which the end of the program waits for ever. So nothing of ours
+runs while an iterator is collected: a built-in function notes it for a thread, which ends the others. Threads
+are started, and what tasks wait for is ended, by threads, in which no Ctrl-C is raised. And a wait is one
+step, on a lock of the interpreter's own.
 """
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import sys
@@ -31,19 +34,20 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-_open: weakref.WeakSet[_Closable] = weakref.WeakSet()
+_open: dict[weakref.ref[_Closable], None] = {}
 
 
 def close_at_exit(what: _Closable) -> None:
     """Close it when the program ends, if nobody has: before the interpreter waits for threads, and before a
     forgotten iterator is collected among modules that are half gone.
     """
-    _open.add(what)
+    _open[weakref.ref(what, _open.pop)] = None
 
 
 def _close_open() -> None:
-    for what in list(_open):
-        what.close()
+    for kept in list(_open):
+        if (what := kept()) is not None:
+            what.close()
 
 
 # As concurrent.futures itself does: atexit's turn comes only after all threads have ended.
@@ -89,6 +93,7 @@ class InOrder(Generic[Task, Result]):
         self._dropped: SimpleQueue[Any] = SimpleQueue()  # references to iterators that are gone; None at last
         self._listener: weakref.ref[Any] | None = None
         self._threads: list[threading.Thread] = []
+        self._starting = threading.Lock()
         self._process, self._closed = os.getpid(), False
         close_at_exit(self)
 
@@ -125,13 +130,28 @@ class InOrder(Generic[Task, Result]):
             self._pending.append(job)
             self._queue.put(job)
             if not self._threads:
-                self._start(self._await_drop)
+                self._start(self._await_end)
             if len(self._threads) <= self._num_threads:
                 self._start(self._serve)
 
     def _start(self, what: Callable[[], None]) -> None:
-        self._threads.append(threading.Thread(target=what, name=f"maskshards_{len(self._threads)}"))
-        self._threads[-1].start()
+        # Told `daemon`, it asks nothing of the thread that starts it, of which Python would keep a record.
+        thread = threading.Thread(target=what, name=f"maskshards_{len(self._threads)}", daemon=False)
+        outcome: SimpleQueue[Exception | None] = SimpleQueue()
+        _thread.start_new_thread(self._start_unless_closed, (thread, outcome))
+        if (error := outcome.get()) is not None:
+            raise error
+
+    def _start_unless_closed(self, thread: threading.Thread, outcome: SimpleQueue[Exception | None]) -> None:
+        """In a thread of its own."""
+        try:
+            with self._starting:
+                if not self._closed:
+                    thread.start()
+                    self._threads.append(thread)
+            outcome.put(None)
+        except Exception as error:  # no more threads, or no memory for one
+            outcome.put(error)
 
     def _outcome(self, job: _Job[Task, Result]) -> Result:
         # In short waits: a signal that another thread took does not end a wait without limit, and Ctrl-C
@@ -158,11 +178,19 @@ class InOrder(Generic[Task, Result]):
             del job  # its result is not to be kept while the thread waits
         self._queue.put(None)  # for the next thread
 
-    def _await_drop(self) -> None:
-        """A thread that does not work, since those that do may be waiting for a network."""
-        while (gone := self._dropped.get()) is not None:
-            if gone is self._listener:
-                self.stop()
+    def _await_end(self) -> None:
+        """A thread that does not work, since those that do may be waiting for a network; it ends them."""
+        while (gone := self._dropped.get()) is not None and gone is not self._listener:
+            pass
+        self._closed = True
+        self._pending.clear()
+        self._queue.put(None)
+        self._interrupt()
+        for thread in self._begun():
+            while thread is not threading.current_thread() and thread.is_alive():
+                thread.join(LOOK_UP_S)
+                if thread.is_alive():  # its task may have been between two waits
+                    self._interrupt()
 
     def ready(self) -> bool:
         """Whether the next result is there, so that asking for it waits for nothing."""
@@ -171,35 +199,27 @@ class InOrder(Generic[Task, Result]):
         except IndexError:
             return False
 
-    def stop(self) -> None:
-        """Drop the tasks that nobody works on, and end what the others wait for; waits for nothing."""
-        is_first, self._closed = not self._closed, True
-        self._pending.clear()
-        if self._has_threads():
-            # Each time: Ctrl-C may have come here before, between any two steps.
-            self._queue.put(None)
-            self._dropped.put(None)
-            if is_first:
-                self._interrupt()
-
-    def _has_threads(self) -> bool:
-        """A forked child has none of them; at the interpreter's end they are gone already, and so are the
-        modules that `interrupt` needs.
-        """
-        return self._process == os.getpid() and not sys.is_finalizing()
-
     def close(self) -> None:
-        """As `stop`, and wait for the tasks in hand to end.
+        """Drop the tasks that nobody works on, end what the others wait for, and wait for their end."""
+        self._closed = True
+        self._pending.clear()
+        # A forked child has no threads; at the interpreter's end they are gone already, and so are the
+        # modules that `interrupt` needs.
+        if self._process != os.getpid() or sys.is_finalizing():
+            return
+        self._dropped.put(None)
+        threads = self._begun()
+        if not threads:
+            self._interrupt()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(LOOK_UP_S)
 
-        `interrupt` is called until they have: a task may be between two waits.
-        """
-        self.stop()
-        if self._has_threads():
-            for thread in self._threads:
-                while thread.is_alive():
-                    thread.join(LOOK_UP_S)
-                    if thread.is_alive():
-                        self._interrupt()
+    def _begun(self) -> list[threading.Thread]:
+        """All threads, once it is closed: none is being started."""
+        with self._starting:
+            threads = list(self._threads)
+        return threads
 
 
 class Results(Iterator[Result]):

@@ -16,6 +16,7 @@ PROGRAM = """
 import signal, sys
 from torch.utils.data import DataLoader
 from maskshards import CacheSettings, Loader, evaluation_batches
+import maskshards.shards.storage.http  # Python tells an interrupt amid an import as an error of the import
 
 place, doing, folder = sys.argv[1:]
 cache = CacheSettings(folder) if doing == "cache" else None

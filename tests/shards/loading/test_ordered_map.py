@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from maskshards.shards.loading.ordered_map import InOrder, in_order
+from tests import forked
 
 
 def live_threads():
@@ -239,21 +240,81 @@ def test_an_error_of_a_task_that_closing_ended_is_not_raised():
     assert got == [[]]
 
 
-def test_stopping_waits_for_nothing_and_closing_for_what_is_in_hand():
+def test_dropping_waits_for_nothing_and_closing_for_what_is_in_hand():
     begun, goes_on = threading.Event(), threading.Event()
 
     def work(task):
-        begun.set()
-        goes_on.wait(600)
+        if task:
+            begun.set()
+            goes_on.wait(600)
         return task
 
     ahead = InOrder(range(9), work, 1, 4)
-    reader = threading.Thread(target=lambda: list(ahead))
-    reader.start()
+    results = iter(ahead)
+    assert next(results) == 0
     assert begun.wait(600)
-    ahead.stop()
+    del results
     assert not goes_on.is_set()  # else it would have waited for the task
     goes_on.set()
     ahead.close()
-    reader.join(600)
-    assert not reader.is_alive()
+    assert not live_threads()
+
+
+# Ctrl-C at each point where the interpreter may raise it: before the step that follows a call, a function's
+# beginning or a jump back. What is left behind there would keep the program from ending.
+EVERY_INTERRUPT = """
+import dis, os, sys, threading
+from maskshards.shards.loading.ordered_map import in_order
+
+def points(code, ours=("threading.py", "ordered_map.py")):
+    steps = list(dis.get_instructions(code)) if code.co_filename.endswith(ours) else []
+    return {
+        step.offset
+        for before, step in zip(steps, steps[1:])
+        if before.opname in ("CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD")
+    }
+
+def trace(frame, event, _):
+    global to_come
+    frame.f_trace_opcodes, frame.f_trace_lines = True, False
+    if frame.f_code not in known:
+        known[frame.f_code] = points(frame.f_code)
+    if event == "opcode" and frame.f_lasti in known[frame.f_code]:
+        to_come -= 1
+        if not to_come:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+    return trace
+
+def read():
+    results = in_order(range(5), str, 2, 2)
+    assert [next(results), next(results)] == ["0", "1"]
+    results.close()
+
+known, number, interrupted = {}, 0, 0
+read()
+while number == interrupted:
+    number += 1
+    to_come = number
+    try:
+        sys.settrace(trace)
+        read()
+    except KeyboardInterrupt:
+        interrupted += 1
+    finally:
+        sys.settrace(None)
+    for thread in threading.enumerate():
+        if thread.name.startswith("maskshards"):
+            thread.join(60)
+            if thread.is_alive() or not thread._started.is_set():
+                print("interrupted", number, "times; left", thread, flush=True)
+                os._exit(1)
+print("interrupted", interrupted, "of", number - to_come)
+"""
+
+
+def test_an_interrupt_anywhere_leaves_nothing_that_the_end_of_the_program_would_wait_for():
+    done = forked.run(["-c", EVERY_INTERRUPT], env={**os.environ})
+    assert (done.stderr, done.returncode) == ("", 0), done.stdout
+    _, interrupted, _, points = done.stdout.split()
+    assert int(interrupted) == int(points) > 50
