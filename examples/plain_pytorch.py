@@ -12,7 +12,7 @@ def train(split, steps=100):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = CropSettings(crop_px=(128, 128), image_px=128)
     with Loader(split, batch_per_rank=4, seed=0, pin=device == "cuda", end=4 * steps) as loader:
-        classes = loader.selection.splits[0].manifest.classes
+        classes = loader.selection.classes
         model = torch.nn.Conv2d(3, len(classes), 7, padding=3).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for batch in loader:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, default=1, help="how many ranks there are (default 1)")
     parser.add_argument("--rank", type=int, default=0, help="which of them (default 0)")
     parser.add_argument("--batch-per-rank", type=int, help="samples in one batch (default: no micro-steps)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
     parser.add_argument("--epoch-end", choices=EPOCH_ENDS, default="carry", help="default carry")
     parser.add_argument("--step", type=int, default=0, help="optimiser step, from 0 (default 0)")
 

@@ -42,7 +42,7 @@ class EvaluationBatches(IterableDataset[Any]):
         self.selection, self.plans = selection, plans
         self.threads, self.prefetch_batches, self.pin = threads, prefetch_batches, pin
         self.transform, self.as_dict = transform, as_dict
-        self.ignore_index = ignore_index_of(len(selection.splits[0].manifest.classes))
+        self.ignore_index = ignore_index_of(len(selection.classes))
 
     def __len__(self) -> int:
         return len(self.plans)

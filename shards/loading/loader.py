@@ -121,8 +121,7 @@ class Loader(IterableDataset[Any]):
             self._reader = TransformedReader(
                 self.selection, seed=seed, policy=policy, pin=pin, lanes=lanes, transform=transform
             )
-        self.as_dict, manifest = as_dict, self.selection.splits[0].manifest
-        self.ignore_index = ignore_index_of(len(manifest.classes))
+        self.as_dict, self.ignore_index = as_dict, ignore_index_of(len(self.selection.classes))
         if decode is not None and (transform is not None or as_dict):
             raise ValueError("decode leaves images to the consumer; transform and as_dict need them decoded")
         self.end, self.epochs = end, epochs

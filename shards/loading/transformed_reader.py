@@ -42,7 +42,7 @@ class TransformedReader(BatchReader):
         if not callable(transform) and transform is not None:
             raise ValueError(f"transform is {transform!r}; expected a function of one sample")
         self.transform = transform
-        self.num_classes = len(selection.splits[0].manifest.classes)
+        self.num_classes = len(selection.classes)
 
     def read(self, plan: BatchPlan) -> RaggedBatch:
         """The batch of a plan with changed sizes, pixels and runs; raises what `transform` raises too."""

@@ -43,6 +43,11 @@ class Selection:
     fingerprint: str  # of the content and of the choice made from it
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; the class id of a name is its place."""
+        return self.splits[0].manifest.classes
+
+    @property
     def shard_samples(self) -> NDArray[np.int64]:
         """(P,) number of samples of each part, for the order."""
         return np.array([part.num_samples for part in self.parts], np.int64)

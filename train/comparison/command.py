@@ -11,7 +11,7 @@ from maskshards.shards.commands.one_line_parser import OneLineParser
 from maskshards.shards.errors import error_text
 
 EPILOG = """the page shows settings that differ, curves over each other, scores and the IoU of each class, and
-says what forbids to compare them. It is one file that loads nothing. (A run's own page is OUT/report.html,
+says why scores cannot be compared. It is one file that loads nothing. (A run's own page is OUT/report.html,
 which training writes.)
 
 example:

@@ -93,7 +93,7 @@ def findings(runs: Sequence[PastRun]) -> Iterator[str]:
 
 
 def about_comparability(runs: Sequence[PastRun]) -> Iterator[str]:
-    """What forbids to compare scores."""
+    """Why the scores cannot be compared."""
     splits = {letter: run.state.val_fingerprint for letter, run in named(runs) if run.state is not None}
     if len({split for split in splits.values() if split is not None}) > 1:
         yield "The runs were scored on different validation splits: their scores cannot be compared."

@@ -44,9 +44,7 @@ class TrainConfig:
 
     model: ModelConfig = section(ModelConfig, "the frozen backbone")
     bs: int = key(2, "images that a process takes in one micro-step", at_least=1)
-    n_gpus: int = key(
-        8, "bs * n_gpus is the global batch of the recipe, whatever the world it runs on", at_least=1
-    )
+    n_gpus: int = key(8, "bs * n_gpus is the global batch of the recipe, on any number of ranks", at_least=1)
     global_batch: int | None = key(None, "images of one optimiser step, said outright", at_least=1)
     num_workers: int = key(6, "reading threads of one process", at_least=1, at_most=MOST_THREADS)
     model_dtype: ModelDtype = key(ModelDtype.FLOAT32, "arithmetic of the model")
@@ -62,15 +60,15 @@ class TrainConfig:
     compile: str = key("none", "what torch.compile takes in training", one_of=("none", "backbone", "model"))
     compile_mode: str = key(
         "default",
-        "as torch.compile knows them; graph: the whole step as CUDA graphs, compiled or not",
+        "of torch.compile; graph: the whole step as CUDA graphs, compiled or not",
         one_of=("default", "reduce-overhead", "max-autotune", "graph"),
     )
     fused_kernels: bool = key(True, "Triton kernels on CUDA; False: plain PyTorch, slower, in more memory")
     step_timeout_s: float = key(
-        600.0, "that ranks wait for one of them in a step before all end", above=0, at_most=1e7
+        600.0, "seconds that ranks wait for one of them in a step before all end", above=0, at_most=1e7
     )
     join_timeout_s: float = key(
-        180.0, "that ranks wait for all to appear, and again for all to connect", above=0, at_most=1e7
+        180.0, "seconds that ranks wait for all to appear, and again for all to connect", above=0, at_most=1e7
     )
     seed: int = key(100, "of everything random", at_least=0)
     metric_to_save: str = key("mIoU", "by which the best checkpoint is chosen", one_of=tuple(METRICS))

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskshards.train.model.ops.bilinear import neighbours
+
 Words = TypeVar("Words", Tensor, np.ndarray)
 
 LOW_32 = 0xFFFFFFFF
@@ -126,7 +128,7 @@ def sample_products(vectors: Tensor, features: Tensor, points: Tensor) -> Iterat
     vectors, exact = vectors.detach(), torch.promote_types(features.dtype, torch.float32)
     rows = features.detach().to(exact).permute(0, 2, 3, 1).flatten(1, 2).contiguous()
     for layer, drawn in enumerate(points):
-        places, shares = neighbours(drawn.to(exact), features.shape[2], features.shape[3])
+        places, shares = corners(drawn.to(exact), features.shape[2], features.shape[3])
         logits = vectors.new_empty(len(rows), vectors.shape[2], drawn.shape[1])
         for image, own in enumerate(rows):
             found = F.embedding_bag(places[image], own, per_sample_weights=shares[image], mode="sum")
@@ -134,23 +136,14 @@ def sample_products(vectors: Tensor, features: Tensor, points: Tensor) -> Iterat
         yield logits
 
 
-def neighbours(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four pixels of a map around points (N, P, 2): their places in it (N, P, 4) int64, and their
+def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four pixels of a map around points (N, P, 2): their places in it (N, P, 4) int32, and their
     bilinear shares (N, P, 4), 0 for those outside.
     """
-    across, of_columns = _pairs(points[..., 0], width)
-    down, of_rows = _pairs(points[..., 1], height)
-    places = down[..., :, None] * width + across[..., None, :]
-    return places.flatten(-2), (of_rows[..., :, None] * of_columns[..., None, :]).flatten(-2)
-
-
-def _pairs(coordinates: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Along one side, the two pixels around coordinates (N, P) in 0..1 and their shares, (N, P, 2) each."""
-    first = coordinates * size - 0.5
-    low = first.floor()
-    both = torch.stack((low, low + 1), -1)
-    shares = torch.stack((low + 1 - first, first - low), -1)
-    return both.clamp(0, size - 1).long(), shares * ((both >= 0) & (both < size))
+    along_x = neighbours((points[..., 0] * width - 0.5).unsqueeze(-1), width - 1, dim=-1)
+    along_y = neighbours((points[..., 1] * height - 0.5).unsqueeze(-1), height - 1, dim=-1)
+    places = along_y.place[..., :, None] * width + along_x.place[..., None, :]
+    return places.flatten(-2), (along_y.share[..., :, None] * along_x.share[..., None, :]).flatten(-2)
 
 
 def nearest_zero(logits: Tensor, points: Tensor, count: int) -> Tensor:

@@ -43,6 +43,7 @@ def test_a_whole_split_is_its_shards(split):
     assert selection.shard_samples.tolist() == [8, 0, 13, 6]
     assert selection.locate(2, 1) == (0, 2, 1)
     assert selection.fingerprint == split.manifest.fingerprint
+    assert selection.classes == split.manifest.classes
     assert keys_of(selection) == [entry.key for entry in entries(split)]
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from maskshards.train.model.ops.bilinear import Neighbours, neighbours
 
 CORNERS = 4
 BUDGET = 1 << 23  # entries at a time; some 40 bytes each while the matrix is made
@@ -42,14 +44,6 @@ def sparse_attention(
     groups = zip(value.split(images), projected.split(images), strict=True)
     parts = [_Attention.apply(*group, places, steps, shapes, keep) for group in groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-class _Neighbours(NamedTuple):
-    """The two neighbours of each point along x, then along y: (2, B, M, L * P, 2, Q) each."""
-
-    place: Tensor  # int32, inside of the map
-    inside: Tensor  # 1 where the neighbour lies inside, else 0
-    share: Tensor  # of the value that it gets; 0 outside
 
 
 class _Attention(torch.autograd.Function):
@@ -102,22 +96,14 @@ def _per_point(shapes: Shapes, points: int, like: Tensor) -> Tensor:
     return torch.tensor(sides, dtype=like.dtype).unsqueeze(-1)
 
 
-def _neighbours(spots: Tensor, shapes: Shapes, points: int) -> _Neighbours:
-    """Of spots (B, M, L * P, 2, Q), counted from -1 to 1."""
-    batch, heads, sampled, _, queries = spots.shape
+def _neighbours(spots: Tensor, shapes: Shapes, points: int) -> Neighbours:
+    """Of spots (B, M, L * P, 2, Q), counted from -1 to 1: along x, then y, (2, B, M, L * P, 2, Q) each."""
     sides = _per_point(shapes, points, spots)
     pixels = (spots + 1).mul_(sides / 2).sub_(0.5).movedim(3, 0).unsqueeze(4)
-    steps = torch.tensor([[0.0], [1.0]], dtype=spots.dtype)
-    # Written where they are wanted: left to itself, torch would put them in the order of the spots.
-    both = torch.add(pixels.floor(), steps, out=spots.new_empty(2, batch, heads, sampled, 2, queries))
-    last = (sides - 1).movedim(1, 0)[:, None, None, :, None]
-    place = torch.minimum(both.fmax(both.new_zeros(())), last)  # not clamp: NaN is no place, and fmax gives 0
-    inside = torch.eq(place, both, out=torch.empty_like(both))  # booleans are slow to multiply with
-    share = torch.sub(both, pixels, out=both).abs_().neg_().add_(1).mul_(inside)
-    return _Neighbours(place.int(), inside, share)
+    return neighbours(pixels, (sides - 1).movedim(1, 0)[:, None, None, :, None], dim=-2)
 
 
-def _matrix(near: _Neighbours, weights: Tensor, shapes: Shapes, points: int) -> tuple[Tensor, Tensor]:
+def _matrix(near: Neighbours, weights: Tensor, shapes: Shapes, points: int) -> tuple[Tensor, Tensor]:
     """Columns, int32, and entries of the matrix: (B * Q * M, L * P * 4) each."""
     batch, heads, sampled, queries = weights.shape
     widths = torch.tensor([width for _, width in shapes for _ in range(points)], dtype=torch.int32)
