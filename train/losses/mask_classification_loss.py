@@ -39,9 +39,8 @@ class MaskClassificationLoss(Mask2FormerLoss):
         num_labels: int,
         no_object_coefficient: float,
     ) -> None:
-        nn.Module.__init__(
-            self
-        )  # the parent's constructor wants a model configuration; its methods need these fields
+        # The parent's constructor wants a model configuration; its methods need the fields below.
+        nn.Module.__init__(self)
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio

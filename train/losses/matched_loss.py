@@ -1,6 +1,6 @@
 """The matched loss of all supervised layers and images at once, and the linear head's loss.
 
-Equal to calling `MaskClassificationLoss` layer by layer on the same points, but without dense masks,
+Equal to calling `mask_classification_loss` layer by layer on the same points, but without dense masks,
 and with one copy to the host (costs), one copy back (matches) and one all-reduce (normalisers) a call,
 whatever the number of layers and images. All arithmetic is float32. Mask2Former: Cheng et al. 2022,
 arXiv 2112.01527.
@@ -22,18 +22,15 @@ from torch import Tensor
 from maskshards.shards.batch import VOID, CropBatch
 from maskshards.train.losses.gather_matched import matched_maps
 from maskshards.train.losses.host_copies import HostCopy, to_device
-from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
 from maskshards.train.losses.matcher import Assigner, CostWeights, matching_costs
 from maskshards.train.losses.matches import Matches, Room, matches_of, packed, unpacked
 from maskshards.train.losses.nonfinite import check_costs
 from maskshards.train.losses.point_sampling import MATCH, ROWS, point_keys
-from maskshards.train.losses.point_sums import PlainSampler, Rows, RowSums, Sampler
+from maskshards.train.losses.point_sums import PlainSampler, Rows, RowSums, Sampler, dice_loss
 from maskshards.train.losses.point_targets import labels_present
 from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.ops.fused import kernels_fit
-
-__all__ = ["LossSettings", "LossTerms", "MaskClassificationLoss", "MatchedLoss", "linear_loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +51,12 @@ class MatchedLoss:
     `fused` takes the Triton kernels where they can run.
     """
 
-    def __init__(
-        self,
-        settings: LossSettings,
-        num_classes: int,
-        *,
-        threads: int = 4,
-        fused: bool = True,
-    ) -> None:
+    def __init__(self, settings: LossSettings, num_classes: int, *, fused: bool = True) -> None:
         self.settings, self.num_classes, self.fused = settings, num_classes, fused
         self._weights = CostWeights(
             settings.mask_coefficient, settings.dice_coefficient, settings.class_coefficient
         )
-        self._assign = Assigner(threads)
+        self._assign = Assigner()
 
     def __call__(
         self,
@@ -218,8 +208,8 @@ def loss_kernels_fit(maps: Tensor, num_labels: int) -> bool:
 
 def mask_terms(sums: RowSums) -> tuple[Tensor, Tensor]:
     """(R,) mean binary cross entropy and (R,) dice loss of the matched rows."""
-    area = sums.sigmoid + sums.target
-    return sums.entropy / sums.counted.clamp(min=1.0), 1 - (2 * sums.overlap + 1) / (area + 1)
+    entropy = sums.entropy / sums.counted.clamp(min=1.0)
+    return entropy, dice_loss(sums.overlap, sums.sigmoid + sums.target)
 
 
 def normalisers(numbers: Tensor, world_reduce: Callable[[Tensor], Tensor] | None) -> Tensor:

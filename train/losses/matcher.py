@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from maskshards.train.losses.point_sums import PairSums
+from maskshards.train.losses.point_sums import PairSums, dice_loss
 from maskshards.train.model.heads.prediction import Prediction
 
 
@@ -46,7 +46,7 @@ def matching_costs(
     entropy = sums.softplus[..., None] - sums.with_logit
     area = sums.sigmoid[..., None] + sums.target[:, :, None]
     cost = weights.mask * entropy / sums.counted.clamp(min=1.0)[..., None, None]
-    cost = cost + weights.dice * (1 - (2 * sums.with_sigmoid + 1) / (area + 1))
+    cost = cost + weights.dice * dice_loss(sums.with_sigmoid, area)
     return cost - weights.classify * probability.gather(3, index)
 
 

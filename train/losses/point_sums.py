@@ -28,9 +28,7 @@ from maskshards.train.losses.point_targets import padded, targets_of_images, tar
 from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads.prediction import Prediction
 
-CANDIDATES_AT_ONCE = (
-    2**24
-)  # candidate points held at a time while the uncertain ones are chosen: about 0.5 GB
+CANDIDATES_AT_ONCE = 2**24  # held at a time while the uncertain ones are chosen: about 0.5 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +134,13 @@ class PlainSampler:
                 logit = sample_maps(maps[some], first).squeeze(1)
                 chosen.append(torch.cat((nearest_zero(logit, first, kept), rest), 1))
         return torch.cat(chosen)
+
+
+def dice_loss(overlap: Tensor, area: Tensor) -> Tensor:
+    """Of sums over points: of the products of two masks, and of both masks added up; 1 is added to each so
+    that two empty masks are alike (Mask2Former's own form).
+    """
+    return 1 - (2 * overlap + 1) / (area + 1)
 
 
 def logits_at(predictions: Sequence[Prediction], points: Tensor) -> Iterator[Tensor]:

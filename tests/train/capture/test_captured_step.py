@@ -19,8 +19,9 @@ from maskshards.shards.batch import CropBatch
 from maskshards.train.capture.captured_step import CapturedStep, captured_step
 from maskshards.train.capture.cuda_graphs import WARMUP_ROUNDS, Graphs, Work
 from maskshards.train.losses import point_sampling, point_sums
-from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
+from maskshards.train.losses.matched_loss import MatchedLoss
 from maskshards.train.losses.matches import Room
+from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads import pixel_decoder, query_decoder
 from maskshards.train.model.ops.fused import set_switch
 from maskshards.train.model.segmenter import Segmenter

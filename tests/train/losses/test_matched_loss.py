@@ -19,10 +19,9 @@ from transformers.models.mask2former import modeling_mask2former as reference
 
 from maskshards.shards.batch import VOID, CropBatch
 from maskshards.train.losses.dense_targets import crops_from_masks
+from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
 from maskshards.train.losses.matched_loss import (
-    LossSettings,
     LossTerms,
-    MaskClassificationLoss,
     MatchedLoss,
     linear_loss,
     loss_kernels_fit,
@@ -39,6 +38,7 @@ from maskshards.train.losses.point_sampling import (
     shifted,
 )
 from maskshards.train.losses.point_sums import PlainSampler, RowSums
+from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 from tests.forked import ForkedPython
 
@@ -328,7 +328,8 @@ import json, sys
 import torch
 import torch.distributed as dist
 from maskshards.shards.batch import CropBatch
-from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
+from maskshards.train.losses.matched_loss import MatchedLoss
+from maskshards.train.losses.settings import LossSettings
 from maskshards.train.losses.mask_classification_loss import MaskClassificationLoss
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from maskshards.shards.batch import VOID, CropBatch
-from maskshards.train.losses.matched_loss import LossSettings, LossTerms, MatchedLoss, normalisers
+from maskshards.train.losses.matched_loss import LossTerms, MatchedLoss, normalisers
 from maskshards.train.losses.matches import Room, matches_of, packed, room_for, unpacked, without_matches
+from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.heads.prediction import MaskProduct, Prediction
 
 LAYERS, QUERIES, CLASSES, WIDTH, SIDE = 3, 5, 9, 4, 8

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from maskshards.shards.augment.philox import uniforms
 from maskshards.shards.batch import VOID, CropBatch
-from maskshards.train.losses.matched_loss import LossSettings, MatchedLoss
+from maskshards.train.losses.matched_loss import MatchedLoss
+from maskshards.train.losses.settings import LossSettings
 from maskshards.train.model.backbone.load import load_backbone
 from maskshards.train.model.heads.prediction import Prediction
 from maskshards.train.model.segmenter import Segmenter, build_segmenter
