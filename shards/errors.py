@@ -40,8 +40,10 @@ class UnreachableError(StoreError):
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Text whose characters a terminal shows and none of which it obeys: escapes stand for control
-    characters, turned writing directions and bytes that are no UTF-8. Those in `kept` stay as they are.
+    """Text whose characters a terminal shows and none of which it obeys.
+
+    Escapes stand for control characters, turned writing directions and bytes that are no UTF-8. Those in
+    `kept` stay as they are.
     """
     shown = (c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
     return "".join(shown)

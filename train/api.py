@@ -82,8 +82,9 @@ def words_of(config: str | Path | Mapping[str, Any] | None, overrides: Mapping[s
 
 
 def as_word(value: Any, key: str = "value") -> str:
-    """A value as it is written on a command line; numbers of numpy and torch count as numbers. ValueError
-    for what has no such form.
+    """A value as it is written on a command line; numbers of numpy and torch count as numbers.
+
+    ValueError for what has no such form.
     """
     if isinstance(value, str | Path):
         return str(value)

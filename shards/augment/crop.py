@@ -79,9 +79,7 @@ class CropSettings:
 
 @dataclass(frozen=True, slots=True)
 class CropDraws:
-    """All random numbers of one batch of crops. They know no image sizes, so they can be drawn before any is
-    read.
-    """
+    """All random numbers of one batch of crops; no image sizes, so they can be drawn before any is read."""
 
     ratios: NDArray[np.float64]  # (B,)
     down: NDArray[np.float64]  # (B, C) place of each candidate as a fraction of the room there is, in [0, 1)
@@ -96,8 +94,9 @@ class CropDraws:
 
 
 def draw_crops(batch: RaggedBatch, seed: int, settings: CropSettings) -> CropDraws:
-    """Numbers for every sample, from (seed, its epoch, its key, purpose) alone; only keys and epochs are
-    looked at.
+    """Numbers for every sample, from (seed, its epoch, its key, purpose) alone.
+
+    Only keys and epochs of the batch are looked at.
     """
     size, places = len(batch), 2 * settings.candidates
     purposes = (RATIO, PLACES, FLIP, COLOUR)
@@ -210,8 +209,7 @@ def _to_device(
 
 
 def choose(counts: Tensor, max_class_share: float) -> Tensor:
-    """(B,) int64: the first candidate with several classes, the largest below `max_class_share`; else the
-    last.
+    """(B,) int64: the first candidate with several classes and none beyond `max_class_share`; else the last.
 
     `counts` (B, C, 1 + K): pixels of each owner in each candidate; owner 0, no class, does not count.
     """

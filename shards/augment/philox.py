@@ -25,9 +25,7 @@ _WORD = 1 << 64
 
 
 def philox(counters: Words, keys: Words) -> Words:
-    """Noise (..., 4) uint64 for counters (..., 4) and keys (..., 2), both uint64 and of the same leading
-    shape.
-    """
+    """Noise (..., 4) uint64 for counters (..., 4) and keys (..., 2), both uint64."""
     c0, c1, c2, c3 = (counters[..., i] for i in range(4))
     k0, k1 = keys[..., 0], keys[..., 1]
     for round_number in range(ROUNDS):
@@ -54,8 +52,9 @@ def key_digest(key: str) -> int:
 def uniforms(
     seed: int, epochs: Sequence[int], digests: Sequence[int], operations: int | Sequence[int], count: int
 ) -> NDArray[np.float64]:
-    """(B, count) numbers in [0, 1) of 53 random bits; row i is drawn for seed, epochs[i], digests[i],
-    operations[i].
+    """(B, count) numbers in [0, 1) of 53 random bits.
+
+    Row i is drawn for seed, epochs[i], digests[i], operations[i].
 
     Raises ValueError where a word is negative or does not fit 64 bits.
     """

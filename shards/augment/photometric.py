@@ -45,18 +45,14 @@ class ColourDraws:
     hue: NDArray[np.float32]  # (B,) turns, neutral 0
 
     def table(self) -> NDArray[np.float32]:
-        """(5, B) float32: the rows that `distort` takes on the device: brightness, early and late contrast,
-        ...
-        """
+        """(5, B) float32: the rows that `distort` takes, brightness, early and late contrast, ..."""
         early = np.where(self.contrast_early, self.contrast, np.float32(1))
         late = np.where(self.contrast_early, np.float32(1), self.contrast)
         return np.stack([self.brightness, early, self.saturation, self.hue, late]).astype(np.float32)
 
 
 def draw_colour(uniform: NDArray[np.float64], preset: Photometric) -> ColourDraws:
-    """Parameters from (B, COLOUR_NUMBERS) numbers in [0, 1): for each step a coin and an amount, and one
-    order coin.
-    """
+    """Parameters from (B, COLOUR_NUMBERS) numbers in [0, 1): a coin and an amount a step, one of order."""
     coins = uniform[:, :8:2] < 0.5
     amounts = uniform[:, 1:8:2]
 
@@ -136,8 +132,9 @@ def _value_and_chroma(channels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _saturate_hsv(images: Tensor, factor: Tensor, inside: Tensor) -> None:
-    """Multiply S = (max - min) / max, at most 1, with hue and value kept: each channel moves along its way to
-    max.
+    """Multiply S = (max - min) / max, at most 1: each channel moves along its way to max.
+
+    Hue and value are kept.
     """
     value, chroma = _value_and_chroma(images.split(1, dim=1))
     # max / (max - min) is the factor that brings S to 1; for greys it is infinite or 0 / 0, and 0 stays 0

@@ -34,9 +34,7 @@ class WindowPlan:
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """Which source index Pillow's nearest resize shows at each resized one, along one axis of B images;
-    int32.
-    """
+    """The int32 source index that Pillow's nearest resize shows at each resized one, for B images' axis."""
 
     sources: Tensor  # images back to back: the source index of every resized one, ascending
     starts: Tensor  # (B,) where each image begins in sources

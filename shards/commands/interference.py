@@ -24,8 +24,7 @@ BLOCK = bytes(1 << 20)  # hashed outside the lock, half a millisecond and more
 def interference(
     batches: Iterator[RaggedBatch], *, turns: int, turn_seconds: float = 1.0, images_per_second: float = 100.0
 ) -> dict[str, float]:
-    """`slowed_by`: the median share of its speed that the busy thread loses to the lock, from `turns` pairs
-    of turns.
+    """`slowed_by`: the median share of its speed, over `turns` pairs, that the busy thread loses to the lock.
 
     `batches` are taken at `images_per_second`; `loader_cpu` is the CPU time that this takes, in seconds a
     second.

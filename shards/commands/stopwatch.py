@@ -49,8 +49,9 @@ def time_stream(begin: Callable[[], Iterable[Any]], batch_size: int, num_batches
 
 
 def best_of(timings: Mapping[str, Timing], rounds: int) -> dict[str, Figures]:
-    """The least of `rounds` for each. Every round times all, so that a slow minute of the machine hits them
-    alike.
+    """The least of `rounds` for each.
+
+    Every round times all, so that a slow minute of the machine hits them alike.
     """
     best: dict[str, Figures] = {}
     for _ in range(rounds):

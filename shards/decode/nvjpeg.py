@@ -1,5 +1,4 @@
-"""JPEG decoding on the GPU by nvJPEG, through torchvision, which is needed for nothing else and stays
-optional.
+"""JPEG decoding on the GPU by nvJPEG, through torchvision, which stays optional.
 
 What the CPU then does for an image is reading and unzipping the runs. nvJPEG's pixels differ a little from
 libjpeg-turbo's (it spreads colour to neighbouring pixels in another way), so runs with and without it are not
@@ -71,8 +70,9 @@ class GpuDecoder:
         return decoded
 
     def _decode(self, files: list[Tensor], images: list[Tensor]) -> bool:
-        """Decode `files` into `images`; False if the decoder refuses one, which then nobody knows, or there
-        are none.
+        """Decode `files` into `images`; False if there are none, or the decoder refuses one of them.
+
+        Which one it refuses nobody knows then.
         """
         if not files:
             return False
@@ -121,9 +121,7 @@ class GpuDecoder:
 
 
 def _suits(file: Tensor, image: Tensor) -> bool:
-    """Whether the file is a colour or grey JPEG of the size that the index promises; else the CPU looks at
-    it.
-    """
+    """Whether it is a colour or grey JPEG of the size that the index promises; else the CPU looks at it."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(file.numpy(), strict=False)
     except (ValueError, KeyError):

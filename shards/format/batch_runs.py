@@ -102,8 +102,9 @@ def _checked(
 
 
 def join_runs(images: Sequence[LabelledRuns]) -> BatchRuns:
-    """Runs that were checked, or made, image by image; RunsError where one has more than 254 labels, or all
-    have more than 2^31 - 1 pixels.
+    """Runs that were checked, or made, image by image.
+
+    RunsError where one has more than 254 labels, or all have more than 2^31 - 1 pixels.
     """
     if max(len(runs.labels) for runs in images) > MOST_BYTE_LABELS:
         raise RunsError(f"an image has more than {MOST_BYTE_LABELS} classes")

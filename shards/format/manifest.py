@@ -205,8 +205,9 @@ def _digest(facts: dict[str, Any]) -> str:
 
 
 def is_as_written(data: bytes) -> bool:
-    """Whether the bytes of a manifest are those that `Manifest.to_bytes` of any version writes: its checksum
-    covers values, and a bit may change that changes no value.
+    """Whether the bytes of a manifest are those that `Manifest.to_bytes` of any version writes.
+
+    Its checksum covers values, and a bit may change that changes no value.
     """
     return data == (json.dumps(json.loads(data), indent=1) + "\n").encode()
 

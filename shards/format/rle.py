@@ -57,9 +57,7 @@ class LabelledRuns:
 
 
 def encode_label_map(class_map: UInt16Array | NDArray[np.uint8]) -> LabelledRuns:
-    """The canonical runs of an (H, W) map of class ids, with IGNORE where there is no mask, which uint8
-    cannot say.
-    """
+    """The canonical runs of an (H, W) map of class ids; IGNORE, which uint8 lacks, where no mask is."""
     if class_map.ndim != 2 or class_map.dtype not in (np.uint8, np.uint16):
         raise RunsError(f"class map is {class_map.ndim}-d {class_map.dtype}, expected 2-d uint16")
     _check_size(*class_map.shape)
@@ -74,8 +72,9 @@ def encode_label_map(class_map: UInt16Array | NDArray[np.uint8]) -> LabelledRuns
 
 
 def _number(classes: UInt16Array | NDArray[np.uint8]) -> tuple[UInt16Array, OwnerArray]:
-    """(K,) class ids and (R,) owners of the runs' classes. A table numbers bytes in a third of the time that
-    sorting takes.
+    """(K,) class ids and (R,) owners of the runs' classes.
+
+    A table numbers bytes in a third of the time that sorting takes.
     """
     if classes.dtype == np.uint8:
         present = np.flatnonzero(np.bincount(classes))
@@ -213,8 +212,9 @@ def _paint(values: NDArray[Any], runs: LabelledRuns, height: int, width: int) ->
 
 
 def decompress_runs(data: bytes, num_pixels: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
-    """One zstd frame that declares its size; RunsError for another. The size is checked first: the library
-    obeys it.
+    """One zstd frame that declares its size; RunsError for another.
+
+    The size is checked first: the library obeys it.
     """
     largest = HEADER.size + 2 * min(num_pixels, IGNORE) + 4 * num_pixels
     try:

@@ -159,9 +159,7 @@ class BatchReader:
         )
 
     def _decoded(self, plan: BatchPlan) -> tuple[list[Decoded], torch.Tensor]:
-        """The samples, decoded into their places of one buffer; those that stand in for others have their
-        own.
-        """
+        """The samples, decoded into their places of one buffer; substitutes have their own."""
         rows = self.rows(plan)
         starts = [0, *accumulate(row.entry.height * row.entry.width * 3 for row in rows)]
         buffer = self._buffers.empty(starts[-1])
@@ -177,9 +175,7 @@ class BatchReader:
     def _runs_of(
         self, plan: BatchPlan, samples: list[Decoded], substitute: Callable[[Row], Decoded]
     ) -> BatchRuns:
-        """The runs of all samples; one whose runs are damaged is replaced in `samples` where the policy says
-        so.
-        """
+        """The runs of all samples; damaged ones are replaced in `samples` where the policy says so."""
         while True:
             try:
                 return unpack_batch(

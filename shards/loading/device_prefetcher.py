@@ -73,8 +73,9 @@ class DevicePrefetcher:
     def _start(
         self, source: Iterator[RaggedBatch], stream: torch.cuda.Stream
     ) -> tuple[RaggedBatch, torch.cuda.Event]:
-        """Queue the next batch's copies. The host allocator keeps pinned memory from reuse until they have
-        read it.
+        """Queue the next batch's copies.
+
+        The host allocator keeps pinned memory from reuse until they have read it.
 
         The source is asked on the side stream as well, so that one which decodes on the device does it there.
         """

@@ -38,8 +38,10 @@ _open: dict[weakref.ref[_Closable], None] = {}
 
 
 def close_at_exit(what: _Closable) -> None:
-    """Close it when the program ends, if nobody has: before the interpreter waits for threads, and before a
-    forgotten iterator is collected among modules that are half gone.
+    """Close it when the program ends, if nobody has.
+
+    Before the interpreter waits for threads, and before a forgotten iterator is collected among modules that
+    are half gone.
     """
     _open[weakref.ref(what, _open.pop)] = None
 

@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 
 def select(split: Selection | Split | str | Path, cache: CacheSettings | None = None) -> Selection:
-    """A selection as it is; a split, or the one at a URL or in a folder, as a whole. Read through a cache if
-    given. ValueError where it is something else.
+    """A selection as it is; a split, or the one at a URL or in a folder, as a whole.
+
+    Read through a cache if given. ValueError where it is something else.
     """
     if not isinstance(split, (Selection, Split, str, Path)):
         raise ValueError(f"the split is {split!r}; expected its folder or URL, a Split or a Selection")

@@ -11,8 +11,9 @@ PIECE_BYTES = 64 << 20
 
 
 def write_through(path: Path, data: bytes, wrote: Callable[[], object] | None = None) -> None:
-    """Write a new file and wait until the disk has it. A link in its place is not followed. `wrote` is called
-    after every PIECE_BYTES.
+    """Write a new file and wait until the disk has it; a link in its place is not followed.
+
+    `wrote` is called after every PIECE_BYTES.
 
     OSError that names the file where the disk is full or refuses.
     """
@@ -47,8 +48,9 @@ def flush_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path` that takes its place, flushed, when the block ends well; else it is
-    removed. OSErrors name the file.
+    """A hidden path beside `path` that takes its place, flushed, when the block ends well; else removed.
+
+    OSErrors name the file.
     """
     hidden = path.with_name(f".{path.name}.part")
     hidden.unlink(missing_ok=True)

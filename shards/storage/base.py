@@ -44,8 +44,9 @@ class Store(ABC):
         """Bytes in file `name`; StoreError where it is missing."""
 
     def again(self, name: str, num_reads: int) -> bool:
-        """What was read of `name` proved wrong, `num_reads` times in a row by now: whether reading it once
-        more may help. Drops kept copies.
+        """Whether reading `name` once more may help, `num_reads` of which proved wrong in a row.
+
+        Drops kept copies.
         """
         return False
 
@@ -58,8 +59,9 @@ class Store(ABC):
 
 
 def believed(read: Callable[[], Result], refused: type[Exception], store: Store, name: str) -> Result:
-    """What `read` made of file `name`, which raises `refused` for bytes that are wrong; asked again where
-    they may have changed on their way.
+    """What `read` made of file `name`, asked again where bytes may have changed on their way.
+
+    `read` raises `refused` for bytes that are wrong.
     """
     num_reads = 0
     while True:

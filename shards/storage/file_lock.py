@@ -85,8 +85,9 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def _acquire(path: Path, kind: int, patience_s: float, stopped: threading.Event | None) -> int:
-    """An open, locked descriptor of the file that `path` names now (the last holder may have deleted what
-    we opened).
+    """An open, locked descriptor of the file that `path` names now.
+
+    The last holder may have deleted what we opened.
     """
     deadline, told = time.monotonic() + patience_s, False
     while True:

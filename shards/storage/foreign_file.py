@@ -60,8 +60,9 @@ def read_text(
     encoding: str = "utf-8",
     errors: str = "strict",
 ) -> str:
-    """The whole file as text whose lines end with a line feed. OSErrors as `open_regular`, and
-    UnicodeDecodeError.
+    """The whole file as text whose lines end with a line feed.
+
+    OSErrors as `open_regular`, and UnicodeDecodeError.
     """
     with open_regular(path, max_bytes) as file, io.TextIOWrapper(file, encoding, errors) as text:
         return text.read()

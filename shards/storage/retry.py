@@ -39,9 +39,7 @@ PATIENT = RetrySettings()
 
 
 class Transient(Exception):
-    """A failure that may pass: a cut connection, a stalled or overloaded server; `wait_s` is what it asked
-    for.
-    """
+    """A failure that may pass: a connection cut, a server stalled or busy, which asks for `wait_s`."""
 
     def __init__(self, what: str, wait_s: float = 0.0) -> None:
         super().__init__(what)

@@ -46,8 +46,10 @@ class Budget:
 
 
 def run_parts(parts: Sequence[Part], budget: Budget, journal: Journal, stream: TextIO = sys.stderr) -> bool:
-    """Run what fits and is not in the journal, in order; one line a part goes to `stream`. Ctrl-C ends the
-    part in hand and the rest. False once the device answers no more: the rest needs another process.
+    """Run what fits and is not in the journal, in order; one line a part goes to `stream`.
+
+    Ctrl-C ends the part in hand and the rest. False once the device answers no more: the rest needs another
+    process.
     """
     first_s, times = HANGS_AFTER
     for part in parts:

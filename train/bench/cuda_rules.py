@@ -32,9 +32,10 @@ LOW = (torch.bfloat16, torch.float16)
 
 
 class CudaRules(TorchFunctionMode):
-    """Within it, functions of CUDA's float32 list give float32 where autocast is on, and group norm reads
-    rows: torch has no other kernel for it there, and copies what is laid out otherwise. Attention is not
-    widened, as it is on a CPU.
+    """Within it autocast widens what CUDA's does, and group norm reads rows.
+
+    Functions of CUDA's float32 list give float32 where autocast is on. torch has no other kernel for group
+    norm there, and copies what is laid out otherwise. Attention is not widened, as it is on a CPU.
     """
 
     def __enter__(self) -> CudaRules:

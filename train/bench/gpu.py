@@ -32,8 +32,9 @@ RECORDED_CURVE = ROOT / "docs" / "benchmarks" / "precision.json"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure in this process; 2 for a fault of the user's, told on stderr; 1 where a part failed; LOST where
-    the device answers no more.
+    """Measure in this process; the exit status.
+
+    2 for a fault of the user's, told on stderr; 1 where a part failed; LOST where the device answers no more.
     """
     options, given = parser().parse_known_args(argv)
     try:

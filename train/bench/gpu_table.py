@@ -51,8 +51,9 @@ def steps_in(name: str, figures: dict[str, Any]) -> Iterator[tuple[str, dict[str
 
 
 def other_rows(results: Sequence[Result]) -> Iterator[str]:
-    """One row for all plain figures of a part, and one for each group of figures. Parts without any come
-    first: what is printed may be cut behind them.
+    """One row for all plain figures of a part, and one for each group of figures.
+
+    Parts without any come first: what is printed may be cut behind them.
     """
     for result in sorted(results, key=lambda result: result.status == DONE):
         if result.status != DONE:

@@ -1,6 +1,4 @@
-"""What a measured step is held against: its own FLOPs, this machine's matmul rate, its memory and its
-syncs.
-"""
+"""What a measured step is held against: its FLOPs, the machine's matmul rate, memory and syncs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""`python -m maskshards.train.bench.kernel_registers`: what NVIDIA's assembler makes of each Triton kernel,
-for chips that are not there.
+"""Registers of each Triton kernel: `python -m maskshards.train.bench.kernel_registers`.
+
+What NVIDIA's assembler makes of them, for chips that are not there.
 
 Every kernel is compiled at the sizes of a training step (ViT-L, 512 px, 150 classes, bfloat16) for sm_80,
 sm_90 and sm_100, and its registers a thread and bytes of stack, which is where spilled registers go, are read

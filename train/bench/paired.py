@@ -1,6 +1,4 @@
-"""One piece of the step done in two ways, in turns on the same random inputs, so that their ratio is of
-one moment.
-"""
+"""One piece of the step done in two ways, in turns on the same random inputs: ratios of one moment."""
 
 from __future__ import annotations
 
@@ -31,8 +29,7 @@ Work = Callable[[], Tensor]  # a forward pass that ends in a scalar with a graph
 def in_turns(
     works: dict[str, Callable[[int], Work]], device: torch.device, warmup: int, steps: int
 ) -> dict[str, float]:
-    """Median forward, backward and whole milliseconds of each work, and the median ratio of the second
-    to the first.
+    """Median forward, backward and whole ms of each work, and the median ratio of the second to the first.
 
     Each entry of `works` makes the work of a turn from its number; making it is not measured.
     """
@@ -92,8 +89,9 @@ def random_predictions(config: TrainConfig, crops: CropBatch, seed: int) -> list
 
 
 def attention_ms(config: TrainConfig, device: torch.device, warmup: int, steps: int) -> dict[str, float]:
-    """One deformable attention of the pixel decoder, fused (where the kernels can run) and plain: float32
-    samples that autograd keeps, as the reference computes it.
+    """One deformable attention of the pixel decoder, fused (where the kernels can run) and plain.
+
+    Plain: float32 samples that autograd keeps, as the reference computes it.
     """
     height, width = config.transforms.train.crop_size or (512, 512)
     shapes = tuple((height // stride, width // stride) for stride in STRIDES)

@@ -1,6 +1,4 @@
-"""One model measured in many ways: what can be switched is switched on it and put back, nothing is built
-again.
-"""
+"""One model measured in many ways: what can be switched is switched and put back, nothing built again."""
 
 from __future__ import annotations
 

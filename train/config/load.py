@@ -201,9 +201,7 @@ def to_config(merged: DictConfig) -> TrainConfig:
 
 
 def check_lists(config: Any, prefix: str = "") -> None:
-    """ConfigError for the first list that holds something else than numbers: OmegaConf lets lists in lists
-    pass.
-    """
+    """ConfigError for the first list with something else than numbers; OmegaConf lets lists in lists pass."""
     for entry in dataclasses.fields(config):
         value, key = getattr(config, entry.name), prefix + entry.name
         if dataclasses.is_dataclass(value):

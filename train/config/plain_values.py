@@ -36,8 +36,10 @@ def check_plain(content: object, where: str) -> None:
 
 
 def read_plain_text(path: Path) -> str:
-    """The text of a YAML file. ConfigError if it has aliases, or numbers that only YAML takes for some, is
-    no text, or is too long or deep.
+    """The text of a YAML file.
+
+    ConfigError if it has aliases, or numbers that only YAML takes for some, is no text, or is too long or
+    deep.
     """
     try:
         text = read_text(path, MOST_BYTES)

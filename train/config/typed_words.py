@@ -75,9 +75,7 @@ def as_typed(argument: str, hints: dict[str, Any]) -> str:
 
 
 def multiplier(argument: str) -> tuple[str, Any]:
-    """(NAME, value) of `optimizer.lr_multipliers.NAME=value`: a parameter's name, whose dots open no
-    sections.
-    """
+    """(NAME, value) of `optimizer.lr_multipliers.NAME=value`; dots in a parameter's name open no sections."""
     name, _, value = argument.removeprefix(MULTIPLIERS).partition("=")
     return name, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
 

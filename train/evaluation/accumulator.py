@@ -17,8 +17,7 @@ from maskshards.train.evaluation.metrics import ConfusionMatrix, EvalResult, Ima
 
 
 class Tally:
-    """Counts of an evaluation of `num_images` images on `device`; `boundary` and `per_image` cost extra
-    time."""
+    """Counts of an evaluation of `num_images` images; `boundary` and `per_image` cost extra time."""
 
     def __init__(
         self,
@@ -54,8 +53,7 @@ class Tally:
             part.copy_(total)
 
     def result(self, class_names: Sequence[str], keys: Sequence[str]) -> EvalResult:
-        """The scores; `keys` are those of the images by number, and are looked at for per-image scores
-        only."""
+        """The scores; `keys`, of the images by number, are read for per-image scores only."""
         result = self.matrix.result(class_names)
         if self.boundary is not None:
             iou = self.boundary.iou_per_class()

@@ -64,8 +64,10 @@ class InferenceSettings:
 
 
 def variant_sizes(height: int, width: int, settings: InferenceSettings) -> list[tuple[int, int]]:
-    """(height, width) of the image at each ratio: short side int(image_px * ratio), up to a multiple of 32
-    below 1. What is longer than LONGEST short sides is not enlarged: 20,000 x 2 px would become 5,120,000.
+    """(height, width) px of the image at each ratio: short side int(image_px * ratio).
+
+    Below 1 it is rounded up to a multiple of 32. What is longer than LONGEST short sides is not enlarged:
+    20,000 x 2 px would become 5,120,000.
     """
     base = min(height, width) if settings.image_px is None else settings.image_px
     shorts = [int(base * ratio) for ratio in settings.ratios]

@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 def check_trained_on(
     state: TrainState | None, config: TrainConfig, backbone: FrozenBackbone, where: str
 ) -> None:
-    """ConfigError if the weights at `where` were trained on another backbone than the one now loaded, or
-    under another rule for its positions. Another mean or std is told: it may be meant.
+    """ConfigError if the weights at `where` were trained on another backbone, or rule of its positions.
+
+    Another mean or std is told: it may be meant.
     """
     if state is None:
         return

@@ -61,8 +61,9 @@ class InferenceGraph(nn.Module):
 
 
 def scores_of(answer: Tensor | list[Prediction], size: tuple[int, int]) -> Tensor:
-    """Semantic scores (B, C, *size) of a decoder's answer: what `Decoder.scores` gives, without its loop over
-    the images, which would tie the graph to one number of them.
+    """Semantic scores (B, C, *size) of a decoder's answer, as `Decoder.scores` gives them.
+
+    Without its loop over the images, which would tie the graph to one number of them.
     """
     if isinstance(answer, Tensor):
         return F.interpolate(answer, size=size, mode="bilinear", align_corners=False)
@@ -96,8 +97,10 @@ def cut(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def export_program(graph: InferenceGraph, size: tuple[int, int] | None) -> ExportedProgram:
-    """The graph as a torch.export program on the CPU in float32, for images of one (height, width) px, or for
-    images of any size from `smallest_px` on. ExportError for any size of a backbone that cannot.
+    """The graph as a torch.export program on the CPU in float32.
+
+    For images of one (height, width) px, or of any size from `smallest_px` on. ExportError for any size of a
+    backbone that cannot.
     """
     graph.eval()
     set_fused(graph, False)  # a kernel of ours would not be known where the graph runs
@@ -124,8 +127,9 @@ def export_program(graph: InferenceGraph, size: tuple[int, int] | None) -> Expor
 
 
 def smallest_px(graph: InferenceGraph) -> int:
-    """Sides from which on a graph for any size is sound: two places at the coarsest level, since one place is
-    a number and no axis.
+    """Sides, px, from which on a graph for any size is sound.
+
+    Two places at the coarsest level, since one place is a number and no axis.
     """
     return graph.segmenter.size_multiple + 1
 

@@ -1,6 +1,4 @@
-"""Dense masks to owner maps, for training scripts that have the former and want the matched loss for
-all layers.
-"""
+"""Dense masks to owner maps, for training scripts that have masks and want the matched loss."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ class TargetError(ValueError):
 def crops_from_masks(
     targets: Sequence[Mapping[str, Tensor]], positions: Sequence[int], keys: Sequence[str] | None = None
 ) -> CropBatch:
-    """What `MatchedLoss` reads, from one {"masks": (N, H, W) bool or 0/1, "labels": (N,)} an image; no
-    images in it.
+    """What `MatchedLoss` reads, without images, from one dictionary of masks an image.
+
+    `targets`: {"masks": (N, H, W) bool or 0/1, "labels": (N,)} an image.
 
     `positions` name the samples: the loss draws its points from them. Pixels in no mask become void.
     Masks of an image must share a size, be disjoint, at most 255 and of different labels; TargetError

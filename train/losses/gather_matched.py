@@ -38,9 +38,10 @@ def matched_maps(predictions: Sequence[Prediction], rows: Tensor, slots: Tensor,
 
 
 def row_slots(images: np.ndarray, most: int | None = None) -> tuple[np.ndarray, int]:
-    """Where row r, of image images[r] (R,) int64, stands if every image has room for S rows: (R,) int64
-    places in B * S, those of an image in the order of the rows, and S: `most`, or what the fullest takes, at
-    least 1.
+    """Where each row stands if every image has room for S rows: places (R,) int64 in B * S, and S.
+
+    images (R,) int64: the image of each row; the rows of an image keep their order. S is `most`, or what the
+    fullest image takes, at least 1.
     """
     order = np.argsort(images, kind="stable")
     counts = np.bincount(images)
@@ -51,8 +52,9 @@ def row_slots(images: np.ndarray, most: int | None = None) -> tuple[np.ndarray, 
 
 
 def _multiplied(product: MaskProduct, rows: Tensor, slots: Tensor, most: int) -> Tensor:
-    """One product an image, of its own rows: padded with rows of zeros to `most`. Rows that fill up go to a
-    place behind all images, which no product reads.
+    """One product an image, of its own rows: padded with rows of zeros to `most`.
+
+    Rows that fill up go to a place behind all images, which no product reads.
     """
     batch, _, _, width = product.vectors.shape
     vectors = product.vectors[rows[1], rows[0], rows[2]]
@@ -68,8 +70,10 @@ def matched_product(vectors: Tensor, features: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """vectors (B, S, C) times features (B, C, h, w), (B, S, h * w); the gradient of the features lies as they
-    do, where a matrix product's own has rows, which the convolution behind them would turn over.
+    """vectors (B, S, C) times features (B, C, h, w): (B, S, h * w).
+
+    The gradient of the features lies as they do, where a matrix product's own has rows, which the convolution
+    behind them would turn over.
     """
 
     @staticmethod

@@ -1,6 +1,4 @@
-"""The few copies a step makes between host and device, none of which makes the host wait unless it asks
-to.
-"""
+"""The few copies a step makes between host and device; the host waits for none unless it asks to."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """A device-to-host copy under way: work queued after it runs on the device while the host waits for
-    it alone.
-    """
+    """A device-to-host copy under way; work queued after it runs while the host waits for it alone."""
 
     def __init__(self, source: Tensor) -> None:
         self._done: torch.cuda.Event | None = None
@@ -33,9 +29,7 @@ class HostCopy:
         self._done.record()
 
     def wait(self) -> np.ndarray:
-        """The values, once they are here. This is the one place of a step where the host waits for the
-        device.
-        """
+        """The values, once they are here: the one place of a step where the host waits for the device."""
         if self._done is not None:
             self._done.synchronize()
         return self._values.numpy()

@@ -1,5 +1,4 @@
-"""The reference's loss for one layer: transformers' Mask2Former matcher and terms with EoMT's
-normalisation.
+"""The reference's loss of one layer: transformers' Mask2Former matcher and terms, EoMT's normalisation.
 
 Drop-in for training scripts that bring their own loop: one call a supervised layer, targets as dense
 masks. The trainer itself uses `MatchedLoss`, which gives the same numbers for all layers at
@@ -21,8 +20,7 @@ TERMS = ("mask", "dice", "cross_entropy")
 
 
 class MaskClassificationLoss(Mask2FormerLoss):
-    """Matched mask and class losses of one layer (Cheng et al. 2022, arXiv 2112.01527), computed in
-    float32.
+    """Matched mask and class losses of one layer, computed in float32 (Cheng et al. 2022, arXiv 2112.01527).
 
     The matching cost weighs the class with `class_coefficient`, as the original code does;
     transformers' own constructor would fix it at 1.

@@ -200,9 +200,7 @@ class MatchedLoss:
 
 
 def loss_kernels_fit(maps: Tensor, num_labels: int) -> bool:
-    """Whether the fused kernels take these logits, or features: where Triton runs, not float64, and some
-    label to compare with.
-    """
+    """Whether the fused kernels take these logits or features, and there is a label to compare with."""
     return num_labels > 0 and kernels_fit(maps)
 
 

@@ -1,5 +1,4 @@
-"""Which query answers for which mask: costs of all layers on the device, one copy, assignment in host
-threads.
+"""Which query answers for which mask: costs on the device, one copy, assignment in host threads.
 
 The costs are Mask2Former's (Cheng et al. 2022, arXiv 2112.01527, section 3.3): class probability, mean
 binary cross entropy and dice at random points shared by the queries and masks of an image. With
@@ -36,8 +35,7 @@ class CostWeights:
 def matching_costs(
     predictions: Sequence[Prediction], labels: Tensor, sums: PairSums, weights: CostWeights
 ) -> Tensor:
-    """(L, B, Q, K) float32 on the device; columns of labels that an image lacks hold numbers without
-    meaning.
+    """(L, B, Q, K) float32 on the device; without meaning in columns of labels that an image lacks.
 
     labels (B, K) int64 class ids, -1 where an image has fewer; `sums` over each image's points.
     """
@@ -51,9 +49,7 @@ def matching_costs(
 
 
 class Assigner:
-    """Solves the L * B small assignment problems of a step; SciPy's solver lets other threads run
-    meanwhile.
-    """
+    """Solves the L * B small assignment problems of a step; other threads run meanwhile."""
 
     def __init__(self, threads: int = 4) -> None:
         self._threads = threads

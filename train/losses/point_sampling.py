@@ -49,9 +49,7 @@ def absorb(state: Words, word: Words) -> Words:
 
 
 def point_keys(seed: int, positions: Sequence[int], num_layers: int, purpose: int) -> np.ndarray:
-    """(L, B, 2) int64: two 32-bit key words for each layer and each sample's position in the global
-    order.
-    """
+    """(L, B, 2) int64: two 32-bit key words for each layer and each sample's position."""
     shape = (num_layers, len(positions))
     place = np.broadcast_to(np.asarray(positions, dtype=np.int64), shape)
     layer = np.broadcast_to(np.arange(num_layers)[:, None], shape)
@@ -94,9 +92,7 @@ def _mix_in_place(words: np.ndarray, spare: np.ndarray) -> None:
 
 
 def row_offsets(keys: Tensor, class_ids: Tensor) -> Tensor:
-    """(R, 2) float32 in [0, 1): the shift of each row, from its image's and layer's key (R, 2) and
-    class (R,).
-    """
+    """(R, 2) float32 in [0, 1): the shift of each row, from its key (R, 2) and its class (R,)."""
     return _to_unit(torch.stack((absorb(keys[:, 0], class_ids), absorb(keys[:, 1], class_ids)), -1))
 
 
@@ -111,16 +107,16 @@ def _to_unit(words: Tensor) -> Tensor:
 
 
 def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples (N, C, P) of maps (N, C, h, w) at points (N, P, 2), (x, y) in 0..1; zero outside
-    the map.
-    """
+    """Bilinear samples (N, C, P) of maps (N, C, h, w) at points (N, P, 2), (x, y) in 0..1; zero outside."""
     grid = (2.0 * points).sub_(1.0).unsqueeze(1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(2)
 
 
 def sample_products(vectors: Tensor, features: Tensor, points: Tensor) -> Iterator[Tensor]:
-    """Layer by layer `sample_maps` of the maps vectors (B, L, Q, C) times features (B, C, h, w) at points
-    (L, B, P, 2), without those maps: (B, Q, P) of the vectors' type.
+    """Layer by layer samples (B, Q, P) of products that are never made, in the vectors' type.
+
+    They are `sample_maps` of the maps vectors (B, L, Q, C) times features (B, C, h, w), at points (L, B, P,
+    2).
 
     Sampling and the product with a query commute. One image's samples of one layer are held at a time, with
     the features in float32; places are read as rows of C numbers, for which grid_sample has no kernel.
@@ -137,8 +133,9 @@ def sample_products(vectors: Tensor, features: Tensor, points: Tensor) -> Iterat
 
 
 def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four pixels of a map around points (N, P, 2): their places in it (N, P, 4) int32, and their
-    bilinear shares (N, P, 4), 0 for those outside.
+    """Places (N, P, 4) int32 of the four pixels around points (N, P, 2), and their bilinear shares.
+
+    Shares (N, P, 4) are of the points' type, 0 for pixels outside.
     """
     along_x = neighbours((points[..., 0] * width - 0.5).unsqueeze(-1), width - 1, dim=-1)
     along_y = neighbours((points[..., 1] * height - 0.5).unsqueeze(-1), height - 1, dim=-1)
@@ -147,8 +144,7 @@ def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def nearest_zero(logits: Tensor, points: Tensor, count: int) -> Tensor:
-    """(N, count, 2): of candidates `points` (N, P, 2), those with the smallest |logits| (N, P), in no
-    set order.
+    """(N, count, 2): the candidates (N, P, 2) of smallest |logits| (N, P), in no set order.
 
     That is where a mask is least certain (PointRend, Kirillov et al. 2020, arXiv 1912.08193).
     """

@@ -1,5 +1,6 @@
-"""The sums over points that the matched loss is made of, in plain PyTorch; `point_sums_fused` has
-the same in fused kernels.
+"""The sums over points that the matched loss is made of, in plain PyTorch.
+
+`point_sums_fused` has the same in fused kernels.
 
 Letters: L layer, B image, Q query, K label index of an image, R matched row, P point.
 """
@@ -137,15 +138,17 @@ class PlainSampler:
 
 
 def dice_loss(overlap: Tensor, area: Tensor) -> Tensor:
-    """Of sums over points: of the products of two masks, and of both masks added up; 1 is added to each so
-    that two empty masks are alike (Mask2Former's own form).
+    """Dice loss from sums over points, of the products of two masks and of both masks added up.
+
+    1 is added to each, so that two empty masks are alike: Mask2Former's own form.
     """
     return 1 - (2 * overlap + 1) / (area + 1)
 
 
 def logits_at(predictions: Sequence[Prediction], points: Tensor) -> Iterator[Tensor]:
-    """Layer by layer (B, Q, P) float32: mask logits at points (L, B, P, 2), sampled from the masks, or from
-    the mask features where there are none.
+    """Layer by layer mask logits (B, Q, P) float32 at points (L, B, P, 2).
+
+    Sampled from the masks, or from the mask features where there are none.
     """
     product = predictions[0].product
     if predictions[0].masks is None and product is not None:

@@ -36,8 +36,9 @@ BLOCK_POINTS = 512  # of a row's points in one program
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program of the costs holds at a time. Matrix products take no less than 16 of each; more than
-    stands below spills registers.
+    """What one program of the costs holds at a time.
+
+    Matrix products take no less than 16 of each; more than stands below spills registers.
     """
 
     queries: int

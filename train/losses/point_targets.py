@@ -26,9 +26,7 @@ def labels_present(owner_map: Tensor, num_labels: int) -> Tensor:
 
 
 def padded(owner_map: Tensor) -> Tensor:
-    """(B, H + 2, W + 2) int16: the map within a border of OUTSIDE, so that every point in 0..1 has four
-    neighbours.
-    """
+    """(B, H + 2, W + 2) int16: the map in a border of OUTSIDE, so every point in 0..1 has four neighbours."""
     return F.pad(owner_map.to(torch.int16), (1, 1, 1, 1), value=OUTSIDE)
 
 
@@ -43,9 +41,7 @@ def targets_of_rows(bordered: Tensor, images: Tensor, wanted: Tensor, points: Te
 
 
 def targets_of_images(bordered: Tensor, num_labels: int, points: Tensor) -> tuple[Tensor, Tensor]:
-    """All masks of image b sampled at points[b], (B, K, P), and the share of void (B, P); points (B, P,
-    2).
-    """
+    """All masks of image b at points[b] (P, 2): (B, K, P), and the share of void (B, P)."""
     places = _Neighbours(bordered, torch.arange(len(bordered), device=points.device), points)
     shares = torch.stack([places.share_of(k) for k in range(num_labels)], 1)
     return shares, places.share_of(VOID)

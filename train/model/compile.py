@@ -3,8 +3,7 @@
 Only training runs compiled: there every batch has one shape, so each piece is compiled once. Evaluation
 meets windows and images of many sizes and runs eagerly (`Segmenter.scores`), so it never compiles again and
 scores do not depend on the choice. The pieces are the backbone's blocks (which share one program), and those
-that the head names. Pieces rather than one whole, because a
-phase clock hooks between them.
+that the head names. Pieces rather than one whole, because a phase clock hooks between them.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ GRAPH = "graph"  # ours: the step is recorded as a whole (`maskshards.train.capt
 
 
 def compile_in_place(segmenter: Segmenter, what: str, **options: Any) -> None:
-    """Let what `what` names (none, backbone or model) be compiled at its first training step; `options` go to
-    torch.compile.
+    """Let `what` (none, backbone or model) be compiled at its first training step.
+
+    `options` go to torch.compile.
 
     Call it once batch norms are synced, before DistributedDataParallel.
     """

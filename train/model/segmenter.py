@@ -38,8 +38,10 @@ class Segmenter(nn.Module):
         self.replayed = False  # whether training steps are replayed, past the modules' forward
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Patch maps (B, D, H/p, W/p) of the chosen blocks, without gradient. ModelError for a size that is
-        no multiple of `size_multiple`."""
+        """Patch maps (B, D, H/p, W/p) of the chosen blocks, without gradient.
+
+        ModelError for a size that is no multiple of `size_multiple`.
+        """
         height, width = images.shape[-2:]
         if height % self.size_multiple or width % self.size_multiple:
             raise ModelError(

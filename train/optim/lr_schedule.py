@@ -66,9 +66,7 @@ def cosine(config: SchedulerConfig) -> Schedule:
 
 
 def decay_factor(step: int, total: int, settings: DecaySettings, shape: Callable[[float], float]) -> float:
-    """Linear from warmup_ratio to 1 over the warm-up, then `shape` from 1 towards min_ratio over what
-    remains.
-    """
+    """Linear from warmup_ratio to 1 over the warm-up, then `shape` from 1 towards min_ratio."""
     check_step(step, total)
     warmup = settings.warmup_iters
     if step < warmup:

@@ -109,9 +109,7 @@ def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def load_optimizer_tensors(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_tensors`; ValueError lists parameters without state and state without
-    parameter.
-    """
+    """The inverse of `optimizer_tensors`; ValueError lists parameters and state that do not fit."""
     by_name = {name: parameter for name, parameter, _ in named_trainables(module)}
     slots = sorted({key.split("/", 1)[0] for key in tensors})
     expected = {f"{slot}/{name}" for slot in slots for name in by_name}

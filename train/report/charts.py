@@ -93,8 +93,9 @@ def widened(values: Sequence[float]) -> Range:
 
 
 def thinned(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points that fall on one unit across the chart the first, the lowest, the highest and the last: a run
-    of a million steps is drawn like any other, its peaks with it.
+    """The points that a chart can show: a million steps are drawn like any other run, peaks included.
+
+    Of points that fall on one unit across the chart the first, the lowest, the highest and the last.
     """
     kept: list[tuple[float, float]] = []
     for _, column in groupby(places, key=lambda point: round(point[0])):

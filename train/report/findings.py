@@ -18,8 +18,10 @@ def findings(
     result: EvalResult,
     unseen: Sequence[str] = (),
 ) -> list[str]:
-    """Sentences about the run, the most useful first; `config` is plain values, `records` metrics.jsonl,
-    `unseen` the classes without a pixel in the training split.
+    """Sentences about the run, the most useful first.
+
+    `config` is plain values, `records` metrics.jsonl, `unseen` the classes without a pixel in the training
+    split.
     """
     return [
         *about_training_data(unseen),

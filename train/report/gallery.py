@@ -47,8 +47,7 @@ class ConfusionPair:
 
 
 class Gallery:
-    """Keeps up to `worst` images of lowest mIoU and up to `spread` taken evenly from the first
-    `num_images`."""
+    """Keeps up to `worst` images of lowest mIoU, and up to `spread` taken evenly from `num_images`."""
 
     def __init__(
         self, num_classes: int, num_images: int, worst: int = 6, spread: int = 6, longest_px: int = 360

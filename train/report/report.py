@@ -1,5 +1,4 @@
-"""`report.html` of a run: one file that can be mailed, with findings, curves, classes, confusions, pictures
-and settings.
+"""`report.html` of a run: findings, curves, classes, confusions, pictures and settings in one file.
 
 Everything is inlined; nothing is loaded, nothing is run. Words and looks stand in `templates/`, whose engine
 escapes every name from data or settings.

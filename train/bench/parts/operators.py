@@ -87,9 +87,7 @@ def loss(setting: Setting) -> Figures:
 
 
 def costs(setting: Setting) -> Figures:
-    """Matching costs of ten layers, ms: from masks of all queries, which are multiplied out, and from
-    features.
-    """
+    """Matching costs of ten layers, ms: from masks of all queries, multiplied out, and from features."""
     found: Figures = {}
     for width in setting.widths:
         config = setting.config(width)
@@ -201,8 +199,9 @@ def noise(setting: Setting, *shape: int) -> Tensor:
 def both_ways(
     setting: Setting, call: Callable[[Tensor], Tensor], maps: Tensor, layout: str, *weights: Tensor
 ) -> Figures:
-    """Milliseconds of a forward and of a backward pass, gradients of `weights` included, and of copying what
-    a forward pass must move.
+    """Ms of a forward and of a backward pass, and of copying what a forward pass must move.
+
+    Gradients of `weights` are included.
     """
     memory_format = torch.channels_last if layout == "NHWC" else torch.contiguous_format
     leaf = maps.contiguous(memory_format=memory_format).requires_grad_()

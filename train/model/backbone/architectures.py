@@ -171,8 +171,9 @@ def trained_position_rule(model: Mapping[str, Any]) -> str | None:
 
 
 def trained_precision(model: Mapping[str, Any]) -> str:
-    """The precision of products that a checkpoint was trained under, from the `model` section of its
-    configuration; FULL where the section is older than the key.
+    """The precision of products under which a checkpoint was trained.
+
+    From the `model` section of its configuration; FULL where the section is older than the key.
     """
     found = model.get("backbone_precision")
     return found if found in BACKBONE_PRECISIONS else FULL

@@ -62,8 +62,9 @@ class Fp8Linear(nn.Module):
 
 
 def in_fp8(blocks: nn.Module) -> None:
-    """Have every linear layer below `blocks` take its product in float8, in place. ModelError where it cannot
-    be: a GPU without the units, or matrices of odd sizes.
+    """Have every linear layer below `blocks` take its product in float8, in place.
+
+    ModelError where it cannot be: a GPU without the units, or matrices of odd sizes.
     """
     linear = [(name, module) for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
     for name, module in linear:

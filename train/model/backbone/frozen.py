@@ -1,5 +1,4 @@
-"""The frozen backbone: images in, normalised patch maps of chosen blocks out, and nothing that training can
-change.
+"""The frozen backbone: images in, patch maps of chosen blocks out; training cannot change it.
 
 It keeps eval mode and no_grad by itself whatever its owner does (`.train()` would switch on the random
 rescaling of DINOv3's rotary positions), holds no parameter that requires a gradient and stays out of its
@@ -66,8 +65,9 @@ class FrozenBackbone(nn.Module):
         return super().train(False)
 
     def compile_blocks(self, **options: Any) -> None:
-        """Let torch.compile fuse each block; `options` go to it. All blocks share one compiled program, made
-        at the first image of each size.
+        """Let torch.compile fuse each block; `options` go to it.
+
+        All blocks share one compiled program, made at the first image of each size.
         """
         for block in blocks_of(self.vit):
             block.compile(**options)
@@ -101,9 +101,8 @@ class FrozenBackbone(nn.Module):
             out = block(tokens, **rotary)
             tokens = out[0] if isinstance(out, tuple) else out
             if index in indices:
-                patches = final_norm_of(vit)(tokens)[
-                    :, -grid_h * grid_w :
-                ]  # class and register tokens stand first
+                # Class and register tokens stand first.
+                patches = final_norm_of(vit)(tokens)[:, -grid_h * grid_w :]
                 maps.append(patches.unflatten(1, (grid_h, grid_w)).permute(0, 3, 1, 2))
         return tuple(maps)
 

@@ -43,8 +43,7 @@ class WeightsError(ModelError):
 
 
 def find_weights(arch: Architecture, weights: str | None, revision: str | None) -> Path:
-    """The local file or folder behind `weights` (a path or a hub id; None: the published one), fetched if
-    need be.
+    """The file or folder behind `weights`, a path or hub id (None: the published one), fetched if need be.
 
     From the hub only at a whole commit id: a `revision` that is none is refused, with the commit it is now.
     """
@@ -161,8 +160,9 @@ def unwrap(state: object, path: Path) -> dict[str, Tensor]:
 
 
 def _check_members(path: Path) -> None:
-    """WeightsError if an archive of torch's has compressed members: torch writes none, and a few bytes could
-    unpack to more than the memory holds.
+    """WeightsError if an archive of torch's has compressed members.
+
+    torch writes none, and a few bytes could unpack to more than the memory holds.
     """
     if not zipfile.is_zipfile(path):
         return

@@ -65,8 +65,9 @@ def from_hub(name: str, tensor: Tensor) -> Iterator[Named]:
 
 
 def from_meta(name: str, tensor: Tensor, family: str, gated: bool = False) -> Iterator[Named]:
-    """Canonical parameters behind one entry of a DINOv3 or DINOv2 file in Meta's or timm's spelling; a key
-    unknown here stays as it is.
+    """Canonical parameters behind one entry of a file in Meta's or timm's spelling.
+
+    A key of no known spelling of DINOv3 or DINOv2 stays as it is.
     """
     name = _WRAPPERS.sub("", name)
     block = _META_BLOCK.match(name)

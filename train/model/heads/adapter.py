@@ -106,9 +106,7 @@ class Extractor(nn.Module):
         patch_shape: Shapes,
         keep: Tensor | None,
     ) -> Tensor:
-        """pyramid (B, S, D), points (S, 2), patches (B, h * w, D), keep (B,) factors of the feed-forward
-        branch.
-        """
+        """pyramid (B, S, D), points (S, 2), patches (B, h * w, D), keep (B,) of the feed-forward branch."""
         query, features = self.query_norm(pyramid), self.feat_norm(patches)
         pyramid = pyramid + self.attn(query, points, features, patch_shape)
         branch = self.ffn(self.ffn_norm(pyramid), shapes)
@@ -165,9 +163,7 @@ class Adapter(Recomputing):
     def forward(
         self, images: Tensor, features: tuple[Tensor, ...], keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """images (B, 3, H, W), H and W multiples of 32; features: four (B, D, h, w); keep (B,
-        NUM_EXTRACTORS).
-        """
+        """images (B, 3, H, W), multiples of 32; features: four (B, D, h, w); keep (B, NUM_EXTRACTORS)."""
         # Channels side by side, as tokens are: one layout for the maps, and no sums that transpose.
         c1, *levels = self.spm(images.contiguous(memory_format=torch.channels_last))
         features = tuple(to_autocast(feature) for feature in features)

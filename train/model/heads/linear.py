@@ -32,9 +32,7 @@ class LinearHead(nn.Module):
         self.conv.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: tuple[Tensor, ...], keep: Tensor | None = None) -> Tensor:
-        """features (B, D, h, w) each, keep (B, channels) factors of channel dropout -> (B, num_classes, h,
-        w).
-        """
+        """(B, num_classes, h, w) from features (B, D, h, w) each; keep (B, channels) of channel dropout."""
         size = features[0].shape[-2], features[0].shape[-1]
         x = torch.cat([features[0], *(resized(f, size) for f in features[1:])], 1)
         if keep is not None:
@@ -53,9 +51,7 @@ class LinearDecoder(Decoder):
         self.segmentation_model = nn.ModuleList([nn.Identity(), LinearHead(channels, num_classes)])
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...], drops: Tensor | None = None) -> Tensor:
-        """Class score map (B, num_classes, h, w) from patch maps (B, D, h, w) each; `images` is not looked
-        at.
-        """
+        """Class score map (B, num_classes, h, w) from patch maps (B, D, h, w) each; no look at `images`."""
         return self.segmentation_model[1](features, beside(drops, images))
 
     def draw_drops(self, positions: Sequence[int], seed: int) -> Tensor | None:

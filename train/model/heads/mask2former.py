@@ -53,8 +53,9 @@ class MaskDecoder(Decoder):
     def forward(
         self, images: Tensor, features: tuple[Tensor, ...], drops: Tensor | None = None
     ) -> list[Prediction]:
-        """10 predictions, the last final (in eval mode that alone): images (B, 3, H, W), features four (B, D,
-        h, w), drops as drawn.
+        """10 predictions, the last final; in eval mode that alone.
+
+        images (B, 3, H, W), features four (B, D, h, w), drops as drawn.
         """
         adapter, head = self.segmentation_model
         return head(adapter(images, features, beside(drops, images)))
@@ -89,9 +90,7 @@ class MaskDecoder(Decoder):
 
 
 def semantic_scores(prediction: Prediction, size: tuple[int, int]) -> Tensor:
-    """(B, C, *size) float32 from one prediction; masks are resized as logits, one image at a time to spare
-    memory.
-    """
+    """(B, C, *size) float32 from one prediction, image by image to spare memory; masks resized as logits."""
     classes = prediction.class_logits.float().softmax(-1)[..., :-1]
     rows = []
     for probability, logits in zip(classes, prediction.mask_logits, strict=True):

@@ -25,9 +25,7 @@ NUM_LEVELS = 3
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention over the levels, then a feed-forward layer; both residual with the norm
-    behind.
-    """
+    """Deformable self-attention over the levels, then a feed-forward layer; residual, then normed."""
 
     def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
@@ -83,9 +81,7 @@ class PyramidEncoder(nn.Module):
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without bias that owns the group norm behind it, so that its keys read `weight` and
-    `norm.*`.
-    """
+    """A convolution without bias that owns the group norm behind it: its keys read `weight` and `norm.*`."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
         super().__init__(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
@@ -137,8 +133,9 @@ class PixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_feature.get_parameter("bias"))
 
     def forward(self, pyramid: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Four (B, D, ., .) maps, fine to coarse -> mask features (B, C, H/4, W/4) and maps at strides 32,
-        16, 8.
+        """Mask features (B, C, H/4, W/4) and maps at strides 32, 16, 8.
+
+        From four maps (B, D, ., .), fine to coarse.
         """
         if self.precision == MIXED:
             return self._decode(pyramid)

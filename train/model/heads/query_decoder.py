@@ -1,5 +1,4 @@
-"""The query decoder of Mask2Former (Cheng et al. 2021, arXiv 2112.01527): a hundred queries become masks with
-classes.
+"""Mask2Former's query decoder (Cheng et al. 2021, arXiv 2112.01527): queries become masks with classes.
 
 Before the first layer and after each of nine, the queries are read out as class logits and mask logits; where
 its mask is decides where a query may look next. Parameter names are those of DINOv3's port.
@@ -28,9 +27,7 @@ WIDENED = {"cpu"}  # devices whose kernels of attention take 16-bit heads badly
 
 
 class Attention(nn.Module):
-    """What torch.nn.MultiheadAttention computes, with its parameter names, batch first, one mask for all
-    heads.
-    """
+    """torch.nn.MultiheadAttention's function and parameter names, batch first, one mask for all heads."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,9 +71,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, queries: Tensor, query_position: Tensor, key: Tensor, memory: Tensor, allowed: Tensor
     ) -> Tensor:
-        """queries (B, Q, C), key and memory (B, S, C): places with and without their position, allowed (B, Q,
-        S).
-        """
+        """queries (B, Q, C), key and memory (B, S, C): with and without their position, allowed (B, Q, S)."""
         return self.norm(queries + self.multihead_attn(queries + query_position, key, memory, allowed))
 
 
@@ -121,8 +116,7 @@ class MaskEmbedding(nn.Module):
 
 
 class QueryDecoder(Recomputing):
-    """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last the final one; in eval mode
-    the final one alone.
+    """Mask features and three coarse maps -> NUM_LAYERS + 1 predictions, the last final; it alone in eval.
 
     `tells_product` lets the loss multiply matched masks out by themselves; False: all masks have a gradient.
     `multiplies_out` False, with it: in training no mask is multiplied out here, the loss samples the mask

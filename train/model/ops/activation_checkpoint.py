@@ -1,5 +1,6 @@
-"""Layers that keep only their inputs for the backward pass and compute the rest again (Chen et al. 2016,
-arXiv 1604.06174): about a third more arithmetic for a fraction of the memory.
+"""Layers that keep only their inputs for the backward pass and compute the rest again.
+
+About a third more arithmetic for a fraction of the memory (Chen et al. 2016, arXiv 1604.06174).
 
 Nothing in the wrapped layers is random or keeps statistics: drop numbers come in as inputs, and the batch
 norms stand outside. So computing twice changes no number.

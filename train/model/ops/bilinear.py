@@ -20,8 +20,10 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(pixels: Tensor, last: Tensor | int, dim: int) -> Neighbours:
-    """Of places `pixels`, without gradient, of any shape with a side of 1 at `dim` (negative), where the two
-    pixels come to stand; `last` is the side's last pixel, one for all or a tensor that broadcasts.
+    """The two pixels around each of `pixels`, places along a side that ends with pixel `last`.
+
+    `pixels`, without gradient, may have any shape with a side of 1 at `dim` (negative), where the two come to
+    stand; `last` is one for all or a tensor that broadcasts.
 
     Memory is in the order of the shape, however that of `pixels` is. A place that is NaN has pixel 0.
     """

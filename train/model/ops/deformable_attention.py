@@ -1,5 +1,4 @@
-"""Multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159): each query samples a few learned
-places.
+"""Multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159): queries sample learned places.
 
 For query q and head m, out = sum over levels l and points k of weight[q, m, l, k] * value_l(location[q, m, l,
 k]), read bilinearly, zero outside the map. Coordinates and weights are float32 whatever the values are:
@@ -114,8 +113,9 @@ def _sample(maps: Tensor, grid: Tensor) -> Tensor:
 
 @torch.library.custom_op("maskshards::resampled_attention", mutates_args=())
 def resampled_attention(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_attention` that keeps its inputs only and samples again, level by level, in the backward
-    pass; `sides` are the shapes in a row.
+    """`deformable_attention` that keeps its inputs only and samples again, level by level, when going back.
+
+    `sides` are the shapes in a row.
 
     Autograd would hold every sampled feature of every point: 528 MB an image and layer at width 2048. An
     operator rather than an autograd.Function, because torch.compile takes operators as they are.
@@ -276,8 +276,9 @@ class DeformableAttention(nn.Module):
     def _projected(
         self, query: Tensor, position: Tensor | None, exact: torch.dtype, points_first: bool = False
     ) -> Tensor:
-        """(B, Q, 3 * M * L * P), or with its last two sides exchanged: what `sampling_offsets` and then
-        `attention_weights` say of the queries, in type `exact`.
+        """(B, Q, 3 * M * L * P), or with its last two sides exchanged, in type `exact`.
+
+        What `sampling_offsets` and then `attention_weights` say of the queries.
 
         In one product: the queries are read once, and their gradient is written once. The position's share is
         added to what comes out, not to what goes in: it is the same for all images, and a sum of the

@@ -63,9 +63,7 @@ def _kept_table(shapes: Shapes, device: torch.device) -> Tensor:
 def fused_attention(
     value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, points_first: bool
 ) -> Tensor:
-    """(B, Q, M * D) of value's dtype; `table` (L, 3) as `level_table` makes it, the rest as in
-    `deformable_attention_kernel`.
-    """
+    """(B, Q, M * D) of value's dtype; `table` of `level_table`, the rest of `deformable_attention_kernel`."""
     from maskshards.train.model.ops.kernels.deformable import forward
 
     return forward(value, table, locations, weights, points_first)
@@ -75,9 +73,7 @@ def fused_attention(
 def fused_attention_backward(
     grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, points_first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights, each of its tensor's shape and dtype, from grad (B, Q, M *
-    D). Differentiable no further.
-    """
+    """Gradients of value, locations and weights, like them, from grad (B, Q, M * D); no further ones."""
     from maskshards.train.model.ops.kernels.deformable import backward
 
     return backward(grad, value, table, locations, weights, points_first)

@@ -23,8 +23,9 @@ from maskshards.train.model.ops.fused import kernels_fit
 def depthwise(
     tokens: Tensor, shapes: Shapes, weight: Tensor, bias: Tensor, *, stencil: bool = False
 ) -> Tensor:
-    """(B, S, C) from tokens (B, S, C), levels of `shapes` back to back, row-major; weight (C, 1, 3, 3), bias
-    (C,), zeros around each level. `stencil` takes the Triton kernels where they can run.
+    """(B, S, C) from tokens (B, S, C), levels of `shapes` back to back, row-major, zeros around each.
+
+    weight (C, 1, 3, 3), bias (C,). `stencil` takes the Triton kernels where they can run.
 
     Raises ValueError where `shapes` do not add up to S.
     """

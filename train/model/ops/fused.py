@@ -33,9 +33,7 @@ def interpreted() -> bool:
 
 
 def kernels_fit(value: Tensor) -> bool:
-    """Whether the kernels take this tensor: on CUDA (or interpreted, with TRITON_INTERPRET=1), not
-    float64.
-    """
+    """Whether the kernels take this tensor: on CUDA or interpreted (TRITON_INTERPRET=1), not float64."""
     place = value.is_cuda or interpreted()
     return place and value.dtype in VALUE_TYPES and kernels_available()
 

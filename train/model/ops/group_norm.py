@@ -43,8 +43,9 @@ def lies_last(maps: Tensor) -> bool:
 def group_norm_last(
     maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The normed maps, channels-last, and the statistics for the backward pass: mean and 1 / deviation (B, G)
-    float32. ValueError where G does not divide C.
+    """The normed maps, channels-last, and mean and 1 / deviation (B, G) float32 for the backward pass.
+
+    ValueError where G does not divide C.
     """
     from maskshards.train.model.ops.kernels.group_norm import forward
 

@@ -1,5 +1,6 @@
-"""Random numbers that silence parts of the head in training, drawn on the host from (seed, position,
-purpose).
+"""Random factors that silence parts of the head in training, drawn on the host.
+
+Their numbers come from (seed, position, purpose).
 
 Stochastic depth drops a whole residual branch for one image (Huang et al. 2016, arXiv 1603.09382), channel
 dropout a whole feature map. Both are drawn per sample before the forward pass and multiplied in there, so

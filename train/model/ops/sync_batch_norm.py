@@ -111,8 +111,9 @@ def combined(own: Tensor, num_ranks: int) -> tuple[Tensor, Tensor, Tensor]:
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, count: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (B, C, h, w), weight (C,) and bias (C,) from grad, which is like x; the last two of this
-    rank's images, since whoever averages gradients over ranks does the rest.
+    """Gradients of x (B, C, h, w), weight (C,) and bias (C,) from grad, which is like x.
+
+    The last two are of this rank's images: whoever averages gradients over ranks does the rest.
     """
     exact, layout = statistics_type(x), dense_format(x)
     x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)

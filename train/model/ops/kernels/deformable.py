@@ -37,8 +37,10 @@ SORTED_FROM_WIDTH: int | None = None
 def forward(
     value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, points_first: bool = False
 ) -> Tensor:
-    """(B, Q, M * D) from value (B, S, M, D), table (L, 3) of heights, widths and first places, locations (B,
-    Q, M, L, P, 2) and weights (B, Q, M, L, P), or with `points_first` (B, M, L, P, 2, Q) and (B, M, L, P, Q).
+    """(B, Q, M * D) from value (B, S, M, D), table (L, 3) of heights, widths and first places, and points.
+
+    locations (B, Q, M, L, P, 2) and weights (B, Q, M, L, P), or with `points_first` (B, M, L, P, 2, Q) and
+    (B, M, L, P, Q).
     """
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     batch, _, heads, width = value.shape
@@ -116,9 +118,7 @@ def _index(query, image, head, at, num_queries, M: tl.constexpr, N: tl.constexpr
 
 @triton.jit
 def _neighbour(values, x, y, width, height, place_stride, channel, in_channel, in_query):  # type: ignore[no-untyped-def]
-    """The pixel (x, y) of each query: its address, whether it exists, and its channels as float32 (0
-    where not).
-    """
+    """The pixel (x, y) of each query: its address, whether it exists, its channels as float32 (else 0)."""
     exists = in_query & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     place = tl.where(exists, y, 0.0).to(tl.int32) * width + tl.where(exists, x, 0.0).to(tl.int32)
     offset = place.to(tl.int64)[:, None] * place_stride + channel[None, :]

@@ -33,9 +33,10 @@ def fits(locations: Tensor) -> bool:
 def value_gradient(
     grad: Tensor, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor, points_first: bool = False
 ) -> Tensor:
-    """(B, S, M, D) of value's type from grad (B, Q, M * D), table (L, 3) of heights, widths and first places,
-    locations (B, Q, M, L, P, 2) and weights (B, Q, M, L, P), or with `points_first` (B, M, L, P, 2, Q) and
-    (B, M, L, P, Q); all contiguous.
+    """(B, S, M, D) of value's type from grad (B, Q, M * D), table (L, 3) and points; all contiguous.
+
+    table: heights, widths and first places. locations (B, Q, M, L, P, 2) and weights (B, Q, M, L, P), or with
+    `points_first` (B, M, L, P, 2, Q) and (B, M, L, P, Q).
     """
     batch, places, heads, width = value.shape
     if points_first:
@@ -68,8 +69,9 @@ def value_gradient(
 @triton.jit
 def _point(table, locations, total, num_queries, M: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
            BLOCK: tl.constexpr, POINTS_FIRST: tl.constexpr):  # fmt: skip
-    """This program's points: number, which of them exist, query, image and head, upper left neighbour, shares
-    of the right and lower ones, and the level's height, width and first place.
+    """This program's points: number, which exist, query, image, head, upper left neighbour, shares, level.
+
+    Shares are those of the right and the lower neighbour; of the level height, width and first place.
     """
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = number < total

@@ -18,8 +18,9 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def gathered(grad: Tensor, out: Tensor) -> Tensor:
-    """`out` (B, C, h, w), filled from grad (B, C, 2 h, 2 w); float32, bfloat16 or float16, both in rows or
-    both channels-last.
+    """`out` (B, C, h, w), filled from grad (B, C, 2 h, 2 w), both in rows or both channels-last.
+
+    float32, bfloat16 or float16.
     """
     layout = torch.contiguous_format if out.is_contiguous() else torch.channels_last
     grad = grad.contiguous(memory_format=layout)
