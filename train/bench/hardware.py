@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+WARM_UP = 3  # calls before those that are timed
 SYNC_WARNING = "called a synchronizing CUDA operation"
 
 
@@ -41,16 +42,16 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, side: int, repeats: 
     return 2 * side**3 * repeats / best_s / 1e12
 
 
-def copy_gb_per_s(device: torch.device, num_bytes: int, repeats: int = 10) -> float:
+def copy_gb_per_s(device: torch.device, num_bytes: int, repeats: int) -> float:
     """10^9 bytes a second of copying within device memory; reads and writes both count."""
     source = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * num_bytes / median_ms(lambda: target.copy_(source), device, repeats) / 1e6
 
 
-def median_ms(call: Callable[[], object], device: torch.device, repeats: int, warmup: int = 3) -> float:
-    """Median milliseconds of `call` after `warmup` calls: by CUDA events, by the clock elsewhere."""
-    for _ in range(warmup):
+def median_ms(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median milliseconds of `call` after WARM_UP calls: by CUDA events, by the clock elsewhere."""
+    for _ in range(WARM_UP):
         call()
     if device.type != "cuda":
         return statistics.median(1000 * _clocked_s(call) for _ in range(repeats))

@@ -12,26 +12,26 @@ from maskshards.shards.batch import FLAT, RaggedBatch
 
 PATCHES = 6  # along each side of an image
 UNLABELLED = 0.1  # share of patches in no mask
+LABELS = 9  # classes of an image, about what one of ADE20K has
 
 
 def synthetic_batch(
-    size: int, num_classes: int, first: int = 0, height: int = 512, width: int = 683, labels: int = 9
+    size: int, num_classes: int, first: int = 0, height: int = 512, width: int = 683
 ) -> RaggedBatch:
     """`size` images at positions `first`, `first` + 1, ...; the same positions give the same batch.
 
-    Each image has up to `labels` of `num_classes` classes, about what an ADE20K image has.
+    Each image has up to LABELS of `num_classes` classes.
     """
     random = np.random.default_rng([first, size])
     rows, columns = (np.linspace(0, side, PATCHES + 1).astype(int) for side in (height, width))
     ends, owners, offsets, classes = [], [], [0], []
     for image in range(size):
-        ids = np.sort(random.choice(num_classes, min(labels, num_classes), replace=False))
+        ids = np.sort(random.choice(num_classes, min(LABELS, num_classes), replace=False))
         patch = random.integers(1, len(ids) + 1, (PATCHES, PATCHES))
         patch[random.random((PATCHES, PATCHES)) < UNLABELLED] = 0
         patch.flat[: len(ids)] = np.arange(1, len(ids) + 1)[: PATCHES**2]
-        pixel_rows = patch.repeat(
-            np.diff(rows), 0
-        )  # (height, PATCHES): one run for each patch that a row crosses
+        # (height, PATCHES): one run for each patch that a row crosses
+        pixel_rows = patch.repeat(np.diff(rows), 0)
         begin = np.arange(height)[:, None] * width + image * height * width
         ends.append((begin + columns[1:]).ravel())
         owners.append(pixel_rows.ravel())

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskshards.train.evaluation.metrics import percent
+
 DIAGONAL_SHARE = 0.02
 
 
@@ -65,5 +67,4 @@ class BoundaryCounts:
     def iou_per_class(self) -> np.ndarray:
         """(K,) float64 percent; NaN for a class without boundary pixels on either side."""
         right, predicted, labelled = self.counts.view(3, self.num_classes).cpu().numpy()
-        union = predicted + labelled - right
-        return 100 * np.divide(right, union, out=np.full(len(union), np.nan), where=union > 0)
+        return percent(right, predicted + labelled - right)

@@ -14,7 +14,7 @@ it is defined, but is NaN where I = 0 (Dice is 0 there), so mean F >= mean Dice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,9 +57,7 @@ class EvalResult:
     class_names: tuple[str, ...]  # K
     num_images: int  # images counted, all ranks together
     confusion: np.ndarray = field(compare=False, repr=False)  # (K, K) int64: row = label, column = prediction
-    boundary_miou: float | None = (
-        None  # mean boundary IoU, where it was asked for (see maskshards.train.evaluation.boundary_iou)
-    )
+    boundary_miou: float | None = None  # mean boundary IoU, where it was asked for (`boundary_iou`)
     boundary_iou_per_class: tuple[float, ...] = ()  # K where asked for
     images: tuple[ImageScore, ...] = ()  # one an image in the order of the shards, where asked for
 
@@ -118,10 +116,6 @@ class ConfusionMatrix:
                     + (f" or {self.ignored}" if name == "label" else "")
                 )
 
-    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
-        """Sum over ranks: `all_reduce` adds one flat int64 tensor up in place. Call it once, at the end."""
-        all_reduce(self.counts)
-
     @property
     def num_images(self) -> int:
         return int(self.counts[-1])
@@ -140,13 +134,13 @@ def score(confusion: np.ndarray, class_names: Sequence[str], num_images: int) ->
         )
     right = np.diagonal(confusion).astype(np.float64)
     labelled, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    iou = _percent(right, labelled + predicted - np.diagonal(confusion))
-    recall, precision = _percent(right, labelled), _percent(right, predicted)
-    dice, fscore = _percent(2 * right, labelled + predicted), _fscore(precision, recall)
+    iou = percent(right, labelled + predicted - np.diagonal(confusion))
+    recall, precision = percent(right, labelled), percent(right, predicted)
+    dice, fscore = percent(2 * right, labelled + predicted), _fscore(precision, recall)
     return EvalResult(
         miou=mean_defined(iou),
         mean_accuracy=mean_defined(recall),
-        pixel_accuracy=float(_percent(right.sum(), labelled.sum())),
+        pixel_accuracy=float(percent(right.sum(), labelled.sum())),
         mean_dice=mean_defined(dice),
         mean_fscore=mean_defined(fscore),
         mean_precision=mean_defined(precision),
@@ -165,7 +159,7 @@ def score(confusion: np.ndarray, class_names: Sequence[str], num_images: int) ->
     )
 
 
-def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """100 * part / whole in float64, NaN where whole is 0."""
     whole = np.asarray(whole, np.float64)
     return 100 * np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

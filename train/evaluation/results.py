@@ -23,18 +23,18 @@ STEM = "results-semantic-segmentation"
 COLUMNS = ("iou", "accuracy", "dice", "fscore", "precision", "recall")  # EvalResult.<column>_per_class
 
 
-def write_results(result: EvalResult, folder: str | os.PathLike[str], stem: str = STEM) -> tuple[Path, Path]:
+def write_results(result: EvalResult, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Write STEM.json and STEM.csv into `folder` (made if missing) and return their paths.
 
     Where there are scores of single images, STEM-images.csv lists them, worst first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f"{stem}.json", folder / f"{stem}.csv"
+    paths = folder / f"{STEM}.json", folder / f"{STEM}.csv"
     document = json.dumps(as_json(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     texts = {paths[0]: document, paths[1]: as_csv(result)}
     if result.images:
-        texts[folder / f"{stem}-images.csv"] = images_csv(result)
+        texts[folder / f"{STEM}-images.csv"] = images_csv(result)
     for path, text in texts.items():
         with replacing(path) as hidden:
             hidden.write_text(text, encoding="utf-8", newline="")

@@ -41,7 +41,7 @@ def about_training_data(unseen: Sequence[str]) -> Iterator[str]:
         )
 
 
-def about_classes(result: EvalResult, unseen: Sequence[str] = ()) -> Iterator[str]:
+def about_classes(result: EvalResult, unseen: Sequence[str]) -> Iterator[str]:
     """Classes that are hardly there, never found, or nearly everything."""
     pixels, names = result.labelled_pixels, result.class_names
     total = sum(pixels)
