@@ -14,7 +14,7 @@ from maskshards.train.bench.step import build_loss
 from maskshards.train.bench.synthetic import synthetic_batch
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.model.heads.prediction import Prediction
-from maskshards.train.model.ops.deformable_attention import deformable_attention
+from maskshards.train.model.ops.deformable_attention import deformable_attention, reference_points
 from maskshards.train.tracking.phase_timer import PhaseClock
 from maskshards.train.trainer.build import autocast_dtype, crop_settings
 
@@ -99,7 +99,7 @@ def attention_ms(config: TrainConfig, device: torch.device, warmup: int, steps: 
     dtype = autocast_dtype(config, device) or torch.float32
     generator = torch.Generator(device).manual_seed(0)
     sizes = torch.tensor([(w, h) for h, w in shapes], device=device, dtype=torch.float32)
-    centres = torch.cat([centres_of(*shape) for shape in shapes]).to(device)
+    centres = reference_points(shapes, device)
 
     def maker(fused: bool) -> Callable[[int], Work]:
         def make(_: int) -> Work:
@@ -117,9 +117,3 @@ def attention_ms(config: TrainConfig, device: torch.device, warmup: int, steps: 
         return make
 
     return in_turns({"fused": maker(True), "plain": maker(False)}, device, warmup, steps)
-
-
-def centres_of(height: int, width: int) -> Tensor:
-    """(h * w, 2): where the queries of a level stand, (x, y) as shares of its sides."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack(((x + 0.5) / width, (y + 0.5) / height), -1).view(-1, 2)
