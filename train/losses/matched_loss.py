@@ -75,9 +75,11 @@ class MatchedLoss:
         which average their gradients train as one process with all their images would. `flags` (n,):
         device values, flags for instance, that travel to the host with the costs instead of waiting for
         a copy of their own. `meanwhile` is called when that copy is queued, before it is waited for: work
-        that it queues runs while the host waits and matches. Raises NonFiniteError when a matching cost is
-        not finite, after writing that image and its logits into `dump_dir`, if one is given.
+        that it queues runs while the host waits and matches. Raises ValueError for logits of other images or
+        classes, and NonFiniteError when a matching cost is not finite, after writing that image and its
+        logits into `dump_dir`, if one is given.
         """
+        check_predictions(predictions, crops, self.num_classes)
         device, inputs = crops.owner_map.device, (crops.owner_map, crops.labels)
         keys = to_device(self.keys(seed, crops.positions, len(predictions)), device)
         copy = HostCopy(self.asked(predictions, *inputs, keys, flags))
@@ -197,6 +199,26 @@ class MatchedLoss:
         loss = F.cross_entropy(class_logits.flatten(0, 2), target, reduction="none")
         no_object = self.settings.no_object_coefficient
         return torch.where(target == self.num_classes, loss * no_object, loss).view(shape).sum((1, 2))
+
+
+def check_predictions(predictions: Sequence[Prediction], crops: CropBatch, num_classes: int) -> None:
+    """ValueError for logits or crops of other images or classes than the loss compares. No sync."""
+    if not predictions:
+        raise ValueError("no predictions; expected one for each supervised layer")
+    images, largest = len(crops.owner_map), crops.largest_class_id
+    for layer, each in enumerate(predictions):
+        classes, maps = tuple(each.class_logits.shape), tuple(each.source.shape)
+        if len(classes) != 3 or (classes[0], classes[2]) != (images, num_classes + 1):
+            raise ValueError(
+                f"layer {layer}: class_logits are {classes}, expected ({images}, queries, {num_classes + 1}): "
+                f"an image each, and columns for {num_classes} classes and for no object"
+            )
+        if len(maps) != 4 or maps[0] != images or (each.masks is not None and maps[1] != classes[1]):
+            raise ValueError(
+                f"layer {layer}: mask logits are {maps}, expected ({images}, {classes[1]}, height, width)"
+            )
+    if largest is not None and largest >= num_classes:
+        raise ValueError(f"the crops show class {largest}, and the loss knows 0 to {num_classes - 1}")
 
 
 def loss_kernels_fit(maps: Tensor, num_labels: int) -> bool:

@@ -23,6 +23,7 @@ from maskshards.train.losses.mask_classification_loss import MaskClassificationL
 from maskshards.train.losses.matched_loss import (
     LossTerms,
     MatchedLoss,
+    check_predictions,
     linear_loss,
     loss_kernels_fit,
     mask_terms,
@@ -623,3 +624,30 @@ def test_linear_loss_of_ignored_crops_is_zero_with_a_graph() -> None:
     assert loss.detach().item() == 0
     assert logits.grad is not None
     assert float(logits.grad.abs().sum()) == 0
+
+
+@pytest.mark.parametrize(
+    ("classes", "masks", "told"),
+    [
+        ((2, 5, 3), (2, 5, 8, 8), r"layer 0: class_logits are \(2, 5, 3\), expected \(2, queries, 4\)"),
+        ((1, 5, 4), (1, 5, 8, 8), r"class_logits are \(1, 5, 4\), expected \(2, queries, 4\)"),
+        ((2, 5, 4), (2, 6, 8, 8), r"mask logits are \(2, 6, 8, 8\), expected \(2, 5, height, width\)"),
+        ((2, 5, 4), (2, 5, 64), "mask logits"),
+    ],
+)
+def test_logits_of_other_images_or_classes_are_named(
+    classes: tuple[int, ...], masks: tuple[int, ...], told: str
+) -> None:
+    crops = CropBatch(
+        torch.zeros(2, 3, 0, 0), torch.zeros(2, 8, 8, dtype=torch.int16), torch.zeros(2, 1).long(),
+        ("a", "b"), (0, 1),
+    )  # fmt: skip
+    predictions = [Prediction(torch.zeros(classes), torch.zeros(masks))]
+    with pytest.raises(ValueError, match=told):
+        MatchedLoss(LossSettings(num_points=4), 3)(predictions, crops, seed=0, world_reduce=None)
+    with pytest.raises(ValueError, match="no predictions"):
+        check_predictions([], crops, 3)
+    fitting = [Prediction(torch.zeros(2, 5, 4), torch.zeros(2, 5, 8, 8))]
+    check_predictions(fitting, crops, 3)
+    with pytest.raises(ValueError, match="show class 3, and the loss knows 0 to 2"):
+        check_predictions(fitting, replace(crops, largest_class_id=3), 3)
