@@ -210,8 +210,8 @@ def check_predictions(predictions: Sequence[Prediction], crops: CropBatch, num_c
         classes, maps = tuple(each.class_logits.shape), tuple(each.source.shape)
         if len(classes) != 3 or (classes[0], classes[2]) != (images, num_classes + 1):
             raise ValueError(
-                f"layer {layer}: class_logits are {classes}, expected ({images}, queries, {num_classes + 1}): "
-                f"an image each, and columns for {num_classes} classes and for no object"
+                f"layer {layer}: class_logits are {classes}, expected ({images}, queries, {num_classes + 1}):"
+                f" an image each, and columns for {num_classes} classes and for no object"
             )
         if len(maps) != 4 or maps[0] != images or (each.masks is not None and maps[1] != classes[1]):
             raise ValueError(
