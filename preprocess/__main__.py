@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from maskshards.preprocess.arguments import EXAMPLES, parser
+from maskshards.preprocess.arguments import parser
 from maskshards.preprocess.commands import COMMANDS
 from maskshards.preprocess.errors import BuildError
 from maskshards.shards.errors import ShardError, error_text
@@ -19,9 +19,7 @@ from maskshards.shards.errors import ShardError, error_text
 
 def main(arguments: list[str]) -> int:
     """Run one command; the exit status."""
-    top = parser()
-    top.prog += " " + arguments[0] if arguments and arguments[0] in EXAMPLES else ""  # names it in errors
-    args = top.parse_args(arguments)
+    args = parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         told = COMMANDS[args.command](args)

@@ -22,7 +22,7 @@ from maskshards.preprocess.rejects import check_rejects
 from maskshards.preprocess.shard_task import ShardOutcome, ShardTask, build_shard
 from maskshards.preprocess.sources.folder import FolderSource
 from maskshards.preprocess.sources.source import Source
-from maskshards.shards.errors import SampleError
+from maskshards.shards.errors import SampleError, counted
 
 LOOKED_AT = 32  # label maps of a split, before the build
 
@@ -108,7 +108,11 @@ def shared_images(jobs: list[Job], source: Source) -> list[str]:
     lines = []
     for first, second in combinations(names, 2):
         shared = names[first] & names[second]
-        lines += [f"{first} and {second} share {len(shared)} images, such as {min(shared)}"] if shared else []
+        lines += (
+            [f"{first} and {second} share {counted(len(shared), 'image')}, such as {min(shared)}"]
+            if shared
+            else []
+        )
     return lines
 
 

@@ -30,7 +30,7 @@ from maskshards.preprocess.destinations.place import Place
 from maskshards.preprocess.destinations.publish import Published, publish_splits
 from maskshards.preprocess.errors import BuildError
 from maskshards.preprocess.executors.dask import run_on_dask
-from maskshards.preprocess.executors.pool import check_workers, run_tasks, warm_pool
+from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 from maskshards.preprocess.inputs.labels import LabelRule
 from maskshards.preprocess.mask_guard import MaskGuard, mask_notes
 from maskshards.preprocess.plan import BuildSettings
@@ -42,7 +42,7 @@ from maskshards.preprocess.sources.source import Source
 from maskshards.preprocess.sources.splits import resolve_split
 from maskshards.preprocess.verify import verify_split
 from maskshards.shards.commands.root_files import CARD_NAME
-from maskshards.shards.errors import ShardError, printable
+from maskshards.shards.errors import ShardError, counted, printable
 from maskshards.shards.format.class_pixels import class_notes, count_class_pixels, named_classes
 from maskshards.shards.format.manifest import open_split, open_splits
 
@@ -52,7 +52,7 @@ SHOWN_FAULTS = 20
 def run_build(args: argparse.Namespace) -> str:
     """Build and publish, or build one part; BuildError, ShardError or OSError where that cannot be done."""
     place, settings = Place(args.out), build_settings(args)
-    check_workers(args.workers)
+    workers = _executor(args)
     place.check_workers(args.workers)
     part = part_of(args.part) if args.part else WHOLE
     request = source_request(args)
@@ -60,7 +60,7 @@ def run_build(args: argparse.Namespace) -> str:
     found = source.splits() if not args.splits else ()
     splits = tuple(dict.fromkeys(resolve_split(word, source) for word in args.splits)) or found
     notes = [] if args.splits else list(source.left_out())
-    with place.lock((part.index, part.count) if args.part else None), _executor(args) as executor:
+    with place.lock((part.index, part.count) if args.part else None), workers as executor:
         jobs = plan_jobs(source, splits, settings, place.split)
         if not args.part:  # the limit for parts is that of `finish`
             refuse_listed(jobs, args.allow_rejects)
@@ -105,7 +105,9 @@ def _execute(
 
 
 def _executor(args: argparse.Namespace) -> AbstractContextManager[Executor]:
-    """Local workers start here, while the data set is being listed."""
+    """Local workers start when it is entered, while the data set is being listed. BuildError for what it
+    cannot be made of.
+    """
     if args.executor == "local":
         return warm_pool(build_shard, args.workers)
     if not args.scheduler:
@@ -115,9 +117,9 @@ def _executor(args: argparse.Namespace) -> AbstractContextManager[Executor]:
 
 def _part_summary(out: str, part: Part, outcomes: list[ShardOutcome]) -> str:
     rejects = sum(outcome.rejects for outcome in outcomes)
-    refused = f", {rejects} inputs refused (finish lists them)" if rejects else ""
+    refused = f", {counted(rejects, 'input')} refused (finish lists them)" if rejects else ""
     return (
-        f"{out}: part {part.index} of {part.count} is done, {len(outcomes)} shards{refused};"
+        f"{out}: part {part.index} of {part.count} is done, {counted(len(outcomes), 'shard')}{refused};"
         f" when all parts are: maskshards finish {out}"
     )
 
@@ -175,10 +177,15 @@ def _class_lines(place: Place, splits: Sequence[str]) -> list[str]:
 def _summary(done: Published) -> str:
     manifest = done.manifest
     size = sum(shard.bytes for shard in manifest.shards)
-    refused = f", {len(manifest.rejects)} inputs refused (listed in the manifest)" if manifest.rejects else ""
+    refused = (
+        f", {counted(len(manifest.rejects), 'input')} refused (listed in the manifest)"
+        if manifest.rejects
+        else ""
+    )
     return (
-        f"{done.place}: {manifest.num_samples} samples in {len(manifest.shards)} shards,"
-        f" {size / 1e6:.1f} MB{refused}, fingerprint {manifest.fingerprint}"
+        f"{done.place}: {counted(manifest.num_samples, 'sample')} in"
+        f" {counted(len(manifest.shards), 'shard')}, {size / 1e6:.1f} MB{refused},"
+        f" fingerprint {manifest.fingerprint}"
     )
 
 
@@ -189,14 +196,16 @@ def run_verify(args: argparse.Namespace) -> str:
         folder = split.base
         check = verify_split(split, args.against, partial(run_tasks, workers=args.workers))
         lines.append(
-            f"{folder}: {check.samples} samples, {check.pixels} label pixels compared,"
-            f" {len(check.faults)} differences"
+            f"{folder}: {counted(check.samples, 'sample')}, {counted(check.pixels, 'label pixel')} compared,"
+            f" {counted(len(check.faults), 'difference')}"
         )
         faults += [f"{folder}: {fault}" for fault in check.faults]
     if faults:
         shown = "\n".join(f"  {fault}" for fault in faults[:SHOWN_FAULTS])
         more = f"\n  ... and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        raise BuildError(f"the shards are not what the source is; {len(faults)} differences:\n{shown}{more}")
+        raise BuildError(
+            f"the shards are not what the source is; {counted(len(faults), 'difference')}:\n{shown}{more}"
+        )
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from maskshards.preprocess.inputs.tiles import untiled_key
 from maskshards.preprocess.plan import BuildSettings
 from maskshards.preprocess.sources.opening import reopen_source
 from maskshards.preprocess.sources.source import Source
-from maskshards.shards.errors import SampleError, ShardError
+from maskshards.shards.errors import SampleError, ShardError, counted
 from maskshards.shards.format.manifest import Split, open_split
 from maskshards.shards.format.record import Record, from_members
 from maskshards.shards.format.rle import decode_label_map
@@ -187,7 +187,8 @@ def compare(record: Record, image: bytes, class_map: np.ndarray) -> str:
     if len(wrong):
         row, column = (int(number) for number in wrong[0])
         return (
-            f"{len(wrong)} label pixels differ from the source, the first at row {row}, column {column}:"
+            f"{counted(len(wrong), 'label pixel differs', 'label pixels differ')} from the source,"
+            f" the first at row {row}, column {column}:"
             f" {found[row, column]} here, {class_map[row, column]} expected"
         )
     return ""

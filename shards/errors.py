@@ -49,6 +49,12 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(shown)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 shard`, `0 shards`: a count for people with its noun, and with its verb where `many` is given."""
+    ending = "es" if one.endswith("s") else "s"
+    return f"{number} {one if number == 1 else many or one + ending}"
+
+
 def error_text(error: Exception) -> str:
     """What a terminal shows of an error, lines kept; the system's own begin with the file."""
     text = str(error)

@@ -1,7 +1,9 @@
 """`maskshards train config=RECIPE output_dir=... datasets.root=... key=value ...`, alone or under torchrun
 or srun.
 
-All words are checked before torch is loaded: a typo is answered at once, and Ctrl-C until then is quiet.
+All words are checked before torch is loaded, and for a single process the data, the weights' place and the
+output folder too: a typo is answered at once. Ctrl-C until then is quiet, SIGTERM and SIGUSR1 are told in one
+line.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 
 def main(argv: list[str]) -> int:
@@ -40,19 +44,31 @@ def parse_and_run(argv: list[str]) -> int:
 
         (sys.stdout if argv else sys.stderr).write(help_text() if argv else USAGE)
         return 0 if argv else 2
-    from maskshards.train.config.load import ConfigError, load_config
+    from maskshards.train.distributed.early_stop import stops_told
+
+    with stops_told():
+        launch = prepare(argv)
+    return launch if isinstance(launch, int) else launch()
+
+
+def prepare(argv: list[str]) -> Callable[[], int] | int:
+    """What does the work, all loaded; or the exit status where it cannot begin."""
+    from maskshards.train.config.load import load_config
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         config = load_config(argv)
-    except (ConfigError, OSError) as error:
+        from maskshards.train.trainer.before_torch import check_early  # only now: it loads numpy
+
+        check_early(config, argv, os.environ)
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     # torch logs a warning with a stack of C++ for each failure of the launch's store that it also raises.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from maskshards.train.trainer.launch import launch  # only now: it loads torch and transformers
 
-    return launch(config, argv)
+    return partial(launch, config, argv)
 
 
 if __name__ == "__main__":

@@ -52,18 +52,20 @@ def train(config: str | Path | Mapping[str, Any] | None = None, **overrides: Any
     """
     from maskshards.shards.storage.foreign_file import read_text
     from maskshards.train.config.load import load_config
+    from maskshards.train.distributed.early_stop import Stopped
     from maskshards.train.distributed.ranks import joined_for
-    from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+    from maskshards.train.distributed.stop_signals import StopSignals
     from maskshards.train.evaluation.results import STEM
     from maskshards.train.trainer.run import run
 
     words = words_of(config, overrides)
     settings = load_config(words)
     try:
-        with joined_for(settings) as ranks, StopSignals() as stop:
+        with StopSignals(joining=True) as stop, joined_for(settings) as ranks, stop.noted():
             summary = run(settings, ranks, stop, words)
     except Stopped as stopped:
-        raise KeyboardInterrupt(f"{stopped}; resume_from='auto' continues") from stopped
+        way_on = "; resume_from='auto' continues" if stopped.begun else ""
+        raise KeyboardInterrupt(f"{stopped}{way_on}") from stopped
     folder = Path(settings.output_dir or "")
     results = folder / f"{STEM}.json"
     return TrainResult(folder, summary, json.loads(read_text(results)) if results.is_file() else {})

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from maskshards.shards.commands.one_line_parser import OneLineParser
-from maskshards.shards.errors import error_text, printable
+from maskshards.shards.errors import counted, error_text, printable
 from maskshards.train.prediction.arguments import add_model_options, read_names, sort_words
 from maskshards.train.prediction.find_images import Found, find_images
 from maskshards.train.prediction.image_files import PredictError
@@ -198,13 +198,13 @@ def tell(request: Request, found: Found, report: Report) -> int:
         if written
     ]
     where = f": {printable(' and '.join(folders))}" if report.labelled else ""
-    sys.stdout.write(f"{report.labelled} image{'' if report.labelled == 1 else 's'} labelled{where}\n")
+    sys.stdout.write(f"{counted(report.labelled, 'image')} labelled{where}\n")
     if found.summary():
         sys.stderr.write(printable(found.summary(), kept="\n") + "\n")
     if report.shrunk:
         sys.stderr.write(
-            f"{report.shrunk} images beyond 67 Mpx were shrunk to the short side of the evaluation; --mosaic "
-            "labels them at their own scale\n"
+            f"{counted(report.shrunk, 'image beyond 67 Mpx was', 'images beyond 67 Mpx were')} shrunk to the "
+            "short side of the evaluation; --mosaic labels them at their own scale\n"
         )
     if not report.failed:
         return 0

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from maskshards.preprocess.errors import BuildError
 from maskshards.shards.storage.file_lock import LockedError, held
+from maskshards.shards.storage.made_folder import made_folder
 
 PATIENCE_S = 2.0  # a builder that was just killed may take a moment to be gone
 
@@ -20,16 +21,13 @@ PATIENCE_S = 2.0  # a builder that was just killed may take a moment to be gone
 @contextmanager
 def build_lock(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold the destination `out`, alone or as part I of N; BuildError where another builder is at work."""
-    try:
-        fresh = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BuildError(
-            f"--out {out} cannot be made a folder: {error.strerror}; name a place that can be written to"
-        ) from error
     with ExitStack() as stack:
-        if fresh:
-            stack.callback(_remove_if_empty, out)
+        try:
+            stack.enter_context(made_folder(out))
+        except OSError as error:
+            raise BuildError(
+                f"--out {out} cannot be made a folder: {error.strerror}; name a place that can be written to"
+            ) from error
         _hold(stack, out / ".lock", shared=part is not None)
         if part is None:
             for left in out.glob(".lock-*"):  # of parts that were killed: the lock was free, so none is alive
@@ -37,11 +35,6 @@ def build_lock(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]
         else:
             _hold(stack, out / f".lock-{part[0]}-of-{part[1]}", shared=False)
         yield
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def _hold(stack: ExitStack, path: Path, shared: bool) -> None:

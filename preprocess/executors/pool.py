@@ -13,7 +13,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -38,12 +38,22 @@ def run_tasks(do: Callable[[Task], Outcome], tasks: Iterable[Task], workers: int
         yield from run(do, tasks)
 
 
-@contextmanager
-def warm_pool(do: Callable[[Task], Outcome], workers: int) -> Iterator[Callable[..., Iterator[Outcome]]]:
-    """Context manager: a function of `do` and tasks, whose workers start, and import what `do` needs, at
-    once, so that they are ready when the caller has found out what there is to do. Call it once.
+def warm_pool(
+    do: Callable[[Task], Outcome], workers: int
+) -> AbstractContextManager[Callable[..., Iterator[Outcome]]]:
+    """A function of `do` and tasks, whose workers start, and import what `do` needs, as the context is
+    entered, so that they are ready when the caller has found out what there is to do. Call it once.
+
+    BuildError, here and now, for fewer than one worker, or so many that they would only use up the memory.
     """
-    check_workers(workers)
+    most = max(LEAST_BOUND, PER_CORE * (os.cpu_count() or 1))
+    if not 1 <= workers <= most:
+        raise BuildError(f"--workers is {workers}; expected 1 to {most} on {os.cpu_count()} cores")
+    return _warm_pool(do, workers)
+
+
+@contextmanager
+def _warm_pool(do: Callable[[Task], Outcome], workers: int) -> Iterator[Callable[..., Iterator[Outcome]]]:
     if workers == 1:
         yield map
         return
@@ -53,13 +63,6 @@ def warm_pool(do: Callable[[Task], Outcome], workers: int) -> Iterator[Callable[
         yield lambda _, tasks: pool.run(iter(tasks))
     finally:
         pool.stop()
-
-
-def check_workers(workers: int) -> None:
-    """BuildError for fewer than one, or for so many that they would only use up the memory."""
-    most = max(LEAST_BOUND, PER_CORE * (os.cpu_count() or 1))
-    if not 1 <= workers <= most:
-        raise BuildError(f"--workers is {workers}; expected 1 to {most} on {os.cpu_count()} cores")
 
 
 class _Pool:

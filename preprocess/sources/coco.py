@@ -30,6 +30,7 @@ from maskshards.preprocess.inputs.source_files import file_stamp, read_unchanged
 from maskshards.preprocess.sources.coco_annotations import AnnotationTable, open_table
 from maskshards.preprocess.sources.file_listing import found_in
 from maskshards.preprocess.sources.source import Listing, RawSample, Source, SourceItem
+from maskshards.shards.errors import counted
 from maskshards.shards.format.record import escape_key
 
 PANOPTIC, POLYGONS = "panoptic", "polygons"
@@ -92,13 +93,15 @@ class CocoSource(Source):
                 empty += 1
             else:
                 keys[stem] = name
-        notes = [f"{split}: {empty} images without any segment are passed over"] * bool(empty)
+        notes = [f"{split}: {counted(empty, 'image')} without any segment passed over"] * bool(empty)
         spare = len(there - named.keys())
         if self.annotations == POLYGONS and not self.background:
             notes.append(f"{split}: what no polygon covers is void; --background makes it class 0")
-        notes += [f"{split}: {spare} images without annotations are passed over"] * bool(spare)
+        notes += [f"{split}: {counted(spare, 'image')} without annotations passed over"] * bool(spare)
         strays = sum(table.num_strays() for table in tables)
-        notes += [f"{split}: {strays} annotations are of images that their file does not list"] * bool(strays)
+        notes += [f"{split}: {counted(strays, 'annotation')} of images that their file does not list"] * bool(
+            strays
+        )
         return Listing(tuple(sorted(keys.values())), tuple(rejects), tuple(notes))
 
     def item(self, split: str, name: str) -> SourceItem:

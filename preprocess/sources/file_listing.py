@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskshards.preprocess.errors import Reject, SourceError
+from maskshards.shards.errors import counted
 
 JUNK = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found")
@@ -65,8 +66,7 @@ def passed_over_note(place: str, paths: list[str], why: str) -> str:
     endings = Counter(os.path.splitext(path)[1].lower() or "without ending" for path in paths)
     shown = [f"{count} {ending}" for ending, count in endings.most_common(SHOWN_ENDINGS)]
     more = ["..."] if len(endings) > SHOWN_ENDINGS else []
-    files = "file" if len(paths) == 1 else "files"
-    return f"{place}: {len(paths)} {files} {why} passed over ({', '.join(shown + more)})"
+    return f"{place}: {counted(len(paths), 'file')} {why} passed over ({', '.join(shown + more)})"
 
 
 def _cannot_list(error: OSError) -> None:

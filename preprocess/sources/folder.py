@@ -40,6 +40,7 @@ from maskshards.preprocess.sources.splits import (
     listed_stems,
     names_nothing,
 )
+from maskshards.shards.errors import counted
 from maskshards.shards.format.record import escape_key
 
 APART = "//"  # between the image's and the label map's path in a name, where the second does not follow
@@ -93,7 +94,7 @@ class FolderSource(Source):
         wanted = self._wanted(split)
         if wanted is not None:
             images, labels, outside = self._restrict(images, labels, wanted, split, rejects)
-            notes += [f"{split}: {outside} images that its list does not name are passed over"] * bool(
+            notes += [f"{split}: {counted(outside, 'image')} that its list does not name passed over"] * bool(
                 outside
             )
         elif self.val_share:
@@ -208,7 +209,9 @@ class FolderSource(Source):
         beside = {} if self.lists else siblings(labels, images)
         if beside:
             words = ", ".join(sorted(f"NAME{word}{self.label_ending}" for word in set(beside.values())))
-            notes.append(f"{bases[1] or '.'}: {len(beside)} files beside label maps passed over ({words})")
+            notes.append(
+                f"{bases[1] or '.'}: {counted(len(beside), 'file')} beside label maps passed over ({words})"
+            )
         return images, {stem: paths for stem, paths in labels.items() if stem not in beside}, notes
 
     def _role(self, split: str, path: str, *, is_image: bool, is_label: bool) -> tuple[str, bool | None]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maskshards.shards.errors import counted
 from maskshards.shards.format.index import SampleEntry, ShardIndex
 from maskshards.shards.format.manifest import Split, open_splits
 
@@ -149,10 +150,16 @@ def as_text(facts: dict[str, Any]) -> str:
         for kind, place in (("only_in_a", left), ("only_in_b", right)):
             some = ", ".join(split[kind]["keys"][:10])
             lines += (
-                [f"  {split[kind]['count']} samples only in {place}: {some}"] if split[kind]["count"] else []
+                [f"  {counted(split[kind]['count'], 'sample')} only in {place}: {some}"]
+                if split[kind]["count"]
+                else []
             )
         changed = split["changed"]
-        lines += [f"  {changed['count']} samples differ:"] if changed["count"] else []
+        lines += (
+            [f"  {counted(changed['count'], 'sample differs', 'samples differ')}:"]
+            if changed["count"]
+            else []
+        )
         lines += [f"    {key}: {', '.join(parts)}" for key, parts in list(changed["keys"].items())[:10]]
         if not split["same_order"]:
             lines.append("  samples in both stand in another order")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from maskshards.shards.errors import counted
 from maskshards.shards.format.manifest import Split, open_splits
 
 SIDE_BOUNDS = (0, 128, 256, 384, 512, 640, 768, 1024, 1536, 2048, 4096)  # px, of the histogram of short sides
@@ -89,7 +90,9 @@ def survey(split: Split) -> dict[str, Any]:
 def _count(class_ids: np.ndarray, num_classes: int, weights: np.ndarray | None = None) -> np.ndarray:
     """(num_classes,) int64 sums; float64 sums of pixels are exact up to 2**53."""
     if len(class_ids) and class_ids.max() >= num_classes:
-        raise ValueError(f"the index names class {class_ids.max()}, the manifest has {num_classes} classes")
+        raise ValueError(
+            f"the index names class {class_ids.max()}, the manifest has {counted(num_classes, 'class')}"
+        )
     return np.bincount(class_ids, weights, num_classes).astype(np.int64)
 
 
@@ -106,13 +109,14 @@ def _page(split: dict[str, Any]) -> str:
     lines = [
         f"{split['dataset']} {split['split']}   {split['place']}",
         f"  fingerprint  {split['fingerprint']}",
-        f"  samples      {split['samples']} in {split['shards']} shards, {_mega(split['bytes'])} ({members})",
+        f"  samples      {split['samples']} in {counted(split['shards'], 'shard')}, {_mega(split['bytes'])}"
+        f" ({members})",
         f"  images       {formats or 'none'}, {small} to {large} px",
         f"  masks        {split['masks']}, {each:.1f} an image; {split['void_share']:.2%} of pixels in none",
         f"  label rule   {', '.join(f'{k}={v}' for k, v in split['label_rule'].items()) or 'none'}",
     ]
     if split["rejects"]:
-        lines.append(f"  left out     {split['rejects']} inputs, listed in the manifest")
+        lines.append(f"  left out     {counted(split['rejects'], 'input')}, listed in the manifest")
     most = max(split["short_sides"].values(), default=1)
     lines.append("  short side, px")
     lines += [f"    {low:>6} {_bar(count, most)} {count}" for low, count in split["short_sides"].items()]
@@ -128,7 +132,7 @@ def _page(split: dict[str, Any]) -> str:
     absent = [entry["name"] for entry in present if not entry["images"]]
     if absent:
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        lines.append(f"  {len(absent)} classes have no pixel: {some}")
+        lines.append(f"  {counted(len(absent), 'class has', 'classes have')} no pixel: {some}")
     return "\n".join(lines)
 
 

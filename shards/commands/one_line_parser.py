@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 WORD = re.compile(r"unrecognized arguments:.*?(--[\w-]+)")
 
@@ -14,18 +13,24 @@ WORD = re.compile(r"unrecognized arguments:.*?(--[\w-]+)")
 class OneLineParser(argparse.ArgumentParser):
     """An `ArgumentParser`; a wrong word ends the process with status 2 and one line on stderr."""
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; words that are left over are told by the parser of the command that was named."""
+        known, left = self.parse_known_args(args, namespace)
+        if left:
+            self._of_command(known).error(f"unrecognized arguments: {' '.join(left)}")
+        return known
+
+    def _of_command(self, known: argparse.Namespace) -> argparse.ArgumentParser:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parser: argparse.ArgumentParser = action.choices[getattr(known, action.dest)]
+                return parser
+        return self
+
     def error(self, message: str) -> NoReturn:
         """Say `message`, and the option that was probably meant by one that does not exist."""
         wrong = WORD.search(message)
-        near = difflib.get_close_matches(wrong[1], _options(self), n=1) if wrong else []
+        options = [word for action in self._actions for word in action.option_strings]
+        near = difflib.get_close_matches(wrong[1], options, n=1) if wrong else []
         hint = f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"error: {self.prog}: {message}{hint} (`{self.prog} --help` lists all)\n")
-
-
-def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """The options of `parser` and of its commands."""
-    for action in parser._actions:
-        yield from action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from _options(command)

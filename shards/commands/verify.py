@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from maskshards.shards.commands.root_files import root_faults
 from maskshards.shards.decode.jpeg import decode_image
-from maskshards.shards.errors import ManifestError, SampleError, StoreError
+from maskshards.shards.errors import ManifestError, SampleError, StoreError, counted
 from maskshards.shards.format.index import INDEX_NAME, OFFSET_COLUMNS, SIZE_COLUMNS, SampleEntry, ShardIndex
 from maskshards.shards.format.locate import MANIFEST_NAME
 from maskshards.shards.format.manifest import Split, is_as_written, open_splits
@@ -282,10 +282,11 @@ def as_text(facts: dict[str, Any]) -> str:
     pages = [f"FAULT: {fault}" for fault in facts.get("root_faults", ())]
     pages += [f"note: {note}" for note in facts.get("root_notes", ())]
     for split in facts["splits"]:
-        word = "ok" if split["ok"] else f"{split['num_faults']} FAULTS"
+        word = "ok" if split["ok"] else counted(split["num_faults"], "FAULT")
         how = "images decoded" if split["deep"] else "image headers read"
         pages.append(
-            f"{split['place']}: {word}\n  {split['samples_checked']} samples, {split['masks_checked']} masks,"
+            f"{split['place']}: {word}\n  {counted(split['samples_checked'], 'sample')}, "
+            f"{counted(split['masks_checked'], 'mask')},"
             f" {split['bytes_read'] / 1e6:,.1f} MB read, {how}, fingerprint {split['fingerprint']}"
         )
         if not split["index_digest"]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maskshards.shards.errors import ManifestError
+from maskshards.shards.errors import ManifestError, counted
 from maskshards.shards.format.manifest import Split
 
 SHOWN_NAMES = 8
@@ -60,7 +60,7 @@ def class_notes(splits: Sequence[ClassPixels]) -> list[str]:
     seen = np.stack([split.pixels > 0 for split in alike])  # (S, C)
     absent = np.flatnonzero(~seen.any(axis=0))
     if len(absent):
-        some = "1 class has" if len(absent) == 1 else f"{len(absent)} of {len(classes)} classes have"
+        some = counted(len(absent), "class has", f"of {len(classes)} classes have")
         notes.append(f"{some} no pixel: {named_classes(classes, absent)}")
     if len(alike) > 1:
         once = seen.sum(axis=0) == 1

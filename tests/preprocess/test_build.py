@@ -495,7 +495,7 @@ def test_refused_inputs_of_parts_are_told_by_finish(make_root, tmp_path, capsys)
     (root / "images/training/training_0001.jpg").write_bytes(b"")
     for part in ("0/2", "1/2"):
         assert main(build_words(root, out, "--part", part)) == 0
-    assert "1 inputs refused (finish lists them)" in capsys.readouterr().out
+    assert "1 input refused (finish lists them)" in capsys.readouterr().out
     assert main(["finish", str(out)]) == 2
     assert "training_0001.jpg: the image file is empty" in capsys.readouterr().err
     assert main(["finish", str(out), "--allow-rejects", "1"]) == 0
@@ -524,4 +524,4 @@ def test_images_that_two_lists_name_are_told(make_root, tmp_path, capsys):
     (root / "lists/val.txt").write_text("training_0001\ntraining_0002\n")
     flat = ["--images-folder", "images/training", "--labels-folder", "annotations/training"]
     assert main(build_words(root, tmp_path / "out", *flat, "--lists", "lists")) == 0
-    assert "note: train and val share 1 images, such as training_0001.jpg" in capsys.readouterr().err
+    assert "note: train and val share 1 image, such as training_0001.jpg" in capsys.readouterr().err

@@ -16,8 +16,8 @@ def test_the_summary_tells_what_was_made(make_root, tmp_path, capsys):
     options = ["--dataset", "ade20k", "--allow-count-mismatch", "--root", str(root), "--out", str(out)]
     assert main(["build", *options, "--workers", "1"]) == 0
     told = capsys.readouterr()
-    assert f"{out}/training: 3 samples in 1 shards, " in told.out
-    assert f"{out}/validation: 2 samples in 1 shards, " in told.out
+    assert f"{out}/training: 3 samples in 1 shard, " in told.out
+    assert f"{out}/validation: 2 samples in 1 shard, " in told.out
     assert "fingerprint " in told.out
     assert open_split(out / "training").manifest.palette[1] == (180, 120, 120)
     assert "build: 100%" in told.err

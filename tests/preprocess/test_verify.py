@@ -72,7 +72,7 @@ def test_one_changed_pixel_one_changed_byte_one_new_file_and_one_gone(make_root,
         (root / f"{folder}/training/training_0003.{ending}").unlink()
     assert verify(out, root) == 2
     told = capsys.readouterr().err
-    assert "'training_0000': 1 label pixels differ from the source, the first at row 3, column 4" in told
+    assert "'training_0000': 1 label pixel differs from the source, the first at row 3, column 4" in told
     assert "'training_0001': the image differs from the source" in told
     assert "new.jpg: in the source, but neither in the shards" in told
     assert "'training_0003': it is not in the source" in told

@@ -8,6 +8,7 @@ from maskshards.shards.errors import (
     SampleError,
     ShardError,
     StoreError,
+    counted,
     error_text,
     printable,
 )
@@ -45,3 +46,12 @@ def test_faults_of_the_system_begin_with_their_file():
 def test_what_a_terminal_would_obey_is_escaped():
     assert printable("\x1b[2Ja\nb\u202e\udcff\x9b日本 😀") == "\\x1b[2Ja\\nb\\u202e\\udcff\\x9b日本 😀"
     assert printable("a\n\tb", kept="\n") == "a\n\\tb"
+
+
+def test_a_count_has_its_noun():
+    assert [counted(n, "shard") for n in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
+    assert [counted(n, "class") for n in (0, 1, 2)] == ["0 classes", "1 class", "2 classes"]
+    assert [counted(n, "class has", "of 9 have") for n in (1, 3)] == [
+        "1 class has",
+        "3 of 9 have",
+    ]

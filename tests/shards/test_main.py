@@ -24,7 +24,7 @@ def test_damage_is_status_1_and_an_unanswerable_question_status_2(make_split, ca
     shard = made.folder / "training-00000.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["verify", str(made.folder)]) == 1
-    assert "1 FAULTS" in capsys.readouterr().out
+    assert "1 FAULT" in capsys.readouterr().out
     assert main(["info", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of, read_checkpoint, read_state
+from maskshards.train.checkpoint.checkpoint import read_checkpoint, read_state
+from maskshards.train.checkpoint.run_files import LAST, checkpoints_of
 from maskshards.train.tracking.metrics_log import read_metrics
 from tests.train.launch import ended, ranks_of
 

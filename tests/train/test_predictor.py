@@ -166,7 +166,7 @@ def test_a_saved_model_comes_back_the_same(kind, tmp_path):
         assert again.id2label == model.id2label
         assert np.array_equal(again.predict(photo()), model.predict(photo()))
     card = (tmp_path / "shared" / "README.md").read_text()
-    assert "trained on beach for 1 steps: mIoU 61.25" in card
+    assert "trained on beach for 1 step: mIoU 61.25" in card
     assert 'maskshards.load_model("' in card
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,16 +29,24 @@ from torch import Tensor, nn
 
 from maskshards.shards.storage.atomic_write import flush_folder, replacing, write_through
 from maskshards.shards.storage.foreign_file import sha256_of
+from maskshards.train.checkpoint.run_files import (
+    AVERAGE,
+    BEST,
+    FINAL,
+    FOLDER,
+    LAST,
+    OPTIMIZER,
+    STATE,
+    WEIGHTS,
+    checkpoints_of,
+    is_exported,
+    meant_by,
+)
 from maskshards.train.checkpoint.train_state import CheckpointError, TrainState, read_state, state_json
 from maskshards.train.model.backbone.weight_files import WeightsError, check_file
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-LAST, BEST = "step-", "best-"
-WEIGHTS, OPTIMIZER, AVERAGE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors"
-STATE = "state.json"
-FINAL = "model_final.pth"
 BACKBONE_PREFIXES = ("segmentation_model.0.backbone.", "segmentation_model.0.feature_model.")
 
 
@@ -154,43 +161,18 @@ def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path
     return path
 
 
-def checkpoints_of(run: Path, prefix: str) -> list[Path]:
-    """The run's finished checkpoints of one kind, oldest first; a copy under another name is none."""
-    named = (path for path in (run / FOLDER).glob(f"{prefix}*") if re.fullmatch(rf"{prefix}\d+", path.name))
-    return sorted((path for path in named if path.is_dir()), key=step_of)
-
-
-def step_of(path: Path) -> int:
-    return int(path.name.rsplit("-", 1)[1])
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Weights and facts behind `path`: a checkpoint folder, a run folder (its best, else last, else
     final), an exported folder, or model_final.pth.
 
     Raises CheckpointError if there is none, or if a file is not what state.json says.
     """
-    path = Path(path)
-    if (path / CONFIG_NAME).is_file() and (path / SAFETENSORS_SINGLE_FILE).is_file():
-        state = read_state(path / CONFIG_NAME)
-        return Checkpoint(path, read_part(path, SAFETENSORS_SINGLE_FILE, state), state)
-    if path.is_dir() and not (path / STATE).is_file():
-        found = checkpoints_of(path, BEST)[-1:] or checkpoints_of(path, LAST)[-1:]
-        if not found and (path / FINAL).is_file():
-            return read_weights_file(path / FINAL)
-        if not found:
-            raise CheckpointError(
-                f"{path} holds no checkpoint (expected {STATE}, {FINAL} or {FOLDER}/{LAST}*)"
-            )
-        path = found[0]
-    if path.is_dir():
-        state = read_state(path / STATE)
-        return Checkpoint(path, read_part(path, WEIGHTS, state), state)
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {path} does not exist; give a run's output_dir, a folder of its {FOLDER}/, or a .pth"
-        )
-    return read_weights_file(path)
+    path = meant_by(Path(path))
+    if path.is_file():
+        return read_weights_file(path)
+    facts, part = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE) if is_exported(path) else (STATE, WEIGHTS)
+    state = read_state(path / facts)
+    return Checkpoint(path, read_part(path, part, state), state)
 
 
 def read_part(folder: Path, part: str, state: TrainState) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from huggingface_hub.constants import CONFIG_NAME, REPOCARD_NAME, SAFETENSORS_SI
 from safetensors.torch import save
 from torch import Tensor
 
+from maskshards.shards.errors import counted
 from maskshards.shards.storage.atomic_write import replacing, write_through
 from maskshards.train.checkpoint.checkpoint import TrainState
 from maskshards.train.checkpoint.train_state import CHECKSUM, checksum
@@ -34,7 +35,7 @@ tags: [semantic-segmentation{tags}]
 ---
 # {kind} for {backbone}
 
-{kind} on a frozen {backbone} backbone, {num_classes} classes, trained{dataset} for {step} steps{score}.
+{kind} on a frozen {backbone} backbone, {classes_counted}, trained{dataset} for {steps}{score}.
 The folder holds the trained head only. The backbone's weights come from their own publisher, under their own
 licence: say `load_model("FOLDER", weights="PATH")` where you have them already. Their digest must be
 `{digest}`.
@@ -110,8 +111,8 @@ def model_card(state: TrainState) -> str:
         tags="".join(f", {tag}" for tag in (state.backbone.split("_")[0], *head.tags)),
         kind=head.title,
         backbone=state.backbone,
-        num_classes=len(state.class_names),
-        step=state.step,
+        classes_counted=counted(len(state.class_names), "class"),
+        steps=counted(state.step, "step"),
         dataset=f" on {state.dataset}" if state.dataset else "",
         score="" if state.score is None else f": {metric} {state.score:.2f} on the validation split",
         digest=state.backbone_digest,

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from maskshards.shards.errors import counted
 from maskshards.train.checkpoint.checkpoint import Checkpoint, load_weights
 
 # Entries with one row a class; the query head has one more, for "no object", at the end.
@@ -39,11 +40,15 @@ def load_by_class(decoder: nn.Module, checkpoint: Checkpoint, class_names: Seque
     load_weights(decoder, replace(checkpoint, weights=given))
     names = [class_names[now] for _, now in pairs]
     listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    before = f"{len(trained)} classes" if trained else "another number of classes"
+    before = counted(len(trained), "class") if trained else "another number of classes"
     return (
         f"{checkpoint.path} was trained on {before}, here are {len(class_names)} others or in another order: "
         "all is kept but the classifier; "
-        + (f"its rows are kept for {len(names)} classes of the same name: {listed}" if names else "it is new")
+        + (
+            f"its rows are kept for {counted(len(names), 'class')} of the same name: {listed}"
+            if names
+            else "it is new"
+        )
     )
 
 

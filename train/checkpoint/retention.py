@@ -10,7 +10,8 @@ from itertools import count
 from pathlib import Path
 
 from maskshards.shards.storage.atomic_write import flush_folder
-from maskshards.train.checkpoint.checkpoint import BEST, FOLDER, LAST, checkpoints_of, discard, step_of
+from maskshards.train.checkpoint.checkpoint import discard
+from maskshards.train.checkpoint.run_files import BEST, FOLDER, LAST, checkpoints_of, step_of
 
 LEFT_BEHIND = "left-behind-"  # before the name of what a continued run no longer counts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskshards.shards.storage.foreign_file import read_text
-from maskshards.train.checkpoint.checkpoint import FINAL, LAST, STATE, checkpoints_of
+from maskshards.train.checkpoint.run_files import FINAL, LAST, STATE, checkpoints_of
 from maskshards.train.checkpoint.train_state import TrainState, read_state, strict_json
 from maskshards.train.config.plain_values import flat, read_plain
 from maskshards.train.evaluation.metrics import METRICS as MEANS

@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 from maskshards.train.distributed.bounded_wait import NotInTimeError, in_time, plain_words
 from maskshards.train.distributed.heartbeat import Heartbeat
-from maskshards.train.distributed.launch import AbsentError, Launch, open_store
+from maskshards.train.distributed.launch import AbsentError, Launch
 from maskshards.train.distributed.lost_ranks import LostRankError
 from maskshards.train.distributed.rendezvous import FAREWELL_TIMEOUT, OtherLaunchError, meet, part_of
+from maskshards.train.distributed.store import launchers_store, open_store
 
 CONNECTING = "connecting to all ranks"
 
@@ -31,20 +32,22 @@ def appear(
     `patience_s`: as `Heartbeat` takes it.
     """
     try:
-        return show_up(launch, open_store(launch, environment, timeout), timeout, patience_s)
+        store = open_store(launch, environment, timeout)
+        keeper = f"{'the launcher of ' if launchers_store(environment) else ''}rank 0 at {launch.address}"
+        return show_up(launch, store, timeout, patience_s, keeper)
     except AbsentError as error:
         raise ConnectionError(f"{error}{launch.way_out}") from error
 
 
 def show_up(
-    launch: Launch, store: dist.Store, timeout: timedelta, patience_s: float
+    launch: Launch, store: dist.Store, timeout: timedelta, patience_s: float, keeper: str
 ) -> tuple[dist.Store, Heartbeat]:
-    """The same, once the launch's store is open."""
+    """The same, once the launch's store is open, which lives with `keeper`."""
 
     def among_all() -> tuple[dist.Store, Heartbeat]:
         own = part_of(store, launch.rank, launch.job, timeout)
         scope = meet(own, launch.rank, launch.num_ranks, timeout)
-        return scope, Heartbeat(scope, launch.rank, launch.num_ranks, patience_s)
+        return scope, Heartbeat(scope, launch.rank, launch.num_ranks, patience_s, keeper)
 
     who = f"rank {launch.rank} of {launch.num_ranks}"
     try:

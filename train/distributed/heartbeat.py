@@ -10,12 +10,9 @@ in short waits, else by its thread, for what waits in a device or a file system 
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
-import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,12 +23,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from maskshards.train.distributed import lost_ranks
+from maskshards.train.distributed import lost_ranks, process_end
 from maskshards.train.distributed.bounded_wait import plain_words
-from maskshards.train.distributed.launch import last_words
 from maskshards.train.distributed.lost_ranks import (
     DONE,
-    NO_STORE,
     SILENT_BEATS,
     LostRankError,
     Record,
@@ -40,14 +35,13 @@ from maskshards.train.distributed.lost_ranks import (
     ended_words,
     failed,
     named,
+    store_lost,
     with_hosts,
 )
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 1800.0  # for what may honestly take long, such as fetching weights
-GRACE_S = 10.0  # for a process to end by itself once its launch has to
-FAULT = 2  # exit status
 ANSWER_TIMEOUT = timedelta(seconds=5)  # of the store
 WATCHERS = 2  # the first ranks warn and judge
 VERDICT = "verdict"
@@ -57,11 +51,19 @@ class Heartbeat:
     """This rank's thread, and its view of the others. `store` is the launch's, shared by all ranks.
 
     `patience_s`: how long the others wait for a rank that makes no progress in a step, an evaluation or a
-    checkpoint.
+    checkpoint. `keeper`: the process that the store lives with.
     """
 
-    def __init__(self, store: dist.Store, rank: int, num_ranks: int, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        num_ranks: int,
+        patience_s: float = PATIENCE_S,
+        keeper: str = "rank 0",
+    ) -> None:
         self.rank, self.num_ranks, self.patience_s = rank, num_ranks, patience_s
+        self.no_store = store_lost(keeper)
         self._host = socket.gethostname()
         self.verdict = ""  # why the launch has to end; the same on every rank
         self._store = dist.PrefixStore("heartbeat", store.clone())  # type: ignore[attr-defined]  # not in its stubs
@@ -152,7 +154,7 @@ class Heartbeat:
                 if not ended and (behind := elsewhere(after, self.rank)):
                     return "no progress of " + named(behind)
         except RuntimeError:
-            return NO_STORE
+            return self.no_store
         return ended_words(ended) if ended else ""
 
     def absent(self) -> str:
@@ -160,7 +162,7 @@ class Heartbeat:
         try:
             records = self.look()
         except RuntimeError:
-            return NO_STORE
+            return self.no_store
         here = self._place.step, self._place.doing, True
         away = {rank: one for rank, one in records.items() if (one.step, one.doing, one.waits) != here}
         return "not there: " + named({rank: one for rank, one in away.items() if rank != self.rank})
@@ -236,12 +238,12 @@ class Heartbeat:
         """The same where the store is gone: the launch is over for a rank that does not get on either."""
         still_s, gone_s = self._clock.s - self._since, self._clock.s - self._answered
         over = gone_s >= lost_ranks.WARN_S and still_s >= self._place.patience_s
-        return f"{NO_STORE} ({self.place})" if over else ""
+        return f"{self.no_store} ({self.place})" if over else ""
 
     def _end_process(self) -> None:
         """Give this process time to end by itself, with its files closed; then end it with the verdict."""
-        if not self._over.wait(GRACE_S):
-            end_process(self.verdict)
+        if not self._over.wait(process_end.GRACE_S):
+            process_end.end_process(self.verdict)
 
     def _write(self) -> None:
         place, since_s = self._place, self._clock.s - self._since
@@ -249,38 +251,6 @@ class Heartbeat:
         facts = asdict(place) | {"beat": self._beat, "since_s": since_s, "host": self._host}
         with self._asking():
             self._store.set(str(self.rank), json.dumps(facts))
-
-
-@contextmanager
-def ended_at_last(error: BaseException) -> Iterator[None]:
-    """Inside, a process leaves its group after `error`; should that take longer than GRACE_S, it is ended
-    with the error's words: gloo waits for messages of ranks that were stopped, whoever destroys the group.
-
-    Where ranks were lost the interpreter's end would wait for them too, and is cut short.
-    """
-    if isinstance(error, LostRankError):
-        atexit.register(cut_short)
-    timer = threading.Timer(GRACE_S, end_process, [str(error) or type(error).__name__])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def end_process(words: str) -> None:
-    """End this process now, after `words`, from whichever thread."""
-    last_words(f"error: {words}")
-    os._exit(FAULT)
-
-
-def cut_short() -> None:
-    """End without what destroys objects of C++."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(FAULT)
 
 
 def pause(seconds: float) -> None:
@@ -313,7 +283,7 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
         ours = isinstance(error, LostRankError)
         known = ours or is_collectives(error)
         missing = heartbeat.missing() if known or type(error) is RuntimeError else ""
-        if missing and missing != NO_STORE:
+        if missing and missing != heartbeat.no_store:
             heartbeat.tell(missing)
         heartbeat.end(last_word(LostRankError(missing) if missing else error))
         if not missing and (ours or not known):
@@ -321,7 +291,7 @@ def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
             raise
         own = f"the ranks have lost each other. The collective's own words: {plain_words(error)}"
         lost = LostRankError(missing or own)
-        if missing in ("", NO_STORE):  # nobody is named but this one
+        if missing in ("", heartbeat.no_store):  # nobody is named but this one
             lost.add_note(heartbeat.place)
         raise lost from error
     except BaseException as error:

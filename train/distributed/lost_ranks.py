@@ -15,7 +15,14 @@ WARN_S = 60.0  # of silence, or of ranks that do different things, before a warn
 ENDED_S = 30.0  # after the error of a rank, for the others to notice by themselves
 NAMED_RANKS = 8
 DONE = "done"  # the last word of a rank that did all it should
-NO_STORE = "the launch's store does not answer any more; it lives with rank 0 or its launcher"
+
+
+def store_lost(keeper: str) -> str:
+    """Why a launch ends whose store answers nobody: the process that keeps it, such as `rank 0 at gpu01`."""
+    return (
+        f"no answer from {keeper}, with which the launch's store lives: that process ended, was stopped or "
+        "hangs; look at its log and its node"
+    )
 
 
 class LostRankError(ConnectionError):

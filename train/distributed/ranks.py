@@ -29,9 +29,11 @@ from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed import lost_ranks
 from maskshards.train.distributed.bounded_wait import LOOK
 from maskshards.train.distributed.connect import appear, connect
-from maskshards.train.distributed.heartbeat import Heartbeat, cut_short, ended_at_last, told_apart
+from maskshards.train.distributed.early_stop import Stopped
+from maskshards.train.distributed.heartbeat import Heartbeat, told_apart
 from maskshards.train.distributed.launch import LaunchError, read_launch
 from maskshards.train.distributed.lost_ranks import LostRankError
+from maskshards.train.distributed.process_end import cut_short, ended_at_last, status_of
 
 Answer = TypeVar("Answer")  # a Path, None, bool, number, text, or a dict or list of such
 
@@ -181,7 +183,7 @@ class Patience:
         self._answers, look_s = self.heartbeat.num_answers, LOOK.total_seconds()
         enough = self._looks * look_s >= self.heartbeat.patience_s
         if enough and self._silent * look_s >= lost_ranks.WARN_S:
-            raise LostRankError(lost_ranks.NO_STORE)
+            raise LostRankError(self.heartbeat.no_store)
 
 
 def finished(work: dist.Work, timeout: timedelta) -> bool:
@@ -237,8 +239,8 @@ def joined(
         return
     try:
         store, heartbeat = appear(launch, environment, join_timeout, step_timeout.total_seconds())
-    except ConnectionError:
-        atexit.register(cut_short)  # a thread may still wait for a store that answers nobody
+    except (ConnectionError, Stopped) as error:
+        atexit.register(cut_short, status_of(error))  # a thread may still wait for a store
         raise
     on_cuda = device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
@@ -251,6 +253,8 @@ def joined(
     except BaseException as error:
         if isinstance(error, LostRankError):
             KEPT.extend((dist.group.WORLD, control))
+        elif control is None and isinstance(error, Stopped):
+            atexit.register(cut_short, error.status)  # a thread still connects
         with ended_at_last(error):
             if dist.is_initialized():
                 dist.destroy_process_group()

@@ -2,7 +2,8 @@
 
 SIGTERM (kill, Kubernetes, torchrun), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before the time limit) let
 the step in hand be finished and saved. SIGINT again, two seconds later or more, interrupts at once (torchrun
-passes the first Ctrl-C on, so every process sees that one twice).
+passes the first Ctrl-C on, so every process sees that one twice). While the ranks still join, nothing is in
+hand, and the first signal ends the wait.
 
 A signal may reach one rank alone, or several at different moments. So no rank ends by itself: all of them ask
 each other at the same places, and then end together.
@@ -13,20 +14,15 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+from maskshards.train.distributed.early_stop import Stopped
 from maskshards.train.distributed.ranks import Ranks
 
 PATIENCE_S = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-class Stopped(Exception):
-    """The run ended early because it was asked to; `number` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
 
 
 class LeftEarly(Exception):
@@ -35,11 +31,12 @@ class LeftEarly(Exception):
 
 class StopSignals:
     """`number` is 0 until one of SIGNALS arrives, then its number. A context manager that restores the
-    handlers.
+    handlers. `joining`: until `noted` is entered the first of them raises Stopped at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, joining: bool = False) -> None:
         self.number = 0
+        self._joining = joining
         self._since = 0.0
         self._previous: dict[int, object] = {}
 
@@ -53,7 +50,22 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
+        self._restore()
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, signals are noted; once a run has ended, whose process groups are left outside, the
+        handlers are those of before.
+        """
+        self._joining = False
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -62,11 +74,15 @@ class StopSignals:
             raise KeyboardInterrupt
         if not self.number:
             self.number, self._since = number, now
+            if self._joining:
+                raise Stopped(number, begun=False)
 
-    def check(self, ranks: Ranks) -> None:
-        """Raise Stopped on every rank if a signal has come to any. Every rank calls it at the same place."""
+    def check(self, ranks: Ranks, *, begun: bool = True) -> None:
+        """Raise Stopped on every rank if a signal has come to any. Every rank calls it at the same place.
+        `begun`: as Stopped takes it.
+        """
         if number := ranks.any(self.number):
-            raise Stopped(number)
+            raise Stopped(number, begun=begun)
 
     def leave(self) -> None:
         """Raise LeftEarly if a signal has come to this rank; for long work that may simply be dropped.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maskshards.shards.augment.rasterize import IGNORED, image_of, label_map_of
 from maskshards.shards.batch import RaggedBatch
+from maskshards.shards.errors import counted
 from maskshards.shards.format.manifest import Manifest, Split
 from maskshards.shards.loading.evaluation_batches import evaluation_batches
 from maskshards.shards.order.order import ALONE, World
@@ -164,8 +165,9 @@ def check_fit(num_classes: int, manifest: Manifest, settings: EvaluationSettings
     """EvaluationError unless the manifest has the model's classes and the believed zero-label rule."""
     if len(manifest.classes) != num_classes:
         raise EvaluationError(
-            f"the model has {num_classes} classes, the shards of {manifest.dataset!r} ({manifest.split}) "
-            f"have {len(manifest.classes)}; set decoder_head.num_classes={len(manifest.classes)}, train on "
+            f"the model has {counted(num_classes, 'class')}, the shards of "
+            f"{manifest.dataset!r} ({manifest.split}) have {len(manifest.classes)}; set "
+            f"decoder_head.num_classes={len(manifest.classes)}, train on "
             "these shards, or evaluate on shards of the data set that the model was trained on"
         )
     believed, found = settings.reduce_zero_label, manifest.reduce_zero_label

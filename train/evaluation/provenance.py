@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from maskshards.shards.errors import counted
 from maskshards.shards.format.manifest import Manifest
 from maskshards.train.checkpoint.train_state import TrainState
 from maskshards.train.config.schema import ConfigError, TrainConfig
@@ -81,8 +82,8 @@ def check_classes(trained: Sequence[str], manifest: Manifest, where: str) -> Non
     shards = f"the shards of {manifest.dataset!r} ({manifest.split})"
     if len(trained) != len(found):
         raise ConfigError(
-            f"{where} has {len(trained)} classes, {shards} have {len(found)}: build the shards with the "
-            "class list of the training"
+            f"{where} has {counted(len(trained), 'class')}, {shards} have {len(found)}: build the shards "
+            "with the class list of the training"
         )
     place = next(k for k, (one, other) in enumerate(zip(trained, found, strict=True)) if one != other)
     same = sorted(trained) == sorted(found)

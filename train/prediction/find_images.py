@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
+from maskshards.shards.errors import counted
 from maskshards.shards.storage.foreign_file import open_regular
 from maskshards.train.prediction.image_files import SUFFIXES, PredictError, can_read
 
@@ -34,7 +35,7 @@ class Found:
         kinds = [f"{count} {kind}" for kind, count in self.passed_over.most_common()]
         more = f", and {len(kinds) - SHOWN} other kinds" if len(kinds) > SHOWN else ""
         many = self.passed_over.total()
-        return f"passed over {many} file{'' if many == 1 else 's'}: {', '.join(kinds[:SHOWN])}{more}"
+        return f"passed over {counted(many, 'file')}: {', '.join(kinds[:SHOWN])}{more}"
 
 
 def find_images(inputs: Sequence[str]) -> Found:

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from maskshards.shards.storage.atomic_write import naming, replacing
 from maskshards.shards.storage.foreign_file import open_regular
+from maskshards.train.checkpoint.run_files import METRICS
 from maskshards.train.checkpoint.train_state import strict_json
 from maskshards.train.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 MOST_LINE_BYTES = 1 << 20  # ours have a few hundred
 TEXTS = ("kind", "order")  # all else in a line is a number
 

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-FOLDER = "tensorboard"
+from maskshards.train.checkpoint.run_files import BOARDS
+
 NOT_SCALARS = ("kind", "step")
 
 
@@ -20,7 +21,7 @@ class TensorBoardFile:
     def __init__(self, run: Path, first_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
 
-        self._writer = SummaryWriter(str(run / FOLDER), purge_step=first_step + 1)
+        self._writer = SummaryWriter(str(run / BOARDS), purge_step=first_step + 1)
 
     def record(self, record: dict[str, Any]) -> None:
         """Write the finite numbers of one line of metrics.jsonl."""

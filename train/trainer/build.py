@@ -22,7 +22,9 @@ from maskshards.shards.order.order import num_micro_steps
 from maskshards.shards.order.repeat_factor import balanced
 from maskshards.shards.order.selection import Selection, whole
 from maskshards.train.capture.captured_step import captured_step
+from maskshards.train.checkpoint.run_files import NONFINITE
 from maskshards.train.config.data import LSJ, split_url
+from maskshards.train.config.data_facts import check_classes
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks, spread
 from maskshards.train.losses.settings import MASKS
@@ -43,7 +45,6 @@ from maskshards.train.trainer.step import Objective
 logger = logging.getLogger(__name__)
 
 MOST_COUNTED = 1_000_000  # samples whose index is walked when a run starts
-NONFINITE = "nonfinite"  # folder in a run for what was not finite
 
 
 @dataclass
@@ -89,22 +90,10 @@ def open_validation_split(config: TrainConfig) -> Split:
 def open_checked(config: TrainConfig, descriptor: str) -> Split:
     """A split, read through the node's cache where `loader.cache_dir` names one."""
     split = open_split(split_url(config.datasets.root, descriptor))
-    check_classes(config, split)
+    check_classes(config, split.manifest)
     if config.loader.cache_dir is None:
         return split
     return cached(split, CacheSettings(config.loader.cache_dir, int(config.loader.cache_gb * 1e9)))
-
-
-def check_classes(config: TrainConfig, split: Split) -> None:
-    manifest, wanted = split.manifest, config.decoder_head.classes
-    if len(manifest.classes) != wanted:
-        remedy = f"set decoder_head.num_classes={len(manifest.classes)}"
-        if config.load_from:
-            remedy = "weights are scored on shards that were built with the class list of their training"
-        raise ConfigError(
-            f"decoder_head.num_classes is {wanted}, but the manifest of {manifest.dataset!r} "
-            f"({manifest.split}) lists {len(manifest.classes)} classes; {remedy}"
-        )
 
 
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:

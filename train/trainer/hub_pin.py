@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maskshards.train.checkpoint.checkpoint import STATE
+from maskshards.train.checkpoint.run_files import STATE
 from maskshards.train.checkpoint.train_state import CheckpointError, read_state
 from maskshards.train.config.load import WRITTEN
 from maskshards.train.config.model import ModelConfig

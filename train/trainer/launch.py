@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import torch
 
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.early_stop import AGAIN, Stopped
 from maskshards.train.distributed.heartbeat import one_line
-from maskshards.train.distributed.launch import last_words
+from maskshards.train.distributed.process_end import last_words
 from maskshards.train.distributed.ranks import joined_for
-from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.losses.nonfinite import NonFiniteError
 from maskshards.train.trainer.guards import GuardError
 from maskshards.train.trainer.run import run
@@ -27,19 +28,20 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
     `words` are those of the command line that `config` was made from.
 
     0 done, 1 training had to stop (also for a fault of the program itself, whose traceback stands before the
-    last line), 2 a fault of the user's, 128 + n stopped by signal n after saving, 130 also for a second
-    Ctrl-C, which does not wait for that.
+    last line), 2 a fault of the user's, 128 + n stopped by signal n after saving, or before there was
+    anything to save, 130 also for a second Ctrl-C, which does not wait for that.
     """
     try:
-        with joined_for(config) as ranks, StopSignals() as stop:
+        with StopSignals(joining=True) as stop, joined_for(config) as ranks, stop.noted():
             logging.getLogger("maskshards.train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
             line = run(config, ranks, stop, words)
             if ranks.is_first:
                 sys.stdout.write(f"{line}\n")
     except Stopped as stopped:
-        sys.stderr.write(f"{stopped}; resume_from=auto continues\n")
-        return 128 + stopped.number
-    except KeyboardInterrupt as error:  # the second, or one before signals were noted
+        resumable = stopped.begun and config.load_from is None
+        sys.stderr.write(f"{stopped}{'; resume_from=auto continues' if resumable else AGAIN}\n")
+        return stopped.status
+    except KeyboardInterrupt as error:  # the second
         told = "interrupted before the step in hand was saved"
         last_words(f"{told}{where(error)}; resume_from=auto goes on from the newest checkpoint")
         return 128 + signal.SIGINT

@@ -21,8 +21,8 @@ from maskshards.shards.loading.lookahead import Lookahead
 from maskshards.train.checkpoint.checkpoint import save_final, save_last
 from maskshards.train.checkpoint.retention import prune
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.early_stop import Stopped
 from maskshards.train.distributed.ranks import batch_statistics
-from maskshards.train.distributed.stop_signals import Stopped
 from maskshards.train.evaluation.metrics import EvalResult
 from maskshards.train.model.compile import GRAPH, begin_step, uses_cuda_graphs
 from maskshards.train.optim.optimizer import clip_gradients, optimizer_tensors, set_rates

@@ -12,24 +12,26 @@ import torch
 
 from maskshards.shards.order.order import ORDER_VERSION
 from maskshards.train.checkpoint.checkpoint import (
+    CheckpointError,
+    TrainState,
+    check_digest,
+    load_weights,
+    read_checkpoint,
+    read_part,
+    read_state,
+)
+from maskshards.train.checkpoint.other_classes import load_by_class
+from maskshards.train.checkpoint.retention import set_aside
+from maskshards.train.checkpoint.run_files import (
     AVERAGE,
     BEST,
     LAST,
     OPTIMIZER,
     STATE,
     WEIGHTS,
-    CheckpointError,
-    TrainState,
-    check_digest,
     checkpoints_of,
-    load_weights,
-    read_checkpoint,
-    read_part,
-    read_state,
     step_of,
 )
-from maskshards.train.checkpoint.other_classes import load_by_class
-from maskshards.train.checkpoint.retention import set_aside
 from maskshards.train.checkpoint.train_state import NewerCheckpointError
 from maskshards.train.config.load import ConfigError, flatten, to_plain
 from maskshards.train.config.schema import TrainConfig

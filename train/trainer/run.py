@@ -10,7 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskshards.train.checkpoint.checkpoint import FINAL, load_weights, read_checkpoint
+from maskshards.shards.errors import counted
+from maskshards.train.checkpoint.checkpoint import load_weights, read_checkpoint
+from maskshards.train.checkpoint.run_files import FINAL
+from maskshards.train.config.data_facts import with_data_facts
 from maskshards.train.config.load import WRITTEN, write_config
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.ranks import Ranks
@@ -32,7 +35,6 @@ from maskshards.train.trainer.build import (
     open_validation_split,
 )
 from maskshards.train.trainer.cpu_type import with_cpu_type
-from maskshards.train.trainer.data_facts import with_data_facts
 from maskshards.train.trainer.diagnosis import Diagnosis
 from maskshards.train.trainer.guards import Guard
 from maskshards.train.trainer.hub_pin import earlier_config, like_last_run, with_commit, with_rule
@@ -86,7 +88,7 @@ def run_training(config: TrainConfig, ranks: Ranks, stop: StopSignals, words: Se
             trackers=trackers,
         )
         try:
-            stop.check(ranks)
+            stop.check(ranks, begun=False)
             result = train(session, start)
         finally:
             session.progress.close()
@@ -139,10 +141,12 @@ def closing_line(config: TrainConfig, result: EvalResult | None, weights: Path) 
     if result is None:
         run, total = weights.parent, config.scheduler.total_iter
         return (
-            f"nothing was left to do: the {total} steps of scheduler.total_iter are done; the weights are "
+            f"nothing was left to do: {counted(total, 'step')} of scheduler.total_iter done; the weights are "
             f"in {weights}. To use them: maskshards predict {shlex.quote(str(run))} IMAGES --output OUT. To "
             f"train on: the same command with resume_from=auto scheduler.total_iter={2 * total}. To train "
             f"anew from them: another output_dir and init_from={shlex.quote(str(run))}"
         )
     score = result.metric(config.metric_to_save)
-    return f"{config.metric_to_save} {score:.2f} over {result.num_images} images; weights: {weights}"
+    return (
+        f"{config.metric_to_save} {score:.2f} over {counted(result.num_images, 'image')}; weights: {weights}"
+    )

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from torch import Tensor
 
+from maskshards.shards.errors import counted
 from maskshards.shards.format.class_pixels import count_class_pixels
 from maskshards.shards.format.manifest import Split
 from maskshards.train.checkpoint.checkpoint import save_best
@@ -48,7 +49,9 @@ def score_weights(session: Session, taken: int) -> None:
     )
     score = result.metric(config.metric_to_save)
     seconds = time.monotonic() - since
-    logger.info("step %d: %s %.2f over %d images", taken, config.metric_to_save, score, result.num_images)
+    logger.info(
+        "step %d: %s %.2f over %s", taken, config.metric_to_save, score, counted(result.num_images, "image")
+    )
     session.ranks.doing("keeping the best weights")
     session.ranks.from_first(lambda: keep_if_best(session, taken, score))
     # Only now: a run killed while the best was written finds no line of this evaluation and repeats it.

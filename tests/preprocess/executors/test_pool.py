@@ -91,6 +91,8 @@ def test_leaving_early_stops_the_workers():
 def test_how_many_workers_there_may_be(workers):
     with pytest.raises(BuildError, match=f"--workers is {workers}; expected 1 to"):
         list(run_tasks(square, [1], workers))
+    with pytest.raises(BuildError, match="expected 1 to"):
+        warm_pool(square, workers)  # before it is entered
 
 
 PARENT = """

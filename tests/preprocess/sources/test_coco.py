@@ -92,7 +92,7 @@ def test_polygons_as_unzipped(polygons, build_and_check):
     split = open_split(told.out_folder / "train")
     assert split.manifest.classes == ("person", "dog")
     assert split.manifest.num_samples == 3
-    assert "train: 1 images without any segment are passed over" in told.err
+    assert "train: 1 image without any segment passed over" in told.err
     assert "train: what no polygon covers is void; --background makes it class 0" in told.err
 
 

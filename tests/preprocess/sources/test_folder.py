@@ -247,7 +247,7 @@ def test_lists_of_names(tmp_path):
     assert source.splits() == ("train", "val")
     listing = source.listing("train")
     assert listing.names == ("a.jpg",)
-    assert listing.notes == ("train: 2 images that its list does not name are passed over",)
+    assert listing.notes == ("train: 2 images that its list does not name passed over",)
     (reject,) = listing.rejects
     assert str(reject) == "lists/train.txt: line 2 names 'lost', of which there is no image in JPEGImages/"
     assert source.listing("val").names == ("b.jpg",)

@@ -41,7 +41,7 @@ def test_as_unzipped(devkit, build_and_check):
     assert split.manifest.palette[15] == (192, 128, 128)
     entry = split.index(0).entry(0)
     assert (entry.class_ids, entry.areas) == ((0, 15), (8 * 24, 10 * 24))
-    assert "train: 3 images that its list does not name are passed over" in told.err
+    assert "train: 3 images that its list does not name passed over" in told.err
     assert "test: no label maps in" in told.err
 
 

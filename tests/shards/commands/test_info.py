@@ -42,7 +42,7 @@ def test_the_text_names_what_matters(make_split):
     made = make_split("text", [3])
     text = as_text(info(made.folder))
     assert made.manifest.fingerprint in text
-    assert "3 in 1 shards" in text
+    assert "3 in 1 shard," in text
     assert "class 149" in text
     assert "classes have no pixel" in text
 
@@ -51,4 +51,4 @@ def test_a_split_without_samples_has_no_shares(make_split):
     made = make_split("none", [0])
     facts = info(made.folder)
     assert facts["splits"][0]["void_share"] == 0
-    assert "0 in 1 shards" in as_text(facts)
+    assert "0 in 1 shard," in as_text(facts)

@@ -10,16 +10,25 @@ from maskshards.shards.commands.one_line_parser import OneLineParser
     [
         (
             ["build", "--clases", "x"],
-            "error: own: unrecognized arguments: --clases x; did you mean --classes?",
+            "error: own build: unrecognized arguments: --clases x; did you mean --classes?",
         ),
-        (["build", "--zzz"], "error: own: unrecognized arguments: --zzz (`own --help` lists all)"),
+        (
+            ["build", "--zzz"],
+            "error: own build: unrecognized arguments: --zzz (`own build --help` lists all)",
+        ),
+        (
+            ["scenes", "--clases"],  # an option of another command is none of its own
+            "error: own scenes: unrecognized arguments: --clases (`own scenes --help` lists all)",
+        ),
         (["build", "--workers", "two"], "error: own build: argument --workers: invalid int value: 'two'"),
         (["bild"], "error: own: argument command: invalid choice: 'bild'"),
     ],
 )
 def test_one_line_with_what_was_meant(words, told, capsys):
     parser = OneLineParser(prog="own")
-    build = parser.add_subparsers(dest="command").add_parser("build")
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("scenes")
+    build = commands.add_parser("build")
     build.add_argument("--classes")
     build.add_argument("--workers", type=int)
     with pytest.raises(SystemExit) as ended:

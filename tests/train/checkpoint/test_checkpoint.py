@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from maskshards.train.checkpoint.checkpoint import (
-    BEST,
-    LAST,
     CheckpointError,
     TrainState,
-    checkpoints_of,
     load_weights,
     read_checkpoint,
     read_part,
@@ -25,6 +22,7 @@ from maskshards.train.checkpoint.checkpoint import (
     save_final,
     save_last,
 )
+from maskshards.train.checkpoint.run_files import BEST, LAST, checkpoints_of
 from maskshards.train.config.load import TrainConfig
 from maskshards.train.config.schema import BackboneLayers
 from maskshards.train.trainer.build import build_model

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of
 from maskshards.train.checkpoint.retention import prune, set_aside
+from maskshards.train.checkpoint.run_files import LAST, checkpoints_of
 
 
 def make(run: Path, *names: str, text: str = "") -> None:

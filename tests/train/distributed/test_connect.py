@@ -126,7 +126,7 @@ except ConnectionError as error:
         ("group", 1, "no sign of life from rank 1 (last heard in step 0, "),
         ("hosts", 1, "no sign of life from rank 1 (last heard in step 0, "),
         ("store", 0, "rank {rank} of 3"),
-        ("hosts", 0, "the launch's store does not answer any more; it lives with rank 0"),
+        ("hosts", 0, "no answer from rank 0 at 127.0.0.1, with which the launch's store lives"),
     ],
 )
 def test_a_rank_that_is_lost_while_all_join_is_named_on_the_others(

@@ -1,6 +1,5 @@
 """Ranks that hang, die or fail: who the others say it was."""
 
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,8 +9,8 @@ import pytest
 import torch.distributed as dist
 
 from maskshards.train.distributed import heartbeat as module
-from maskshards.train.distributed import lost_ranks
-from maskshards.train.distributed.heartbeat import Heartbeat, RunningClock, ended_at_last, told_apart
+from maskshards.train.distributed import lost_ranks, process_end
+from maskshards.train.distributed.heartbeat import Heartbeat, RunningClock, told_apart
 from maskshards.train.distributed.lost_ranks import LostRankError
 from tests.train.launch import ranks_of
 
@@ -177,7 +176,7 @@ def test_a_rank_that_is_stuck_ends_where_the_store_is_gone(two: tuple[Heartbeat,
     mine._clock.s = 99.0
     assert mine._judge_alone() == ""
     mine._clock.s = 100.0
-    assert "does not answer any more" in mine._judge_alone()
+    assert mine._judge_alone().startswith("no answer from rank 0, with which the launch's store lives")
     mine.at(4, "waiting for data")
     assert mine._judge_alone() == ""
 
@@ -186,8 +185,8 @@ def test_a_process_that_does_not_end_by_itself_is_ended_with_the_verdict(
     two: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     statuses: list[int] = []
-    monkeypatch.setattr(module, "GRACE_S", 0.0)
-    monkeypatch.setattr(module.os, "_exit", statuses.append)
+    monkeypatch.setattr(process_end, "GRACE_S", 0.0)
+    monkeypatch.setattr(process_end.os, "_exit", statuses.append)
     mine = two[0]
     mine.verdict = "no progress of rank 1 (...)"
     mine._end_process()
@@ -195,27 +194,6 @@ def test_a_process_that_does_not_end_by_itself_is_ended_with_the_verdict(
     mine._over.set()  # it ends by itself
     mine._end_process()
     assert statuses == [2]
-
-
-def test_a_process_that_cannot_leave_its_group_is_ended_with_its_error(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    gone = threading.Event()
-    registered: list[object] = []
-    monkeypatch.setattr(module.atexit, "register", registered.append)
-    monkeypatch.setattr(module, "GRACE_S", 0.0)
-    monkeypatch.setattr(module.os, "_exit", lambda status: gone.set())
-    with ended_at_last(LostRankError("no sign of life from rank 1")):
-        assert gone.wait(600)
-    assert capfd.readouterr().err == "error: no sign of life from rank 1\n"
-    monkeypatch.setattr(module, "GRACE_S", 3600.0)
-    gone.clear()
-    with ended_at_last(KeyboardInterrupt()):
-        pass
-    assert not gone.is_set()
-    assert registered == [module.cut_short]  # after the lost rank alone
-    module.cut_short()
-    assert gone.is_set()
 
 
 def test_who_finds_the_one_to_blame_tells_all(
@@ -301,7 +279,7 @@ def test_the_rank_that_is_lost_in_a_step_is_named(
 HANGS = """
 import os, signal, sys, threading
 import maskshards.shards.storage.local, maskshards.train.checkpoint.checkpoint
-import maskshards.train.evaluation.evaluate, maskshards.train.trainer.data_facts
+import maskshards.train.evaluation.evaluate, maskshards.train.config.data_facts
 from maskshards.train.__main__ import main
 from maskshards.train.distributed import lost_ranks
 from maskshards.train.distributed.heartbeat import Heartbeat
@@ -314,7 +292,7 @@ owner, name, rank, first = {
     "evaluation": (maskshards.train.evaluation.evaluate, "label_maps", "1", 2),
     "saving": (maskshards.train.checkpoint.checkpoint, "write_through", "0", 2),
     "data": (maskshards.shards.storage.local.LocalStore, "read", "1", 3),
-    "start": (maskshards.train.trainer.data_facts, "open_split", "1", 1),
+    "start": (maskshards.train.config.data_facts, "open_split", "1", 1),
 }[place]
 whole, calls = getattr(owner, name), []
 
@@ -362,7 +340,7 @@ def test_a_rank_that_hangs_or_stops_in_an_evaluation_or_a_save_ends_the_launch(
         # One that hangs ends itself after the same time, and may be gone when the others look.
         kinds = ("no progress of", "no sign of life from")[fault == "stop" :]
         if fault == "stop" and rank == 0:  # and with it the store, as srun starts it
-            assert last.startswith("error: the launch's store does not answer any more; it lives with rank 0")
+            assert last.startswith("error: no answer from rank 0 at 127.0.0.1, with which the launch's store")
         else:
             heard = [f"error: {kind} rank {rank} (last heard in step " for kind in kinds]
             assert last.startswith(tuple(heard)), said

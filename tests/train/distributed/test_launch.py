@@ -1,23 +1,12 @@
-import json
 import logging
-import re
-import socket
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from maskshards.train.distributed.launch import (
-    Launch,
     LaunchError,
     first_host,
-    last_words,
-    open_store,
     read_launch,
-    store_error,
 )
-from tests.train.launch import free_port
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500",
@@ -95,33 +84,6 @@ def test_alone_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == []
 
 
-def test_the_first_ranks_store_waits_for_nobody_and_a_missing_one_is_named() -> None:
-    port, soon = free_port(), timedelta(seconds=20)
-    store = open_store(Launch(0, 2, 0, "127.0.0.1", port), {}, soon)
-    store.set("a", "b")
-    assert open_store(Launch(1, 2, 1, "127.0.0.1", port), {}, soon).get("a") == b"b"
-    absent = Launch(1, 2, 1, "127.0.0.1", free_port())
-    with pytest.raises(ConnectionError, match=r"rank 1 of 2 cannot reach rank 0 at 127\.0\.0\.1"):
-        open_store(absent, {}, timedelta(seconds=1))
-
-
-def test_torch_leaves_no_trace_where_rank_0_is_not_there(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(ConnectionError, match=r"Connection refused.*MASTER_PORT"):
-        open_store(Launch(1, 2, 1, "127.0.0.1", free_port()), {}, timedelta(seconds=0.5))
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_port_that_another_program_has_is_named_on_every_rank() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:  # takes connections and never answers
-        port = other.getsockname()[1]
-        with pytest.raises(ConnectionError, match=rf"port {port} .* taken by another program"):
-            open_store(Launch(0, 2, 0, "127.0.0.1", port), {}, timedelta(seconds=20))
-        with pytest.raises(ConnectionError, match=r"does not answer like rank 0 .*\(no answer within 1 s\)"):
-            open_store(Launch(1, 2, 1, "127.0.0.1", port), {}, timedelta(seconds=1))
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -179,38 +141,7 @@ def test_processes_of_mpirun_do_not_train_each_alone(name: str) -> None:
     assert read_launch(TORCHRUN | {name: "4"}) == read_launch(TORCHRUN)
 
 
-def test_rank_0_says_that_its_own_name_cannot_be_looked_up(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def unknown(*_: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    words = r"MASTER_ADDR is nowhere, and rank 0 cannot look that name up \(Name or service not known\)"
-    with pytest.raises(ConnectionError, match=words):
-        open_store(Launch(0, 2, 0, "nowhere", 29500), {}, timedelta(seconds=0.3))
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_rank_0_that_listened_and_is_gone_is_told_from_another_program() -> None:
-    error = store_error(Launch(1, 2, 1, "127.0.0.1", free_port()), False, "Broken pipe")
-    assert re.match(r"rank 1 of 2: rank 0 at 127\.0\.0\.1:\d+ ended before all ranks had met", str(error))
-
-
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"])
 def test_half_of_slurms_words_are_named(name: str) -> None:
     with pytest.raises(LaunchError, match=name):
         read_launch({key: value for key, value in SRUN.items() if key != name})
-
-
-def test_torchruns_account_of_the_ranks_holds_our_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    last_words("error: no progress of rank 1")
-    failure = ProcessFailure(1, 7, 2, str(tmp_path / "error.json"))
-    assert failure.message == "error: no progress of rank 1"
-    assert json.loads((tmp_path / "error.json").read_text())["timestamp"] == failure.timestamp > 0
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
-    last_words("error: again")
-    assert capsys.readouterr().err == "error: no progress of rank 1\nerror: again\n"

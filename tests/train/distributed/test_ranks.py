@@ -103,11 +103,11 @@ def test_alone_the_decoder_is_not_wrapped() -> None:
 STUCK = """
 import os, signal, sys, threading
 from datetime import timedelta
-from maskshards.train.distributed import heartbeat, lost_ranks
+from maskshards.train.distributed import lost_ranks, process_end
 from maskshards.train.distributed.ranks import joined
 
 lost_ranks.BEAT_S, lost_ranks.WARN_S = 0.05, 0.5
-heartbeat.GRACE_S = 5.0 if os.environ["RANK"] == "0" else 0.2  # rank 0 ends by itself
+process_end.GRACE_S = 5.0 if os.environ["RANK"] == "0" else 0.2  # rank 0 ends by itself
 try:
     with joined(step_timeout=timedelta(seconds=600)) as ranks:
         ranks.any(0)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from maskshards.shards.order.order import World
-from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of, step_of
+from maskshards.train.checkpoint.run_files import LAST, checkpoints_of, step_of
+from maskshards.train.distributed.early_stop import Stopped
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import (
     PATIENCE_S,
     SIGNALS,
     LeftEarly,
-    Stopped,
     StopSignals,
 )
 from maskshards.train.tracking.metrics_log import read_metrics
@@ -69,6 +69,21 @@ def test_a_late_second_interrupt_is_obeyed_at_once(monkeypatch: pytest.MonkeyPat
         now[0] += PATIENCE_S + 0.1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_while_ranks_join_a_signal_ends_the_wait_and_later_ones_change_nothing() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopSignals(joining=True) as stop:
+        with pytest.raises(Stopped, match="before anything was trained or scored"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+    with StopSignals(joining=True) as stop:
+        with stop.noted():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            with pytest.raises(Stopped, match=r"^stopped by SIGUSR1$"):
+                stop.check(ALONE)
+        assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def wait_for(member: ForkedPython, words: str) -> None:

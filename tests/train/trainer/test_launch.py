@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskshards.train.config.load import load_config
-from maskshards.train.distributed.stop_signals import Stopped
+from maskshards.train.distributed.early_stop import Stopped
 from maskshards.train.losses.nonfinite import NonFiniteError
 from maskshards.train.trainer import launch
 from maskshards.train.trainer.guards import GuardError
@@ -24,7 +24,8 @@ from maskshards.train.trainer.guards import GuardError
             "error: out of memory (CUDA out of memory.); less",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory (Default"),
-        (Stopped(15), 143, "resume_from=auto continues"),
+        (Stopped(15), 143, "stopped by SIGTERM; resume_from=auto continues"),
+        (Stopped(10, begun=False), 138, "before anything was trained or scored; the same command starts"),
         (KeyboardInterrupt(), 130, "interrupted before the step in hand was saved; resume_from"),
         (None, 0, ""),
     ],

@@ -15,11 +15,13 @@ import torch
 from maskshards.shards.batch import RaggedBatch
 from maskshards.shards.loading.lookahead import Lookahead
 from maskshards.shards.order.order import World
-from maskshards.train.checkpoint.checkpoint import BEST, LAST, checkpoints_of, read_checkpoint
+from maskshards.train.checkpoint.checkpoint import read_checkpoint
+from maskshards.train.checkpoint.run_files import BEST, LAST, checkpoints_of
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import TrainConfig
+from maskshards.train.distributed.early_stop import Stopped
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.model.ops.fused import set_switch
 from maskshards.train.tracking.metrics_log import MetricsFile, read_metrics
 from maskshards.train.tracking.progress import ProgressLine

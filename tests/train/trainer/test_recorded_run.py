@@ -11,8 +11,9 @@ from maskshards.shards.order.order import World
 from maskshards.train.checkpoint.checkpoint import read_checkpoint
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError
+from maskshards.train.distributed.early_stop import Stopped
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.distributed.stop_signals import Stopped, StopSignals
+from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.tracking.metrics_log import read_metrics
 from maskshards.train.trainer.build import build_parts
 from maskshards.train.trainer.run import run_training

@@ -9,15 +9,14 @@ import torch
 
 from maskshards.shards.order.order import World
 from maskshards.train.checkpoint.checkpoint import (
-    LAST,
     CheckpointError,
-    checkpoints_of,
     read_checkpoint,
     save_best,
     save_final,
     save_last,
 )
 from maskshards.train.checkpoint.retention import prune
+from maskshards.train.checkpoint.run_files import LAST, checkpoints_of
 from maskshards.train.checkpoint.train_state import checksum
 from maskshards.train.config.load import load_config
 from maskshards.train.config.schema import ConfigError, TrainConfig

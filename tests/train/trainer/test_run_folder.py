@@ -10,12 +10,12 @@ import torch
 from maskshards.shards.order.order import World
 from maskshards.shards.storage.file_lock import held
 from maskshards.train.__main__ import main
-from maskshards.train.checkpoint.checkpoint import LAST, checkpoints_of, step_of
-from maskshards.train.config.load import WRITTEN, load_config, write_config
+from maskshards.train.checkpoint.output_place import LOCK
+from maskshards.train.checkpoint.run_files import LAST, checkpoints_of, step_of
+from maskshards.train.config.load import WRITTEN, load_config
 from maskshards.train.config.schema import ConfigError
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.trainer import run_folder
-from maskshards.train.trainer.run_folder import LOCK, check_not_moved
 from tests.forked import ForkedPython
 from tests.train.launch import ranks_of
 
@@ -82,7 +82,15 @@ def test_the_folder_is_made_and_let_go(tiny_run: list[str], tmp_path: Path) -> N
     with run_folder.run_folder(config, ALONE) as folder:
         assert folder == tmp_path / "a" / "b"
         assert (folder / LOCK).is_file()
-    assert list(folder.iterdir()) == []
+        (folder / WRITTEN).touch()
+    assert list(folder.iterdir()) == [folder / WRITTEN]
+
+
+def test_a_run_that_is_refused_leaves_no_folder_of_its_own(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config([*tiny_run, f"output_dir={tmp_path / 'a' / 'b'}"])
+    with pytest.raises(ConfigError, match="no such data"), run_folder.run_folder(config, ALONE):
+        raise ConfigError("no such data")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.usefixtures("impatient")
@@ -104,23 +112,3 @@ def test_a_folder_that_cannot_be_made_is_named(tiny_run: list[str], tmp_path: Pa
         run_folder.run_folder(config, ALONE),
     ):
         pass
-
-
-def test_a_run_that_was_moved_is_not_begun_anew_where_it_was(
-    tmp_path: Path, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its own config.yaml names the former place."""
-    moved, former = tmp_path / "moved", tmp_path / "run"
-    write_config(load_config(tiny_run), tmp_path / WRITTEN)
-    (moved / "checkpoints" / "step-00000002").mkdir(parents=True)
-    (tmp_path / WRITTEN).rename(moved / WRITTEN)
-    words = [f"config={moved / WRITTEN}", "resume_from=auto"]
-    assert main(words) == 2
-    said = capsys.readouterr().err
-    assert f"says output_dir {former}, where no run is" in said
-    assert f"Say output_dir={moved} to continue it" in said
-    assert not former.exists()
-    for fine in ([*words, "out=elsewhere"], ["config=demo", "resume_from=auto"]):
-        check_not_moved(load_config([*words, f"output_dir={former}"]), fine, former)
-    (former / "checkpoints" / "step-00000002").mkdir(parents=True)
-    check_not_moved(load_config(words), words, former)

@@ -5,7 +5,8 @@ import torch
 
 from maskshards.shards.format.manifest import open_split
 from maskshards.shards.order.order import World
-from maskshards.train.checkpoint.checkpoint import BEST, checkpoints_of, read_checkpoint
+from maskshards.train.checkpoint.checkpoint import read_checkpoint
+from maskshards.train.checkpoint.run_files import BEST, checkpoints_of
 from maskshards.train.config.load import load_config
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import StopSignals

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from maskshards.shards.errors import ManifestError
+from maskshards.train.config.data_facts import with_data_facts
 from maskshards.train.config.load import load_config
-from maskshards.train.trainer.data_facts import with_data_facts
 
 MISSING = {"datasets.train", "datasets.val", "decoder_head.num_classes"}
 

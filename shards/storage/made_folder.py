@@ -1,0 +1,22 @@
+"""A folder that is made for work which may come to nothing, and then goes again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make `folder`, with those above it. Afterwards those of them that were not there before go again, as
+    far as they are empty. OSError where it cannot be made.
+    """
+    fresh = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # it holds something, or somebody took it away
+            for one in fresh:
+                one.rmdir()

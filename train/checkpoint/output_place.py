@@ -1,0 +1,60 @@
+"""What may stand in the place of a run's folder. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskshards.train.checkpoint.run_files import BOARDS, FINAL, LAST, METRICS, NONFINITE, checkpoints_of
+from maskshards.train.checkpoint.run_files import FOLDER as CHECKPOINTS
+from maskshards.train.config.load import SHORT, WRITTEN
+from maskshards.train.config.schema import ConfigError, TrainConfig
+
+LOCK = ".lock"
+PLACE_WORDS = {"output_dir", *(word for word, key in SHORT.items() if key == "output_dir")}
+SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE, "wandb")  # the last is where Weights & Biases writes
+
+
+def check_output(config: TrainConfig, words: Sequence[str] = ()) -> None:
+    """ConfigError where `output_dir` can be no run's folder, or is not where this one was. `words` are those
+    of the command line.
+    """
+    check_place(Path(config.output_dir or ""))
+    check_not_moved(config, words, Path(config.output_dir or ""))
+
+
+def check_not_moved(config: TrainConfig, words: Sequence[str], folder: Path) -> None:
+    """ConfigError where a run is to go on by its own `config.yaml`, which names the folder that it was moved
+    from: a new run would begin there.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    recipe = Path(given.get("config", "")).expanduser()
+    if config.resume_from != "auto" or recipe.name != WRITTEN or given.keys() & PLACE_WORDS:
+        return
+    if checkpoints_of(recipe.parent, LAST) and not checkpoints_of(folder, LAST):
+        raise ConfigError(
+            f"{recipe} belongs to the run beside it, and says output_dir {folder}, where no run is: it was "
+            f"moved or copied. Say output_dir={recipe.parent.absolute()} to "
+            "continue it, or name another folder for a new run"
+        )
+
+
+def check_no_run(folder: Path) -> None:
+    """ConfigError if a training ran in this folder: an evaluation would overwrite its files."""
+    for name in (METRICS, FINAL, CHECKPOINTS):
+        if (folder / name).exists():
+            raise ConfigError(
+                f"output_dir {folder} holds a training ({name}), whose config.yaml and results an evaluation "
+                f"would overwrite; name another folder, for example output_dir={folder / 'evaluation'}"
+            )
+
+
+def check_place(folder: Path) -> None:
+    """ConfigError if a file stands where the folder should, or a link would lead out of it."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; name a folder")
+    for name in (*SUBFOLDERS, LOCK):
+        if (folder / name).is_symlink():
+            raise ConfigError(
+                f"{folder / name} is a link; a run writes into its own folder only, remove the link"
+            )
