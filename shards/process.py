@@ -1,4 +1,4 @@
-"""What a process asks of the system: a working folder that is there, an end with its parent."""
+"""What a process asks of the system: a folder, names and streams to work with, an end with its parent."""
 
 from __future__ import annotations
 
@@ -16,6 +16,28 @@ def check_working_folder() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise StoreError("the working folder was deleted; cd into one that exists") from error
+
+
+def check_names() -> None:
+    """StoreError where file names are not taken as UTF-8: keys of samples would depend on the locale."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise StoreError(
+            f"file names are taken as {encoding} here, not as UTF-8; set PYTHONUTF8=1, or a locale such as "
+            "LC_ALL=C.UTF-8, and run the same command again"
+        )
+
+
+def open_closed_streams() -> None:
+    """Let closed standard streams lead nowhere: else the first files that are opened take their descriptors,
+    and hold what a library writes to its standard error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 
 def die_with_parent() -> None:

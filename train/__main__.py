@@ -15,11 +15,19 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from maskshards.shards.errors import StoreError
+from maskshards.shards.process import check_names, open_closed_streams
+
 
 def main(argv: list[str]) -> int:
     """Train or evaluate; exit status as `launch` gives it, 130 for Ctrl-C before the run began."""
+    open_closed_streams()
     try:
+        check_names()
         return parse_and_run(argv)
+    except StoreError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

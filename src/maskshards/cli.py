@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 
 from maskshards.shards.errors import StoreError
-from maskshards.shards.process import check_working_folder
+from maskshards.shards.process import check_names, check_working_folder, open_closed_streams
 
 BUILD, SHARDS = "maskshards.preprocess.__main__:main", "maskshards.shards.__main__:main"
 # Name -> (function, arguments that come before the user's, what the command does).
@@ -63,7 +63,9 @@ STATUSES = """exit status:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     args = sys.argv[1:] if arguments is None else arguments
+    open_closed_streams()
     try:
+        check_names()
         check_working_folder()
     except StoreError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -45,6 +45,10 @@ def read_plain_text(path: Path) -> str:
         text = read_text(path, MOST_BYTES)
     except ForeignFileError as error:
         raise ConfigError(f"config file {error}; a recipe is a text of a few thousand bytes") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"config file {path} is no text in UTF-8 (byte {error.start}); save it as such"
+        ) from error
     levels = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 1

@@ -22,10 +22,20 @@ GRACE_S = 10.0  # for a process to end by itself once its launch has to
 FAULT = 2  # exit status
 
 
+def say(words: str, name: str = "stderr") -> None:
+    """Write a line to a standard stream. One that nobody reads any more, such as that of a closed terminal,
+    is left alone from then on: it changes no exit status.
+    """
+    try:
+        getattr(sys, name).write(f"{words}\n")
+        getattr(sys, name).flush()
+    except OSError:
+        setattr(sys, name, open(os.devnull, "w"))
+
+
 def last_words(words: str) -> None:
     """Say on stderr why this process ends, and to torchrun, whose own account of the ranks comes after it."""
-    sys.stderr.write(f"{words}\n")
-    sys.stderr.flush()
+    say(words)
     place = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if place is None:
         return

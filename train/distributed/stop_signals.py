@@ -1,9 +1,10 @@
 """Signals that ask a run to end: noted when they come, obeyed between two steps.
 
-SIGTERM (kill, Kubernetes, torchrun), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before the time limit) let
-the step in hand be finished and saved. SIGINT again, two seconds later or more, interrupts at once (torchrun
-passes the first Ctrl-C on, so every process sees that one twice). While the ranks still join, nothing is in
-hand, and the first signal ends the wait.
+SIGTERM (kill, Kubernetes, torchrun), SIGINT (Ctrl-C), SIGUSR1 (Slurm's warning before the time limit) and
+SIGHUP (a terminal that is closed, unless nohup has it ignored) let the step in hand be finished and saved.
+SIGINT again, two seconds later or more, interrupts at once (torchrun passes the first Ctrl-C on, so every
+process sees that one twice). While the ranks still join, nothing is in hand, and the first signal ends the
+wait.
 
 A signal may reach one rank alone, or several at different moments. So no rank ends by itself: all of them ask
 each other at the same places, and then end together.
@@ -18,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from maskshards.train.distributed.early_stop import Stopped
+from maskshards.train.distributed.early_stop import Stopped, heard
 from maskshards.train.distributed.ranks import Ranks
 
 PATIENCE_S = 2.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class LeftEarly(Exception):
@@ -43,7 +44,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return self  # a training in a thread of somebody's program: signals are the program's
-        for number in SIGNALS:
+        for number in heard(SIGNALS):
             self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import traceback
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ import torch
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.early_stop import AGAIN, Stopped
 from maskshards.train.distributed.heartbeat import one_line
-from maskshards.train.distributed.process_end import last_words
+from maskshards.train.distributed.process_end import last_words, say
 from maskshards.train.distributed.ranks import joined_for
 from maskshards.train.distributed.stop_signals import StopSignals
 from maskshards.train.losses.nonfinite import NonFiniteError
@@ -36,10 +35,10 @@ def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
             logging.getLogger("maskshards.train").setLevel(logging.INFO if ranks.is_first else logging.ERROR)
             line = run(config, ranks, stop, words)
             if ranks.is_first:
-                sys.stdout.write(f"{line}\n")
+                say(line, "stdout")
     except Stopped as stopped:
         resumable = stopped.begun and config.load_from is None
-        sys.stderr.write(f"{stopped}{'; resume_from=auto continues' if resumable else AGAIN}\n")
+        say(f"{stopped}{'; resume_from=auto continues' if resumable else AGAIN}")
         return stopped.status
     except KeyboardInterrupt as error:  # the second
         told = "interrupted before the step in hand was saved"

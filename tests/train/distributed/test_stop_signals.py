@@ -9,7 +9,7 @@ import torch
 
 from maskshards.shards.order.order import World
 from maskshards.train.checkpoint.run_files import LAST, checkpoints_of, step_of
-from maskshards.train.distributed.early_stop import Stopped
+from maskshards.train.distributed.early_stop import Stopped, stops_told
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.distributed.stop_signals import (
     PATIENCE_S,
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_is_noted_and_the_old_handler_comes_back(wish: signal.Signals) -> None:
     before = signal.getsignal(wish)
     with StopSignals() as stop:
@@ -84,6 +84,31 @@ def test_while_ranks_join_a_signal_ends_the_wait_and_later_ones_change_nothing()
             with pytest.raises(Stopped, match=r"^stopped by SIGUSR1$"):
                 stop.check(ALONE)
         assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_run_that_was_started_by_nohup_goes_on() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stops_told(), StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == 0
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_ends(tiny_run: list[str], tmp_path: Path) -> None:
+    """Whatever it writes from then on is an error."""
+    words = [*tiny_run, "decoder_head.type=linear", "scheduler.total_iter=4000", "eval.eval_interval=4000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with ForkedPython(["-m", "train", *words, "log.interval=1"], env=environment) as run:
+        wait_for(run, "step 2/")
+        run.stdout.close()
+        run.stderr.close()
+        run.send_signal(signal.SIGHUP)
+        assert run.wait() == 128 + signal.SIGHUP
+    (newest,) = checkpoints_of(tmp_path / "run", LAST)
+    assert step_of(newest) >= 2
 
 
 def wait_for(member: ForkedPython, words: str) -> None:
