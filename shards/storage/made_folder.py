@@ -17,6 +17,6 @@ def made_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        with suppress(OSError):  # it holds something, or somebody took it away
-            for one in fresh:
+        for one in fresh:
+            with suppress(OSError):  # it holds something, or was never made
                 one.rmdir()

@@ -15,6 +15,7 @@ WEIGHTS, OPTIMIZER, AVERAGE = "weights.safetensors", "optimizer.safetensors", "e
 STATE = "state.json"
 FINAL = "model_final.pth"
 METRICS = "metrics.jsonl"
+RESULTS = "results-semantic-segmentation"  # stem of the files of an evaluation
 BOARDS = "tensorboard"  # folder
 NONFINITE = "nonfinite"  # folder for what was not finite
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maskshards.shards.storage.atomic_write import replacing
 from maskshards.train.comparison.past_run import PastRun
-from maskshards.train.evaluation.metrics import METRICS as MEANS
+from maskshards.train.config.results import METRICS as MEANS
 from maskshards.train.report.charts import STEP, Chart, curves, series
 from maskshards.train.report.pages import rendered, shown
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from maskshards.shards.storage.foreign_file import read_text
-from maskshards.train.checkpoint.run_files import FINAL, LAST, STATE, checkpoints_of
+from maskshards.train.checkpoint.run_files import FINAL, LAST, METRICS, RESULTS, STATE, checkpoints_of
 from maskshards.train.checkpoint.train_state import TrainState, read_state, strict_json
 from maskshards.train.config.plain_values import flat, read_plain
-from maskshards.train.evaluation.metrics import METRICS as MEANS
-from maskshards.train.evaluation.results import STEM
-from maskshards.train.tracking.metrics_log import METRICS, read_metrics
+from maskshards.train.config.results import METRICS as MEANS
+from maskshards.train.tracking.metrics_log import read_metrics
 
 CONFIG = "config.yaml"
 
@@ -38,7 +37,7 @@ def read_run(folder: Path) -> PastRun:
     """The run in `folder`. RunError or CheckpointError, with the file, for what is none or is damaged."""
     check_run(folder)
     config = read_plain(folder / CONFIG)
-    results = folder / f"{STEM}.json"
+    results = folder / f"{RESULTS}.json"
     scores = _scores(results) if results.is_file() else {}
     try:
         classes = {
@@ -70,9 +69,9 @@ def check_run(folder: Path) -> None:
         raise RunError(f"{folder} does not exist; name the output_dir of a run")
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} is no run: there is no {CONFIG} in it; name the output_dir of a run")
-    if not (folder / METRICS).is_file() and not (folder / f"{STEM}.json").is_file():
+    if not (folder / METRICS).is_file() and not (folder / f"{RESULTS}.json").is_file():
         raise RunError(
-            f"{folder} has neither {METRICS} nor {STEM}.json: nothing was trained or evaluated there yet"
+            f"{folder} has neither {METRICS} nor {RESULTS}.json: nothing was trained or evaluated there yet"
         )
 
 

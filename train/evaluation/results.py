@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from maskshards.shards.storage.atomic_write import replacing
+from maskshards.train.checkpoint.run_files import RESULTS as STEM
 from maskshards.train.evaluation.metrics import METRICS, EvalResult
 from maskshards.train.evaluation.spreadsheet import cell_text
 
-STEM = "results-semantic-segmentation"
 COLUMNS = ("iou", "accuracy", "dice", "fscore", "precision", "recall")  # EvalResult.<column>_per_class
 
 

@@ -1,8 +1,6 @@
-"""What a run says about itself: `metrics.jsonl`, one JSON object a line, and the figures that go into it.
+"""What a run says about itself: `metrics.jsonl`, one JSON object a line. Reading it needs no torch.
 
-Losses and norms stay on the device until a line is due, so this module is the one place where training waits
-for figures. Lines of a run that is continued from an earlier step are cut off first: they will be written
-anew.
+Lines of a run that is continued from an earlier step are cut off first: they will be written anew.
 """
 
 from __future__ import annotations
@@ -12,19 +10,17 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from maskshards.shards.storage.atomic_write import naming, replacing
 from maskshards.shards.storage.foreign_file import open_regular
 from maskshards.train.checkpoint.run_files import METRICS
 from maskshards.train.checkpoint.train_state import strict_json
-from maskshards.train.distributed.ranks import Ranks
+
+if TYPE_CHECKING:
+    from maskshards.train.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -110,58 +106,3 @@ def to_record(line: bytes) -> dict[str, Any] | None:
 
 def is_figure(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
-
-
-class Meter:
-    """Sums of a stretch of steps: losses, gradient norms, clipped and skipped steps, images, time spent
-    waiting. A step whose gradient is not finite was not taken: it counts as skipped and in no mean.
-    """
-
-    def __init__(self, clip_norm: float) -> None:
-        self.clip_norm = clip_norm
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget all, and count from now on."""
-        self.sums: dict[str, Tensor] = {}
-        self._step: dict[str, Tensor] = {}  # of the step under way
-        self.steps = self.images = 0
-        self.wait_ms = 0.0
-        self.since = time.monotonic()
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        """A part of the step under way; parts of one name are summed."""
-        self._step[name] = self._step[name] + value if name in self._step else torch.as_tensor(value)
-
-    def add_step(self, norm: Tensor, images: int, wait_ms: float) -> None:
-        """End a step: the gradient's norm before clipping, its images, the wait for them."""
-        taken = torch.isfinite(norm)
-        figures = self._step | {"grad_norm": norm, "clipped": (norm > self.clip_norm).float()}
-        for name, value in figures.items():
-            counted = torch.where(taken.to(value.device), value, torch.zeros_like(value))
-            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
-        skipped = (~taken).float()
-        self.sums["skipped"] = self.sums["skipped"] + skipped if "skipped" in self.sums else skipped
-        self._step = {}
-        self.steps += 1
-        self.images += images
-        self.wait_ms += wait_ms
-
-    def take(self, ranks: Ranks) -> dict[str, Any]:
-        """Means over the steps that were taken and all ranks, how many steps there were (`steps`: fewer than
-        a full stretch after a start or a resume) and how many of them were skipped, and a fresh start; null
-        where none was taken. Every rank calls it at the same step.
-        """
-        seconds = time.monotonic() - self.since
-        names = sorted(self.sums)
-        values = torch.stack([self.sums[name].to(ranks.device, torch.float64) for name in names])
-        sums = dict(zip(names, (ranks.sum(values) / ranks.world.num_ranks).tolist(), strict=True))
-        skipped = round(sums.pop("skipped"))
-        taken = self.steps - skipped
-        figures: dict[str, Any] = {name: value / taken if taken else math.nan for name, value in sums.items()}
-        figures["steps"], figures["skipped"] = self.steps, skipped
-        figures["images_per_s"] = self.images * ranks.world.num_ranks / max(seconds, 1e-9)
-        figures["wait_share"] = self.wait_ms / 1000 / max(seconds, 1e-9)
-        figures["seconds"] = seconds
-        self.restart()
-        return figures

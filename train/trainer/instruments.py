@@ -17,7 +17,7 @@ from maskshards.shards.batch import RaggedBatch
 from maskshards.train.distributed.ranks import Ranks
 from maskshards.train.model.segmenter import Segmenter
 from maskshards.train.tracking.data_order import OrderChain, order_digest, wrapped
-from maskshards.train.tracking.metrics_log import Meter
+from maskshards.train.tracking.meter import Meter
 from maskshards.train.tracking.phase_timer import StepPhases
 from maskshards.train.trainer.diagnosis import Seen
 from maskshards.train.trainer.guards import Guard

@@ -221,7 +221,7 @@ def test_annotations_that_would_vanish_are_told(polygons):
         values_of(source, 1)
     with pytest.raises(RejectedInput, match="annotation 3 has a box and no mask"):
         values_of(source, 2)
-    assert "train: 2 annotations are of images that their file does not list" in source.listing("train").notes
+    assert "train: 2 annotations of images that their file does not list" in source.listing("train").notes
     facts["images"].append(facts["images"][0])
     path.write_text(json.dumps(facts))
     with pytest.raises(SourceError, match="two entries have one id or name"):

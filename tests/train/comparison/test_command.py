@@ -1,5 +1,7 @@
 """`maskshards report A B` from its words to its page."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,16 @@ def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "maskshards report runs/a runs/b" in capsys.readouterr().out
+
+
+def test_a_comparison_needs_no_torch():
+    """Which takes seconds to load."""
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import maskshards.train.comparison.comparison\n"
+        "from maskshards.cli import main\n"
+        "sys.exit(main(['report', 'nowhere']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    told = "error: nowhere does not exist; name the output_dir of a run\n"
+    assert (done.returncode, done.stderr) == (2, told)

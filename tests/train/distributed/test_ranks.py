@@ -148,7 +148,7 @@ class Heard(Heartbeat):
 
     def __init__(self, verdict_after: int) -> None:
         self.left, self.places = verdict_after, []
-        self.num_answers, self.patience_s = 0, 5.0
+        self.num_answers, self.patience_s, self.no_store = 0, 5.0, "no answer from rank 0"
 
     @contextmanager
     def waiting(self, what: str = "") -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 
 from maskshards.shards.order.order import World
 from maskshards.train.distributed.ranks import Ranks
-from maskshards.train.tracking.metrics_log import METRICS, Meter, MetricsFile, read_metrics
+from maskshards.train.tracking.metrics_log import METRICS, MetricsFile, read_metrics
 
 ALONE = Ranks(World(), torch.device("cpu"))
 SECOND = Ranks(World(1, 2), torch.device("cpu"))
@@ -48,20 +48,6 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_meter_gives_means_and_starts_anew() -> None:
-    meter = Meter(clip_norm=1.0)
-    for loss, norm in ((2.0, 0.5), (4.0, 3.0)):
-        meter.add("loss", torch.tensor(loss))
-        meter.add_step(torch.tensor(norm), images=8, wait_ms=1.0)
-    figures = meter.take(ALONE)
-    assert (figures["loss"], figures["steps"]) == (3.0, 2)
-    assert figures["grad_norm"] == pytest.approx(1.75)
-    assert figures["clipped"] == 0.5
-    assert figures["images_per_s"] == pytest.approx(16 / figures["seconds"])
-    assert figures["wait_share"] == pytest.approx(0.002 / figures["seconds"])
-    assert (meter.steps, meter.images, meter.sums) == (0, 0, {})
-
-
 NO_RECORDS = [
     b"\xff\xfe\x00", b"[1]\n", b'{"step": 5}\n', b'{"kind": "train", "step": "5"}\n',
     b"[" * 100_000 + b"\n", b'{"kind": "train", "step": 5, "loss": ' + b"[" * 100_000 + b"\n",
@@ -83,22 +69,6 @@ def test_a_spoiled_tail_is_left_out_aloud(
     path.write_bytes(whole % 4 + tail + whole % 6)
     assert [record["step"] for record in read_metrics(path)] == [4]
     assert f"{path}: line 2 is no record" in caplog.text
-
-
-def test_a_step_that_was_left_out_counts_as_skipped_and_in_no_mean() -> None:
-    meter = Meter(clip_norm=1.0)
-    for loss, norm in ((1.0, 0.5), (math.nan, math.nan), (3.0, 2.5)):
-        meter.add("loss", torch.tensor(loss) / 2)
-        meter.add("loss", torch.tensor(loss) / 2)
-        meter.add_step(torch.tensor(norm), images=2, wait_ms=0.0)
-    figures = meter.take(ALONE)
-    assert (figures["loss"], figures["grad_norm"], figures["clipped"]) == (2.0, 1.5, 0.5)
-    assert figures["skipped"] == 1
-    meter.add("loss", torch.tensor(math.nan))
-    meter.add_step(torch.tensor(math.inf), images=2, wait_ms=0.0)
-    figures = meter.take(ALONE)
-    assert math.isnan(figures["loss"])
-    assert figures["skipped"] == 1
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
