@@ -186,7 +186,7 @@ def test_a_wait_ends_where_the_store_has_long_been_silent(monkeypatch: pytest.Mo
     silent, answering = Patience(alone), Patience(Heard(0))
     for _ in range(4):
         silent.look()
-    with pytest.raises(LostRankError, match="store does not answer"):
+    with pytest.raises(LostRankError, match="no answer from rank 0"):
         silent.look()
     for look in range(40):
         answering.heartbeat.num_answers += look % 2
