@@ -145,6 +145,7 @@ def _describe(place: Place, license_name: str) -> list[str]:
     try:
         return write_card(place.root(), opened, license_name)
     finally:
+        place.tidy()
         for split in opened:
             split.close()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskshards.preprocess.destinations.local import PLAN_FILE, Destination, LocalDestination
+from maskshards.preprocess.destinations.local import BUILD_FOLDER, PLAN_FILE, Destination, LocalDestination
 from maskshards.preprocess.destinations.lock import build_lock
 from maskshards.preprocess.errors import BuildError
 from maskshards.shards.format.manifest import MANIFEST_NAME
@@ -32,6 +32,12 @@ class Place:
     def root(self) -> Destination:
         """Where the files go that describe all splits."""
         return _objects(self.out.rstrip("/")) if self.is_url else LocalDestination(Path(self.out))
+
+    def tidy(self) -> None:
+        """Remove the scratch folder of `root`, which is empty once a build has ended."""
+        if not self.is_url:
+            with suppress(OSError):  # there is none, or it holds something of somebody's
+                (Path(self.out) / BUILD_FOLDER).rmdir()
 
     def lock(self, part: tuple[int, int] | None = None) -> AbstractContextManager[None]:
         """Keep other builders out while this one works; object stores have no locks and need none."""

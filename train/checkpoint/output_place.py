@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskshards.shards.format.manifest import MANIFEST_NAME
 from maskshards.train.checkpoint.run_files import BOARDS, FINAL, LAST, METRICS, NONFINITE, checkpoints_of
 from maskshards.train.checkpoint.run_files import FOLDER as CHECKPOINTS
 from maskshards.train.config.load import SHORT, WRITTEN
@@ -19,8 +20,20 @@ def check_output(config: TrainConfig, words: Sequence[str] = ()) -> None:
     """ConfigError where `output_dir` can be no run's folder, or is not where this one was. `words` are those
     of the command line.
     """
-    check_place(Path(config.output_dir or ""))
-    check_not_moved(config, words, Path(config.output_dir or ""))
+    folder = Path(config.output_dir or "")
+    check_place(folder)
+    check_not_data(folder, config.datasets.root)
+    check_not_moved(config, words, folder)
+
+
+def check_not_data(folder: Path, root: str) -> None:
+    """ConfigError where a run would begin among shards: its files are none of theirs."""
+    is_root = folder.is_dir() and Path(root).is_dir() and folder.samefile(root)
+    if (is_root or (folder / MANIFEST_NAME).is_file()) and not checkpoints_of(folder, LAST):
+        raise ConfigError(
+            f"output_dir {folder} holds shards, and a run's files would lie among them; name a folder of its "
+            "own, for example output_dir=run"
+        )
 
 
 def check_not_moved(config: TrainConfig, words: Sequence[str], folder: Path) -> None:

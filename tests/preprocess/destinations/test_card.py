@@ -68,6 +68,26 @@ def test_classes_and_their_values_in_the_source(built):
     assert facts["void"]["source_values"] == [11]
 
 
+def test_a_class_list_of_the_source_in_its_place_is_left_alone(make_root, tmp_path, capsys):
+    """`--out` may be the folder of the source itself."""
+    root = make_root()
+    (root / "classes.json").write_text('["sky"]')
+    assert build(root, root) == 0
+    assert "classes.json is none of ours and is left as it is" in capsys.readouterr().out
+    assert (root / "classes.json").read_text() == '["sky"]'
+    assert not (root / ".build").exists()
+    (root / "classes.json").unlink()
+    (root / "training" / "manifest.json").unlink()
+    for path in (root / "training").iterdir():
+        path.unlink()
+    assert build(root, root) == 0
+    made = (root / "classes.json").read_bytes()
+    (root / "classes.json").write_bytes(made.replace(b"sky", b"sly"))  # damaged: made anew
+    (root / "README.md").unlink()
+    assert build(root, root) == 0
+    assert (root / "classes.json").read_bytes() == made
+
+
 def test_a_card_that_was_written_to_is_left_alone(built, make_root, capsys):
     root, out = built
     first = (out / "README.md").read_bytes()

@@ -30,6 +30,18 @@ def test_a_run_that_was_moved_is_not_begun_anew_where_it_was(
     check_not_moved(load_config(words), words, former)
 
 
+def test_a_run_does_not_begin_among_shards(tiny_run: list[str], tmp_path: Path) -> None:
+    root = Path(load_config(tiny_run).datasets.root)
+    for place in (root, root / "training"):
+        with pytest.raises(ConfigError, match=r"holds shards, .* name a folder of its own"):
+            check_output(load_config([*tiny_run, f"output_dir={place}"]))
+    check_output(load_config([*tiny_run, f"output_dir={root / 'run'}"]))
+    run = tmp_path / "run"  # of an older version, which let it begin there
+    (run / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (run / "manifest.json").touch()
+    check_output(load_config(tiny_run))
+
+
 def test_a_file_a_link_and_a_training_in_the_place_of_an_evaluation_are_refused(
     tiny_run: list[str], tmp_path: Path
 ) -> None:
