@@ -23,6 +23,7 @@ from maskshards.shards.commands.root_files import (
     CARD_NAME,
     CLASSES_NAME,
     card_is_sealed,
+    classes_are_ours,
     sealed_card,
     sealed_classes,
 )
@@ -31,8 +32,6 @@ from maskshards.shards.format.rle import IGNORE
 
 HUB_SPLITS = {"training": "train", "val": "validation", "testing": "test"}  # usual names on the hub
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-SOURCE_VALUES = "source_values"  # a key of classes.json that no other list of classes has
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def write_card(place: Destination, splits: Sequence[Split], license_name: str) -
         return [f"{place}: its splits have different classes, so there is no {CARD_NAME} of all of them"]
     left = []
     found = place.read(CLASSES_NAME)
-    if found is not None and SOURCE_VALUES.encode() not in found:  # such as the source's, built in its place
+    if found is not None and not classes_are_ours(found):  # such as the source's, built in its place
         left.append(f"{place}/{CLASSES_NAME} is none of ours and is left as it is")
     else:
         place.write(CLASSES_NAME, classes_json(manifests[0]))
@@ -75,8 +74,8 @@ def classes_json(manifest: Manifest) -> bytes:
         entry: dict[str, Any] = {"id": number, "name": name}
         if manifest.palette is not None:
             entry["color"] = list(manifest.palette[number])
-        classes.append({**entry, SOURCE_VALUES: np.flatnonzero(table == number).tolist()})
-    void = {"id": IGNORE, SOURCE_VALUES: np.flatnonzero(table == IGNORE).tolist()}
+        classes.append({**entry, "source_values": np.flatnonzero(table == number).tolist()})
+    void = {"id": IGNORE, "source_values": np.flatnonzero(table == IGNORE).tolist()}
     return sealed_classes({"dataset": manifest.dataset, "classes": classes, "void": void})
 
 

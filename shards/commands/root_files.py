@@ -80,11 +80,18 @@ def classes_are_sealed(data: bytes) -> bool:
         return False
 
 
+def classes_are_ours(data: bytes) -> bool:
+    """Whether a file is a class list of ours, whole or damaged, and no other program's of that name."""
+    return b'"source_values"' in data or b'"checksum"' in data
+
+
 def root_faults(store: Store) -> tuple[list[str], list[str]]:
     """(faults, notes) about the files at the root of a data set, in words; none where they are not there."""
     faults, notes = [], []
     classes, card = _read(store, CLASSES_NAME), _read(store, CARD_NAME)
-    if classes is not None and not classes_are_sealed(classes):
+    if classes is not None and not classes_are_ours(classes):
+        notes.append(f"{CLASSES_NAME} is none of ours")
+    elif classes is not None and not classes_are_sealed(classes):
         faults.append(f"{CLASSES_NAME} was changed or damaged: its checksum does not fit; build it again")
     if card is not None and not card_is_sealed(card):
         if card_lost_a_bit(card):

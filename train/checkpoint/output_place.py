@@ -21,9 +21,18 @@ def check_output(config: TrainConfig, words: Sequence[str] = ()) -> None:
     of the command line.
     """
     folder = Path(config.output_dir or "")
-    check_place(folder)
-    check_not_data(folder, config.datasets.root)
-    check_not_moved(config, words, folder)
+    try:
+        check_place(folder)
+        check_not_data(folder, config.datasets.root)
+        check_not_moved(config, words, folder)
+    except OSError as error:
+        raise unusable(folder, error) from error
+
+
+def unusable(folder: Path, error: OSError) -> ConfigError:
+    """For a folder that the system does not let us look into, make or write to."""
+    reason = error.strerror or error
+    return ConfigError(f"output_dir {folder!s:.200} cannot be written to ({reason}); name another")
 
 
 def check_not_data(folder: Path, root: str) -> None:

@@ -30,6 +30,11 @@ def step_of(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
+def newest_in(path: Path) -> Path:
+    """The newest checkpoint of a run's folder; `path` itself where it is none. Links are followed."""
+    return (checkpoints_of(path, LAST) or [path])[-1].resolve()
+
+
 def is_exported(path: Path) -> bool:
     """Whether a folder holds a model as it is shared."""
     return (path / CONFIG_NAME).is_file() and (path / SAFETENSORS_SINGLE_FILE).is_file()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from maskshards.train.checkpoint.output_place import check_output
-from maskshards.train.checkpoint.run_files import meant_by
+from maskshards.train.checkpoint.run_files import meant_by, newest_in
 from maskshards.train.config.data_facts import with_data_facts
 from maskshards.train.config.schema import TrainConfig
 from maskshards.train.distributed.launch import alone
@@ -26,5 +26,7 @@ def check_early(config: TrainConfig, words: Sequence[str], environment: Mapping[
     for weights in (config.load_from, config.init_from):
         if weights is not None:
             meant_by(Path(weights))
+    if config.resume_from not in (None, "auto"):
+        meant_by(newest_in(Path(config.resume_from)))
     if "://" not in config.datasets.root:  # what a network keeps waiting is read once
         with_data_facts(config)

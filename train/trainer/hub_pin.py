@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maskshards.train.checkpoint.run_files import STATE
+from maskshards.train.checkpoint.run_files import STATE, newest_in
 from maskshards.train.checkpoint.train_state import CheckpointError, read_state
 from maskshards.train.config.load import WRITTEN
 from maskshards.train.config.model import ModelConfig
@@ -28,7 +28,6 @@ from maskshards.train.model.backbone.architectures import (
     trained_precision,
 )
 from maskshards.train.model.backbone.hub_commit import WHOLE, hub_id_of, newest_commit
-from maskshards.train.trainer.resume import newest_in
 
 logger = logging.getLogger(__name__)
 

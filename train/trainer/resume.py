@@ -30,6 +30,7 @@ from maskshards.train.checkpoint.run_files import (
     STATE,
     WEIGHTS,
     checkpoints_of,
+    newest_in,
     step_of,
 )
 from maskshards.train.checkpoint.train_state import NewerCheckpointError
@@ -115,11 +116,6 @@ def choose_checkpoint(config: TrainConfig, ranks: Ranks, run: Path) -> Path | No
         return path
 
     return ranks.from_first(choose)
-
-
-def newest_in(path: Path) -> Path:
-    """The newest checkpoint of a run's folder; `path` itself where it is none. Links are followed."""
-    return (checkpoints_of(path, LAST) or [path])[-1].resolve()
 
 
 def set_damaged_aside(run: Path, step: int) -> None:

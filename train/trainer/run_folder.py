@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maskshards.shards.storage.file_lock import LockedError, held
 from maskshards.shards.storage.made_folder import made_folder
-from maskshards.train.checkpoint.output_place import LOCK, check_no_run, check_output
+from maskshards.train.checkpoint.output_place import LOCK, check_no_run, check_output, unusable
 from maskshards.train.config.schema import ConfigError, TrainConfig
 from maskshards.train.distributed.ranks import Ranks
 
@@ -41,8 +41,7 @@ def run_folder(config: TrainConfig, ranks: Ranks, words: Sequence[str] = ()) -> 
                 "let it end, or stop it and say resume_from=auto, or name another folder"
             ) from error
         except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"output_dir {folder} cannot be written to ({reason}); name another") from error
+            raise unusable(folder, error) from error
         if config.load_from is not None:
             check_no_run(folder)
         return folder

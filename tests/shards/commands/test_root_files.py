@@ -45,6 +45,9 @@ def test_what_is_told_of_a_root(tmp_path):
         assert root_faults(LocalStore(str(tmp_path)))[0][1:] == [
             "README.md is damaged: one bit of it flipped; remove it and build again"
         ]
+    (tmp_path / CLASSES_NAME).write_bytes(b'["sky"]')
+    assert root_faults(LocalStore(str(tmp_path)))[1][0] == "classes.json is none of ours"
+    (tmp_path / CLASSES_NAME).write_bytes(CLASSES)
     (tmp_path / CARD_NAME).write_bytes(CARD.replace(b"Words", b"Other words"))
     assert "somebody wrote to it" in root_faults(LocalStore(str(tmp_path)))[1][0]
 

@@ -12,6 +12,7 @@ from maskshards.train.checkpoint.run_files import (
     STATE,
     checkpoints_of,
     meant_by,
+    newest_in,
     step_of,
 )
 from maskshards.train.checkpoint.train_state import CheckpointError
@@ -36,6 +37,8 @@ def test_of_a_run_the_best_then_the_last_then_the_final_weights_are_meant(tmp_pa
     best = touched(tmp_path / FOLDER / "best-3" / STATE).parent
     assert meant_by(tmp_path) == meant_by(best) == best
     assert step_of(best) == 3
+    assert newest_in(tmp_path) == last[1].resolve()  # to go on from: the best has no optimiser
+    assert newest_in(last[0]) == last[0].resolve()
 
 
 def test_a_shared_folder_and_a_path_that_is_not_there(tmp_path: Path) -> None:

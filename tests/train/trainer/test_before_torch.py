@@ -24,6 +24,7 @@ sys.exit(main(sys.argv[1:]))
         ("datasets.root=nowhere", "nowhere/training: there is no such folder"),
         ("init_from=nowhere", "checkpoint nowhere does not exist"),
         ("load_from=nowhere", "checkpoint nowhere does not exist"),
+        ("resume_from=nowhere", "/nowhere does not exist"),
         ("output_dir=file", "output_dir file is a file; name a folder"),
         ("decoder_head.num_classes=7", "decoder_head.num_classes is 7, but the manifest of"),
     ],
