@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from maskshards.shards.storage.atomic_write import naming
+
 RGB = tuple[int, int, int]
 
 
@@ -114,16 +116,21 @@ def draw_scene(seed: int, split: str, number: int) -> tuple[np.ndarray, np.ndarr
 def write_scenes(out: Path, *, training: int = 240, validation: int = 48, seed: int = 0) -> None:
     """Write `images/SPLIT/*.jpg`, `annotations/SPLIT/*.png` and `classes.txt` under `out`.
 
-    Raises FileExistsError where `out` already holds something that is not an earlier result of this function.
+    Raises FileExistsError where `out` already holds something that is not an earlier result of this function,
+    OSError with the file that cannot be written; then the same call makes all anew.
     """
     if out.exists() and any(out.iterdir()) and not (out / "classes.txt").exists():
         raise FileExistsError(f"{out} is not empty and holds no scenes; give another folder for the scenes")
+    out.mkdir(parents=True, exist_ok=True)
+    with naming(out / "classes.txt"):  # first: it says whose the folder is, should this be interrupted
+        (out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     for split, count in (("training", training), ("validation", validation)):
         for folder in ("images", "annotations"):
             (out / folder / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             image, label = draw_scene(seed, split, number)
             name = f"scene_{split}_{number:05d}"
-            Image.fromarray(image).save(out / "images" / split / f"{name}.jpg", quality=92)
-            Image.fromarray(label).save(out / "annotations" / split / f"{name}.png")
-    (out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+            with naming(out / "images" / split / f"{name}.jpg") as path:
+                Image.fromarray(image).save(path, quality=92)
+            with naming(out / "annotations" / split / f"{name}.png") as path:
+                Image.fromarray(label).save(path)

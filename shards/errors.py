@@ -5,6 +5,7 @@ A message says what is wrong, where (shard, key or file), what was found, what w
 
 from __future__ import annotations
 
+import errno
 import os
 
 RAISE, REPLACE = POLICIES = ("raise", "replace")  # what a reader does about a SampleError
@@ -60,4 +61,6 @@ def error_text(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.strerror:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        text += "; this process may open no more: raise ulimit -n"
     return printable(text, kept="\n")

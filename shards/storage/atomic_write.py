@@ -28,10 +28,10 @@ def write_through(path: Path, data: bytes, wrote: Callable[[], object] | None = 
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[Path]:
     """Give an OSError inside the file that it is about: a full disk names none by itself."""
     try:
-        yield
+        yield path
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise

@@ -1,5 +1,6 @@
 """The made scenes are what the demo promises: repeatable, varied, with every class and with holes."""
 
+import errno
 import hashlib
 
 import numpy as np
@@ -50,3 +51,16 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match="not empty"):
         write_scenes(tmp_path, training=1, validation=1)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_is_named_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    def full(image, path, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(OSError, match=r"scene_training_00000\.jpg") as raised:
+            write_scenes(tmp_path / "out", training=1, validation=1)
+        assert raised.value.errno == errno.ENOSPC
+    write_scenes(tmp_path / "out", training=1, validation=1)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2

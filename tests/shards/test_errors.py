@@ -41,6 +41,7 @@ def test_faults_of_the_system_begin_with_their_file():
     assert error_text(FileNotFoundError(2, "No such file", "a\nb")) == "a\nb: No such file"
     assert error_text(OSError(5, "Input/output error", 3)) == "[Errno 5] Input/output error: 3"
     assert error_text(StoreError("gone\x1b")) == "gone\\x1b"
+    assert error_text(OSError(24, "Too many open files")).endswith("may open no more: raise ulimit -n")
 
 
 def test_what_a_terminal_would_obey_is_escaped():
