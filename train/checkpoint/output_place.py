@@ -13,6 +13,7 @@ from maskshards.train.config.schema import ConfigError, TrainConfig
 
 LOCK = ".lock"
 PLACE_WORDS = {"output_dir", *(word for word, key in SHORT.items() if key == "output_dir")}
+FILES = (WRITTEN, METRICS, FINAL)
 SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE, "wandb")  # the last is where Weights & Biases writes
 
 
@@ -72,11 +73,21 @@ def check_no_run(folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """ConfigError if a file stands where the folder should, or a link would lead out of it."""
+    """ConfigError if a file stands where a folder should, or a folder where a file, or a link would lead out
+    of the folder: a run of days would find it at its end.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; name a folder")
     for name in (*SUBFOLDERS, LOCK):
         if (folder / name).is_symlink():
             raise ConfigError(
                 f"{folder / name} is a link; a run writes into its own folder only, remove the link"
+            )
+    for name in (*SUBFOLDERS, *FILES):
+        place, is_file = folder / name, name in FILES
+        if place.exists() and place.is_dir() == is_file:
+            kinds = ("a folder", "a file") if is_file else ("a file", "a folder")
+            raise ConfigError(
+                f"{place} is {kinds[0]}, where a run keeps {kinds[1]} of that name; move it away, or name "
+                "another output_dir"
             )

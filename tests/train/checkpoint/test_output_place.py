@@ -30,6 +30,19 @@ def test_a_run_that_was_moved_is_not_begun_anew_where_it_was(
     check_not_moved(load_config(words), words, former)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "model_final.pth", "metrics.jsonl", WRITTEN])
+def test_what_stands_in_the_place_of_a_file_or_folder_of_the_run_is_told_at_its_start(
+    tiny_run: list[str], tmp_path: Path, name: str
+) -> None:
+    place = tmp_path / "run" / name
+    place.parent.mkdir()
+    place.mkdir() if "." in name else place.touch()
+    with pytest.raises(ConfigError, match=rf"{name} is a \w+, where a run keeps a \w+ of that name; move it"):
+        check_output(load_config(tiny_run))
+    place.rmdir() if "." in name else place.unlink()
+    check_output(load_config(tiny_run))
+
+
 def test_a_run_does_not_begin_among_shards(tiny_run: list[str], tmp_path: Path) -> None:
     root = Path(load_config(tiny_run).datasets.root)
     for place in (root, root / "training"):
