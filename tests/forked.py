@@ -3,7 +3,7 @@
 Importing torch and transformers takes four seconds of CPU, and a test of several ranks starts several
 processes. `ForkedPython` starts them from a server that has imported those libraries and done nothing else:
 no thread runs in it, and this package is imported by each program anew. What a library reads from the
-environment when it is imported (HF_HOME) a program cannot be told; such ones are started by subprocess.
+environment when it is imported a server must be told (READ_AT_IMPORT).
 """
 
 import atexit
@@ -18,19 +18,25 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
+READ_AT_IMPORT = {  # and by which library; a server for each combination of values
+    "TRITON_INTERPRET": "0",  # Triton, which torch imports
+    "HF_HOME": None, "HF_ENDPOINT": None, "HF_HUB_OFFLINE": None,  # huggingface_hub
+}  # fmt: skip
 WARM = (
     "torch", "scipy.optimize", "omegaconf", "torch.utils.tensorboard",
     "transformers.models.dinov3_vit.modeling_dinov3_vit", "transformers.models.dinov2.modeling_dinov2",
     "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
 )  # fmt: skip
-READ_AT_IMPORT = "TRITON_INTERPRET"  # by Triton, which torch imports: a server for each value
+WARM_FOR_KERNELS = ("torch", "scipy.optimize", "torch._dynamo")  # interpreted, and no whole model around them
 
 # Reads requests from descriptor 0: JSON beside two pipes to write to and one for the process id and the end.
 # The loop is left in the forked child only; it then becomes the program, as `python -m` and `-c` run it.
 SERVER = """
-import atexit, importlib, json, os, runpy, select, socket, sys, threading, types
+import atexit, gc, importlib, json, os, runpy, select, socket, sys, threading, types
 for name in sys.argv[1:]:
     importlib.import_module(name)
+gc.collect()
+gc.freeze()  # a look for garbage in a fork would copy all that was imported
 control, living = socket.socket(fileno=0), {}
 while True:
     ready = select.select([control, *living], [], [])[0]
@@ -156,18 +162,20 @@ def run(words: list[str], *, env: dict[str, str], cwd: Path = ROOT) -> "subproce
     return subprocess.CompletedProcess(words, process.wait(), out, err)
 
 
-_servers: dict[tuple[int, str | None], socket.socket] = {}  # of this process, not of one that forked it
+_servers: dict[tuple[int | str | None, ...], socket.socket] = {}  # of this process, not of one that forked it
 
 
 def _server(env: dict[str, str]) -> socket.socket:
-    key = os.getpid(), env.get(READ_AT_IMPORT)
+    told = {name: env.get(name, default) for name, default in READ_AT_IMPORT.items()}
+    key = os.getpid(), *told.values()
     if key not in _servers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        warm = WARM_FOR_KERNELS if told["TRITON_INTERPRET"] == "1" else WARM
+        around: dict[str, str | None] = {**os.environ, "OMP_NUM_THREADS": "1", **told}
         with theirs:
-            told = {READ_AT_IMPORT: key[1]} if key[1] else {}
             server = subprocess.Popen(
-                [sys.executable, "-c", SERVER, *WARM], cwd=ROOT, stdin=theirs, stdout=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **told},
+                [sys.executable, "-c", SERVER, *warm], cwd=ROOT, stdin=theirs, stdout=subprocess.DEVNULL,
+                env={name: value for name, value in around.items() if value is not None},
             )  # fmt: skip
         _servers[key] = ours
         atexit.register(_end, server, ours)

@@ -89,3 +89,12 @@ def tiny_run(tiny_shards: Path, tmp_path: Path) -> list[str]:
         "transforms.eval.img_size=64", "eval.crop_size=64", "eval.stride=48", "eval.eval_interval=4",
         "log.interval=2",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer of the pixel decoder, and of the query decoder one for each map that a layer can look at: for
+    tests of what surrounds a model. Six and nine are most of the time that the tiny model takes.
+    """
+    monkeypatch.setattr("maskshards.train.model.heads.pixel_decoder.NUM_LAYERS", 1)
+    monkeypatch.setattr("maskshards.train.model.heads.query_decoder.NUM_LAYERS", 3)

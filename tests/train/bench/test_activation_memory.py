@@ -7,6 +7,7 @@ from torch import nn
 from maskshards.train.bench.activation_memory import GIB, Ledger, count_memory
 from maskshards.train.config.load import load_config
 
+pytestmark = pytest.mark.usefixtures("shallow")
 TINY = [
     "config=configs/config-ade20k-m2f-training.yaml", "datasets.root=synthetic", "output_dir=unused",
     "model.dino_hub=dinov3_tiny16", "model.weights=random", "decoder_head.hidden_dim=32",

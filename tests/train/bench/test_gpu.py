@@ -1,7 +1,7 @@
 """The command for a GPU, on a CPU: every part runs on a tiny model, and faults are told before any work."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,30 +26,27 @@ def results(out: Path) -> dict[str, dict[str, object]]:
     return {line["part"]: line for line in map(json.loads, (out / "gpu.jsonl").read_text().splitlines())}
 
 
-def only(names: Iterable[str]) -> list[str]:
-    return [word for name in names for word in ("--only", name)]
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own
+@pytest.mark.parametrize("shallow", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_dry_run_on_the_cpu_goes_through_all_parts(
+    shallow: bool,
     tmp_path: Path,
     tiny_shards: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With one layer a decoder: the other eight and five add nothing to the parts but time."""
+    if shallow:
+        for decoder in (pixel_decoder, query_decoder):
+            monkeypatch.setattr(decoder, "NUM_LAYERS", 1)
     words = ["--device", "cpu", "--budget-s", "3000", "--shards", str(tiny_shards), "--tests", FEW_TESTS]
-    options = parser().parse_args([*words, "--out", str(tmp_path)])
+    words += ["--out", str(tmp_path)]
     setting = Setting(torch.device("cpu"), tmp_path, None, True)  # type: ignore[arg-type]
-    names = [part.name for part in parts_of(setting, options)]
-    traced = [name for name in names if "compile=model" in name]
-    words.append("decoder_head.num_classes=3")
-    assert main([*words, "--out", str(tmp_path), *only(name for name in names if name not in traced)]) == 0
+    names = [part.name for part in parts_of(setting, parser().parse_args(words))]
+    assert main([*words, "decoder_head.num_classes=3"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    for decoder in (pixel_decoder, query_decoder):  # depth adds nothing but ten seconds of tracing here
-        monkeypatch.setattr(decoder, "NUM_LAYERS", 1)
-    assert main([*words, "--out", str(tmp_path / "traced"), *only(traced)]) == 0
-    found = results(tmp_path) | results(tmp_path / "traced")
-    assert list(found) == [*(name for name in names if name not in traced), *traced]
+    found = results(tmp_path)
+    assert list(found) == names
     not_done = {name: line["reason"] for name, line in found.items() if line["status"] != DONE}
     assert set(not_done) == NEEDS_CUDA
     assert all(found[name]["status"] == ABSENT for name in NEEDS_CUDA)

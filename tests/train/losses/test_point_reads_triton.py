@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from maskshards.train.losses.point_sampling import point_keys, random_points
+from tests import forked
 
 pytest.importorskip("triton")
 
@@ -34,10 +33,8 @@ def test_points_are_the_plain_ones_bit_for_bit(tmp_path: Path) -> None:
     keys = torch.from_numpy(point_keys(2**40 + 1, [2**35], 1, 2))[0, 0]
     script = tmp_path / "points.py"  # Triton reads its kernels' source from files
     script.write_text(POINTS.replace("KEYS", str(keys.tolist())), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=Path(__file__).parents[3], capture_output=True, text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "src:."}, timeout=900,
-    )  # fmt: skip
+    code = f"import runpy; runpy.run_path({str(script)!r})"
+    done = forked.run(["-c", code], env={**os.environ, "TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.tensor(json.loads(done.stdout.splitlines()[-1])).view(64, 2)
     assert torch.equal(found, random_points(keys, 64))

@@ -6,8 +6,6 @@ The interpreter must be chosen before Triton is imported, so the cases run in pr
 
 import importlib.util
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -90,13 +88,11 @@ class _Moved:
 
 
 def interpreted_tests(*options: str) -> str:
-    """What pytest prints of the tests of the loss; it wants to be the first to import what it rewrites."""
+    """What pytest prints of the tests of the loss."""
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", *options]
-    done = subprocess.run(
-        [sys.executable, *words, str(HERE.with_name("test_matched_loss.py"))], cwd=HERE.parents[3],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = forked.run(
+        [*words, str(HERE.with_name("test_matched_loss.py"))], env={**os.environ, "TRITON_INTERPRET": "1"}
+    )
     skip_old_interpreter(done.stdout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

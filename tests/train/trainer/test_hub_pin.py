@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -29,9 +29,9 @@ from maskshards.train.trainer.hub_pin import (
     with_commit,
     with_rule,
 )
+from tests import forked
 from tests.train.trained_run import small_config, trained
 
-ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 OLD, NEW = "a" * 40, "b" * 40
 NAME = "someone/tiny"
@@ -124,21 +124,20 @@ sys.exit(next((status for words in json.loads(sys.argv[1]) if (status := main(wo
 """
 
 
-def train(hub: Hub, home: Path, *runs: list[str]) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, for it reads HF_HOME and HF_ENDPOINT as it is imported."""
+def train(hub: Hub, home: Path, *runs: list[str]) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own, for HF_HOME and HF_ENDPOINT are read on import; with no file from the hub."""
+    shutil.rmtree(home, ignore_errors=True)
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         environment.pop(name, None)
-    return subprocess.run(
-        [sys.executable, "-c", RUNS, json.dumps(runs)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+    return forked.run(["-c", RUNS, json.dumps(runs)], env=environment)
 
 
 def test_a_run_and_what_follows_it_keep_the_commit_of_its_first_day(
     hub: Hub, tiny_run: list[str], tmp_path: Path
 ) -> None:
     arguments = [*tiny_run, f"model.weights={NAME}", "scheduler.total_iter=2", "eval.max_val_samples=1"]
+    arguments.append("decoder_head.type=linear")  # the backbone is what is fetched
     first = train(hub, tmp_path / "home", arguments)
     assert first.returncode == 0, first.stderr
     assert f"{NAME} at commit {OLD}" in first.stderr
@@ -148,7 +147,7 @@ def test_a_run_and_what_follows_it_keep_the_commit_of_its_first_day(
         [*arguments, "resume_from=auto"],
         [*arguments, f"load_from={tmp_path / 'run'}", f"output_dir={tmp_path / 'scores'}"],
     ]
-    done = train(hub, tmp_path / "new home", *later)
+    done = train(hub, tmp_path / "home", *later)
     assert done.returncode == 0, done.stderr
     assert hub.looked_up == 1  # on the first day
     assert not any(NEW in path for path in hub.asked)
