@@ -230,7 +230,7 @@ def test_the_command_reads_all_splits_and_says_what_is_wrong(intact, tmp_path):
     (tmp_path / "validation/training-00002.tar").unlink()
     facts = run(parser.parse_args([str(tmp_path)]))
     assert [split["ok"] for split in facts["splits"]] == [True, False]
-    assert "1 FAULTS" in as_text(facts)
+    assert "1 FAULT" in as_text(facts)
     assert "training-00002.tar: " in as_text(facts)
     with pytest.raises(ValueError, match="at least 1"):
         run(parser.parse_args([str(tmp_path), "--sample", "0"]))

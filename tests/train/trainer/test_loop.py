@@ -33,6 +33,7 @@ from maskshards.train.trainer.loop import checkpoint_due, evaluation_due, is_due
 from maskshards.train.trainer.run import run_training
 from maskshards.train.trainer.session import Session
 
+pytestmark = pytest.mark.usefixtures("shallow")
 ALONE = Ranks(World(), torch.device("cpu"))
 
 
