@@ -104,9 +104,7 @@ class BenchResult:
 
 
 def bench(source: Source, split: str, *, workers: tuple[int, ...], rounds: int, chunks: int) -> BenchResult:
-    """Measure `rounds` rounds of `chunks` times the whole split, in every way and with each number of
-    workers.
-    """
+    """Measure `rounds` rounds of `chunks` times the whole split, in every way and number of workers."""
     names = source.listing(split).names
     if not names or rounds < 1 or chunks < 1:
         raise BuildError(f"nothing to measure: {len(names)} samples, {rounds} rounds of {chunks} chunks")
@@ -163,8 +161,9 @@ def work(chunk: Chunk) -> Spent:
 
 
 def peak_memory_mb() -> float:
-    """The largest resident set of this process. Linux's getrusage also counts the parent before exec, hence
-    /proc.
+    """The largest resident set of this process.
+
+    Linux's getrusage also counts the parent before exec, hence /proc.
     """
     status = Path("/proc/self/status")
     if status.is_file():

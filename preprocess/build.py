@@ -156,8 +156,9 @@ def execute(
 
 
 def prepare(destination: Destination, facts: SplitFacts, part: Part) -> None:
-    """Leave the plan at the destination and clear what an unfinished build of another plan, or a killed
-    one, left there.
+    """Leave the plan at the destination and clear what an unfinished build left there.
+
+    That is one of another plan, or one that was killed.
     """
     # In this order: another part writes the plan before its first shard, so a shard seen here has its plan.
     strange = [name for name in destination.names() if not name.startswith(f"{BUILD_FOLDER}/")]

@@ -105,8 +105,9 @@ def _execute(
 
 
 def _executor(args: argparse.Namespace) -> AbstractContextManager[Executor]:
-    """Local workers start when it is entered, while the data set is being listed. BuildError for what it
-    cannot be made of.
+    """Local workers start when it is entered, while the data set is being listed.
+
+    BuildError for what it cannot be made of.
     """
     if args.executor == "local":
         return warm_pool(build_shard, args.workers)

@@ -25,8 +25,9 @@ from maskshards.shards.format.record import Record
 
 @contextmanager
 def judged(place: str) -> Iterator[None]:
-    """Whatever is raised in the block, where the sample at `place` is read and decoded, as RejectedInput; as
-    BuildError what says nothing of the sample (its source is away, memory is short).
+    """Whatever is raised in the block, where the sample at `place` is read and decoded, as RejectedInput.
+
+    As BuildError what says nothing of the sample (its source is away, memory is short).
     """
     try:
         yield
@@ -60,8 +61,9 @@ def read_records(source: Source, item: SourceItem, stamp: str, policy: ImagePoli
 
 
 def to_records(item: SourceItem, raw: RawSample, rule: LabelRule, policy: ImagePolicy) -> list[Record]:
-    """The records of a sample whose bytes are at hand; pure. Image bytes stay as they are unless `policy`
-    says otherwise.
+    """The records of a sample whose bytes are at hand; pure.
+
+    Image bytes stay as they are unless `policy` says otherwise.
     """
     facts = {
         "image": item.image_path,
@@ -92,8 +94,10 @@ def pieces(
 
 
 def fit_labels(values: np.ndarray, image: Encoded) -> np.ndarray:
-    """(H, W) label values of a stored image from those of its source: cut like a tile, or by nearest where
-    it was scaled. RejectedInput where image and label map differ in size.
+    """(H, W) label values of a stored image from those of its source.
+
+    They are cut like a tile, or taken by nearest where it was scaled. RejectedInput where image and label map
+    differ in size.
     """
     height, width = image.source_height, image.source_width
     if values.shape != (height, width):

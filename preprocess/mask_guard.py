@@ -69,8 +69,9 @@ class MaskGuard:
         self._kinds: dict[Kind, Group] = {}
 
     def see(self, samples: int, kinds: Kinds) -> None:
-        """Count `samples` more, some of which may be refused; BuildError once enough were seen that are masks
-        of 0 and 255, alone or among others.
+        """Count `samples` more, some of which may be refused.
+
+        BuildError once enough were seen that are masks of 0 and 255, alone or among others.
         """
         self._samples += samples
         self._kinds = together((self._kinds, kinds))
@@ -97,8 +98,10 @@ class MaskGuard:
 
 
 def mixed_masks(kinds: Kinds, enough: int = 1) -> str:
-    """What to say where at least `enough` samples each hold class 0 and void alone, and other classes without
-    void, and none holds both; '' otherwise.
+    """What to say where masks of 0 and 255 may be hidden among others; '' otherwise.
+
+    That is so where at least `enough` samples each hold class 0 and void alone, and other classes without
+    void, and none holds both.
     """
     hidden = _group(kinds, others=False, void=True)
     plain = _group(kinds, others=True, void=False)

@@ -58,8 +58,9 @@ class BuildSettings:
 
 @dataclass(frozen=True, slots=True)
 class SplitFacts:
-    """What is left of a plan when its samples are taken out: enough to publish the split without the
-    source.
+    """What is left of a plan when its samples are taken out.
+
+    It is enough to publish the split without the source.
     """
 
     split: str

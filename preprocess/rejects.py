@@ -19,8 +19,9 @@ SHOWN_REASONS = 12
 
 
 def check_rejects(refused: Sequence[tuple[Destination, tuple[Reject, ...]]], allowed: int, when: str) -> None:
-    """RejectsError, with all of them in a file of each destination, where more than `allowed` inputs were
-    refused. `when` says what does not happen because of them.
+    """RejectsError where more than `allowed` inputs were refused; `when` says what then does not happen.
+
+    Before that, each destination gets a file that lists all of its own.
     """
     rejects = tuple(reject for _, some in refused for reject in some)
     if len(rejects) <= allowed:

@@ -67,8 +67,9 @@ class _Sample:
 
 
 def build_shard(task: ShardTask) -> ShardOutcome:
-    """Make the shard, or find that it is there. OSError where the destination fails, BuildError where it
-    lies.
+    """Make the shard, or find that it is there.
+
+    OSError where the destination fails, BuildError where it lies.
     """
     samples = [_find(task, name) for name in task.names]
     sources = _digest([sample.stamp for sample in samples])

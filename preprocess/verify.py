@@ -139,8 +139,9 @@ def check_shard(task: CheckTask) -> ShardCheck:
 
 
 class _Truth:
-    """What the source says of one sample after another; the last stays decoded, since its tiles stand
-    together.
+    """What the source says of one sample after another.
+
+    The last stays decoded, since its tiles stand together.
     """
 
     def __init__(self, task: CheckTask, split: str, policy: ImagePolicy) -> None:

@@ -43,8 +43,9 @@ class Journal:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Journal:
-        """The inverse of `to_bytes`; ValueError, KeyError, TypeError, AttributeError or RecursionError for
-        anything else.
+        """The inverse of `to_bytes`.
+
+        ValueError, KeyError, TypeError, AttributeError or RecursionError for anything else.
         """
         facts = json.loads(data)
         if facts.pop(CHECKSUM) != _digest(facts):

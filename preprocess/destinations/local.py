@@ -26,8 +26,9 @@ PARTIAL = ".partial"  # ending of files that are being written; whoever holds th
 
 
 class Destination(ABC):
-    """The place of one split. Names are relative and use '/'; a name below BUILD_FOLDER is gone after
-    `finish`.
+    """The place of one split.
+
+    Names are relative and use '/'; a name below BUILD_FOLDER is gone after `finish`.
     """
 
     locked: ClassVar[bool] = True  # the build lock keeps every other builder away
@@ -42,14 +43,13 @@ class Destination(ABC):
 
     @abstractmethod
     def scratch(self, name: str) -> AbstractContextManager[Path]:
-        """Context manager: a local path to write `name` at; it is deleted on leaving unless it was
-        published.
-        """
+        """A local path to write `name` at; it is deleted on leaving unless it was published."""
 
     @abstractmethod
     def publish(self, path: Path, name: str, sha256: str) -> None:
-        """Move a finished scratch file to its final name, durable before it is visible; checked against
-        `sha256`.
+        """Move a finished scratch file to its final name, durable before it is visible.
+
+        It is checked against `sha256`.
         """
 
     @abstractmethod
@@ -94,8 +94,9 @@ class LocalDestination(Destination):
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """See Destination. Parts of one build may write the same plan at the same time, hence the random
-        name.
+        """See Destination.
+
+        Parts of one build may write the same plan at the same time, hence the random name.
         """
         folder = self._build_folder()
         path = folder / f"{Path(name).name}.{os.urandom(6).hex()}{PARTIAL}"
@@ -169,8 +170,9 @@ def _writing(place: Path) -> Iterator[None]:
 
 
 def build_files(destination: Destination) -> list[str]:
-    """What stands in BUILD_FOLDER, the plan last: while it is there, an interrupted `finish` can be
-    repeated.
+    """What stands in BUILD_FOLDER, the plan last.
+
+    While the plan is there, an interrupted `finish` can be repeated.
     """
     names = [name for name in destination.names() if name.startswith(f"{BUILD_FOLDER}/")]
     return sorted(names, key=lambda name: (name == PLAN_FILE, name))

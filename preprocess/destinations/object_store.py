@@ -35,8 +35,9 @@ class TransferError(OSError):
 
 @dataclass(frozen=True)
 class ObjectDestination(Destination):
-    """The objects below one URL. Credentials and endpoints are those of the fsspec driver's own
-    environment.
+    """The objects below one URL.
+
+    Credentials and endpoints are those of the fsspec driver's own environment.
     """
 
     locked: ClassVar[bool] = False
@@ -112,8 +113,10 @@ class ObjectDestination(Destination):
         return self.url
 
     def _try(self, verb: str, name: str, do: Callable[[Any, str], Answer]) -> Answer:
-        """Do it, again while its failure may pass. On reading, FileNotFoundError passes; all else ends as
-        TransferError, or BuildError where there is no driver for the URL.
+        """Do it, again while its failure may pass.
+
+        On reading, FileNotFoundError passes; all else ends as TransferError, or BuildError where there is no
+        driver for the URL.
         """
         path = f"{self.url}/{name}" if name else self.url
         self._driver()

@@ -47,8 +47,9 @@ def stored_plan(destination: Destination) -> SplitFacts | None:
 
 
 def published(destination: Destination) -> Manifest | None:
-    """The manifest of a split that is complete; None where there is none. BuildError for one that cannot be
-    read.
+    """The manifest of a split that is complete; None where there is none.
+
+    BuildError for one that cannot be read.
     """
     data = destination.read(MANIFEST_NAME)
     try:

@@ -20,8 +20,9 @@ Outcome = TypeVar("Outcome")
 
 
 def run_on_dask(do: Callable[[Task], Outcome], tasks: Iterable[Task], scheduler: str) -> Iterator[Outcome]:
-    """Outcomes in the order in which tasks finish. An error of a task is raised here; the others are
-    cancelled.
+    """Outcomes in the order in which tasks finish.
+
+    An error of a task is raised here; the others are cancelled.
     """
     try:
         from distributed import Client, KilledWorker, as_completed

@@ -41,8 +41,10 @@ def run_tasks(do: Callable[[Task], Outcome], tasks: Iterable[Task], workers: int
 def warm_pool(
     do: Callable[[Task], Outcome], workers: int
 ) -> AbstractContextManager[Callable[..., Iterator[Outcome]]]:
-    """A function of `do` and tasks, whose workers start, and import what `do` needs, as the context is
-    entered, so that they are ready when the caller has found out what there is to do. Call it once.
+    """A function of `do` and tasks, to be called once, whose workers start as the context is entered.
+
+    They import what `do` needs as they start, so that they are ready when the caller has found out what there
+    is to do.
 
     BuildError, here and now, for fewer than one worker, or so many that they would only use up the memory.
     """

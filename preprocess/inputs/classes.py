@@ -42,9 +42,11 @@ Color = tuple[int, int, int]
 
 
 def read_classes(path: Path, first_number: int = 0) -> tuple[str, ...]:
-    """The names in a text file, one a line; SourceError for a missing file, empty lines, or names that
-    stand twice. Control characters inside a name are kept as escapes, and told. Where lines are numbered, the
-    first has to have the value that its class has in the label maps.
+    """The names in a text file, one a line.
+
+    SourceError for a missing file, empty lines, or names that stand twice. Control characters inside a name
+    are kept as escapes, and told. Where lines are numbered, the first has to have the value that its class
+    has in the label maps.
     """
     lines = list_lines(path, "class list", "a text file with one class name a line", MOST_LINES)
     if 4 * sum(line.count("\0") for line in lines) > sum(map(len, lines)):
@@ -95,8 +97,9 @@ def _number(line: str) -> int | None:
 
 
 def _unnumbered(lines: list[str], place: str, first: int) -> list[str]:
-    """The names of lines such as `0 road`, `1: road`, `2,road` or `road,3`, where every line is one of a
-    kind; else the lines.
+    """The names of lines such as `0 road`, `1: road`, `2,road` or `road,3`.
+
+    The lines as they are, unless every one is of the same kind.
     """
     for row in (NUMBERED, NUMBERED_LAST):
         found = [match for line in lines if (match := row.fullmatch(line))]
@@ -122,17 +125,16 @@ def ade20k_classes() -> tuple[str, ...]:
 
 
 def ade20k_palette() -> tuple[Color, ...]:
-    """The 150 colours (RGB, 0..255) in which ADE20K's classes are usually shown, in the order of the
-    classes.
-    """
+    """The 150 colours (RGB, 0..255) in which ADE20K's classes are usually shown, in their order."""
     text = resources.files("maskshards.configs").joinpath("ade20k-palette.txt").read_text(encoding="utf-8")
     rows = (tuple(int(word) for word in line.split()) for line in text.splitlines())
     return tuple((red, green, blue) for red, green, blue in rows)
 
 
 def read_object_info(path: Path) -> tuple[str, ...]:
-    """The names in ADE20K's objectInfo150.txt: a header line, then tab-separated Idx, Ratio, Train, Val,
-    Name.
+    """The names in ADE20K's objectInfo150.txt.
+
+    It holds a header line, then tab-separated Idx, Ratio, Train, Val, Name.
     """
     names = []
     for number, line in enumerate(list_lines(path, "table", "ADE20K's objectInfo150.txt")[1:], start=1):

@@ -90,8 +90,10 @@ class ColourTable:
 
 
 def read_colours(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], ColourTable]:
-    """The class names and the table in a file; names come from `classes` where those are given, else from
-    the file, in its order. SourceError names the line that is wrong.
+    """The class names and the table in a file.
+
+    Names come from `classes` where those are given, else from the file, in its order. SourceError names the
+    line that is wrong.
     """
     lines = list_lines(path, "colour table", "lines such as road,128,64,128", MOST_LINES)
     if next(filter(None, map(str.strip, lines)), "").startswith("{"):

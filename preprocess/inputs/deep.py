@@ -30,8 +30,9 @@ UNSIGNED, SIGNED, BLACK_IS_ZERO, RGB = 1, 2, 1, 2  # values of SampleFormat and 
 
 
 def deep_kind(data: bytes, image: Image.Image, bands: tuple[int, ...]) -> str:
-    """What makes an image that Pillow opened deep, in words; '' where it has 8 bits a channel and, where
-    `bands` are asked for, no more than three of them.
+    """What makes an image that Pillow opened deep, in words; '' where nothing does.
+
+    It is not deep where it has 8 bits a channel and, where `bands` are asked for, no more than three of them.
     """
     if data[:8] == png.SIGNATURE:
         header = png.read_header(data)
@@ -63,8 +64,10 @@ def _jpeg2000_bits(data: bytes) -> int:
 
 
 def read_deep(data: bytes, policy: ImagePolicy, kind: str, turn: int) -> tuple[Image.Image, str]:
-    """Three 8-bit channels of a deep image, turned by the EXIF orientation `turn`, and what was done, in
-    words. RejectedInput where the policy does not say what its values or bands mean.
+    """Three 8-bit channels of a deep image, and what was done, in words.
+
+    The image is turned by the EXIF orientation `turn`. RejectedInput where the policy does not say what its
+    values or bands mean.
     """
     pixels, turn = _pixels(data, turn)
     if pixels.dtype.kind not in "uif" or pixels.ndim not in (2, 3):
@@ -82,8 +85,9 @@ def read_deep(data: bytes, policy: ImagePolicy, kind: str, turn: int) -> tuple[I
 
 
 def scale_values(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, int]:
-    """uint8 of the same shape: low -> 0, high -> 255, between them linear and rounded half up, outside
-    clipped, not-a-number 0; and how many values lay outside or were no number.
+    """uint8 of the same shape, and how many values lay outside `low` to `high` or were no number.
+
+    low -> 0, high -> 255, between them linear and rounded half up, outside clipped, not-a-number 0.
     """
     scaled, outside = np.empty(values.shape, np.uint8), 0
     for start in range(0, len(values), ROWS):

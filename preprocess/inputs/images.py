@@ -24,6 +24,7 @@ WAY_OUT = "re-encode it to 8-bit RGB, or let the build do so with --convert"
 
 def encode_images(data: bytes, policy: ImagePolicy) -> list[Encoded]:
     """The bytes to store for one source image, decoded once as a proof: one image, or its tiles in order.
+
     RejectedInput names what was found and the way out.
     """
     if not data:

@@ -1,5 +1,6 @@
-"""Files that hold label values, one a pixel: PNG, TIFF of one band, BMP, GIF, NPY. The one place that
-decodes them.
+"""Files that hold label values, one a pixel: PNG, TIFF of one band, BMP, GIF, NPY.
+
+This is the one place that decodes them.
 
 Values come out as they are stored: a palette's indices, never its colours, grey of 1 to 16 bits, and of three
 equal channels the one that they repeat. What holds no whole numbers is refused, and so is what would come out
@@ -38,8 +39,10 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; 0 of the second: va
 
 
 def decode_label_file(data: bytes, lossy: bool = False) -> np.ndarray:
-    """(H, W) uint8 or uint16 values of a label file: PNG with grey, or a palette whose indices are
-    the values; TIFF of one band of whole numbers; BMP; GIF; NPY; grey JPEG if `lossy`. RejectedInput else.
+    """(H, W) uint8 or uint16 values of a label file; RejectedInput for what is none.
+
+    PNG with grey, or a palette whose indices are the values; TIFF of one band of whole numbers; BMP; GIF;
+    NPY; grey JPEG if `lossy`.
     """
     try:
         if data.startswith(NPY_START):
@@ -101,8 +104,9 @@ def _decode_jpeg(data: bytes, lossy: bool) -> np.ndarray:
 
 
 def _check_upright(turn: object) -> None:
-    """Its image is turned by a tag of its own, or not; whether a label map was drawn before or after that is
-    said nowhere.
+    """RejectedInput where a tag of the file turns its image.
+
+    Whether a label map was drawn before or after that is said nowhere.
     """
     if turn != 1:
         raise RejectedInput(
@@ -112,8 +116,9 @@ def _check_upright(turn: object) -> None:
 
 
 def _of_equal_channels(pixels: np.ndarray, what: str, alpha: bool) -> np.ndarray:
-    """(H, W) of (H, W, C) uint8 whose channels are copies of one another, as editors save grey images; alpha,
-    the last one, may hide nothing.
+    """(H, W) of (H, W, C) uint8 whose channels are copies of one another, as editors save grey images.
+
+    Alpha, the last one, may hide nothing.
     """
     if alpha and int(pixels[..., -1].min()) < OPAQUE:
         raise RejectedInput(f"label map is a {what} with transparent pixels; save it without alpha")

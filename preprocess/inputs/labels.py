@@ -91,8 +91,9 @@ class LabelRule:
         return table
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """(H, W) uint16 class ids, void as IGNORE, from a (H, W) uint8 or uint16 label map; RejectedInput
-        for unknown values.
+        """(H, W) uint16 class ids, void as IGNORE, from a (H, W) uint8 or uint16 label map.
+
+        RejectedInput for unknown values.
         """
         table, unknown = _lookup(self)
         found = table.take(values)
@@ -161,8 +162,9 @@ class LabelRule:
         return self.mapping is None and self.ignore_index == USUAL_VOID and not self.reduce_zero_label
 
     def is_threshold(self) -> bool:
-        """Whether every value of 8 bits has one of two meanings, one below a value and one from it on: then a
-        mask may be read from a JPEG too, whose values near 0 and 255 are noise.
+        """Whether each value of 8 bits has one of two meanings, one below a value and one from it on.
+
+        Then a mask may be read from a JPEG too, whose values near 0 and 255 are noise.
         """
         known = dict(self.mapping or ())  # in a manifest's order, which is that of text
         meanings = [known[value] for value in range(USUAL_VOID + 1) if value in known]
@@ -207,16 +209,18 @@ def choose_rule(
 
 @lru_cache(maxsize=8)
 def _lookup(rule: LabelRule) -> tuple[np.ndarray, int]:
-    """The table as uint16 with unknown values marked by an id that no class has; and that id. One gather,
-    one compare.
+    """The table as uint16 with unknown values marked by an id that no class has; and that id.
+
+    A look-up is then one gather and one compare.
     """
     table = rule.table()
     return np.where(table == UNKNOWN, rule.num_classes, table).astype(np.uint16), rule.num_classes
 
 
 def read_mapping(mapping: str | Path, num_classes: int) -> LabelRule:
-    """The rule in `{"value in the label map": class id or null, ...}`, JSON itself or a file with it; null
-    means void, and `"0-127"` every value from 0 to 127.
+    """The rule in `{"value in the label map": class id or null, ...}`, JSON itself or a file with it.
+
+    null means void, and `"0-127"` every value from 0 to 127.
     """
     mapping = str(mapping)
     place = "--mapping" if mapping.lstrip().startswith("{") else mapping

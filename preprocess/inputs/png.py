@@ -40,8 +40,9 @@ class PngHeader:
 
 
 def read_header(data: bytes) -> PngHeader:
-    """Size, depth and colour type of a PNG, from its chunks up to the first pixel data (PNG specification,
-    section 11).
+    """Size, depth and colour type of a PNG, from its chunks up to the first pixel data.
+
+    See the PNG specification, section 11.
     """
     if len(data) < 33 or data[:8] != SIGNATURE or data[12:16] != b"IHDR":
         raise RejectedInput(f"not a PNG file: it starts with {data[:8]!r} and has {len(data)} bytes")

@@ -117,8 +117,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scaled_size(height: int, width: int, max_short_side: int) -> tuple[int, int]:
-    """(height, width) with a short side of at most `max_short_side` px (0 = as it is), the other rounded
-    half up.
+    """(height, width) with a short side of at most `max_short_side` px, the other rounded half up.
+
+    A `max_short_side` of 0 leaves the size as it is.
     """
     short = min(height, width)
     if not max_short_side or short <= max_short_side:

@@ -48,8 +48,10 @@ def checked(segments: object, has_id: bool = False) -> Sequence[Segment]:
 def panoptic_values(
     data: bytes, segments: Sequence[Segment], classes: Mapping[int, int], void: int, other: int
 ) -> NDArray[np.uint16]:
-    """(H, W) class ids from a panoptic PNG and its `segments_info`. `classes` maps category ids; segments of
-    other categories get `other`, unlabelled pixels `void`. RejectedInput for ids without a segment.
+    """(H, W) class ids from a panoptic PNG and its `segments_info`.
+
+    `classes` maps category ids; segments of other categories get `other`, unlabelled pixels `void`.
+    RejectedInput for ids without a segment.
     """
     header = png.read_header(data)
     if header.colour not in (png.RGB, png.RGB_ALPHA) or header.bit_depth != 8:
@@ -73,8 +75,9 @@ def panoptic_values(
 def painted_values(
     segments: Sequence[Segment], classes: Mapping[int, int], height: int, width: int, void: int
 ) -> NDArray[np.uint16]:
-    """(H, W) class ids of segments with polygons or run lengths, painted in the order given; the rest is
-    `void`. RejectedInput names a segment that cannot be drawn.
+    """(H, W) class ids of segments with polygons or run lengths, painted in the order given.
+
+    The rest is `void`. RejectedInput names a segment that cannot be drawn.
     """
     check_size(height, width)
     values = np.full((height, width), void, np.uint16)

@@ -38,8 +38,9 @@ Answer = TypeVar("Answer")
 
 
 def list_lines(path: Path, what: str, expected: str, most_lines: int = MOST_LINES) -> list[str]:
-    """The lines of a table or list of the data set, which is called `what` in words; SourceError where it
-    cannot be read.
+    """The lines of a table or list of the data set, which is called `what` in words.
+
+    SourceError where it cannot be read.
     """
     try:
         return read_lines(path, most_lines)
@@ -55,8 +56,10 @@ def may_pass(error: OSError) -> bool:
 
 
 def read_unchanged(root: Path, path: str) -> bytes:
-    """A whole file below `root`; RejectedInput where it cannot be read or changes while it is read,
-    SourceUnavailable where the fault may pass.
+    """A whole file below `root`.
+
+    RejectedInput where it cannot be read or changes while it is read, SourceUnavailable where the fault may
+    pass.
     """
     try:
         return patiently(lambda: _read_once(root, path), f"{root}/{path}")
@@ -65,8 +68,9 @@ def read_unchanged(root: Path, path: str) -> bytes:
 
 
 def file_stamp(path: str) -> str:
-    """A text that changes when a file is written to or replaced, even by one of equal size and time; 'gone'
-    where there is none. SourceUnavailable where that cannot be known now.
+    """A text that changes when a file is written to or replaced, even by one of equal size and time.
+
+    'gone' where there is none. SourceUnavailable where that cannot be known now.
     """
     try:
         return _stamp(patiently(lambda: os.stat(path), path))
@@ -76,6 +80,7 @@ def file_stamp(path: str) -> str:
 
 def patiently(attempt: Callable[[], Answer], path: str) -> Answer:
     """The answer of an attempt on `path`, tried again while its OSError may pass; any other is raised.
+
     SourceUnavailable in the end.
     """
     for pause_s in (0.0, *PAUSES_S, None):

@@ -181,8 +181,9 @@ class CocoSource(Source):
 
 
 def open_coco(root: Path, annotations: str, segments: str, background: bool) -> CocoSource:
-    """The data set at `root`. `annotations` '' = panoptic where that is there; `segments` '' = all there are.
-    SourceError where files are missing.
+    """The data set at `root`; SourceError where files are missing.
+
+    `annotations` '' = panoptic where that is there; `segments` '' = all there are.
     """
     found = _find_files(root)
     kind = annotations or (PANOPTIC if "panoptic" in found else POLYGONS)

@@ -154,6 +154,7 @@ def _write(path: str, database: Path) -> None:
 
 def _objects(text: str) -> Iterator[tuple[str, Any, str]]:
     """Key, value and the value's JSON, of the outermost object; of the long lists one element at a time.
+
     ValueError for other text.
     """
     decoder = json.JSONDecoder()

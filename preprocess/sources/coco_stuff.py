@@ -24,8 +24,10 @@ MAPS = tuple(
 
 
 def open_coco_stuff(root: Path, values_are_ids: bool = False) -> FolderSource:
-    """The data set at `root`. SourceError where images or maps are missing. With `values_are_ids` a map's
-    value is the category id itself and 0 is void, as in copies that others made.
+    """The data set at `root`. SourceError where images or maps are missing.
+
+    With `values_are_ids` a map's value is the category id itself and 0 is void, as in copies that others
+    made.
     """
     images = _first(root, IMAGES, ".jpg", "train2017.zip and val2017.zip")
     labels = _first(root, MAPS, ".png", "stuffthingmaps_trainval2017.zip")

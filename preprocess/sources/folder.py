@@ -49,9 +49,7 @@ Found = dict[str, list[str]]  # stem -> paths below the base
 
 @dataclass(frozen=True)
 class FolderSource(Source):
-    """Pairs of files below `root`; the endings tell images and labels apart where they share a folder or a
-    naming scheme.
-    """
+    """Pairs of files below `root`; endings tell images from labels in a shared folder or naming scheme."""
 
     root: Path
     classes: tuple[str, ...]

@@ -84,7 +84,8 @@ def _parts(text: str, flat: bool, split: str) -> list[str]:
 
 
 def find_labels_folder(root: Path) -> str:
-    """The usual folder of label maps that stands below `root`, or below each split with `{split}/` before it;
+    """The usual folder of label maps below `root`, or below each split with `{split}/` before it.
+
     SourceError where that is none or more than one.
     """
     usual = [name for name in LABEL_FOLDERS[:2] if (root / name).is_dir()]

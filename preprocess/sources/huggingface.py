@@ -145,8 +145,9 @@ def open_rows(name: str, config: str = "") -> dict[str, Any]:
 
 
 def _check_files(folder: Path) -> None:
-    """ForeignFileError for what is no file in a local folder, or a description that is too long to be one:
-    the library opens whatever has the name, and waits for a pipe.
+    """ForeignFileError for what is no file in a local folder, or a description too long to be one.
+
+    The library opens whatever has the name, and waits for a pipe.
     """
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.exists() and not path.is_dir():

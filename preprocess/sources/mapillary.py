@@ -20,7 +20,8 @@ CONFIGS = {"labels": "config.json", "v2.0/labels": "config_v2.0.json", "v1.2/lab
 
 
 def open_mapillary(root: Path, labels_folder: str = "") -> FolderSource:
-    """The release at `root`; `labels_folder` chooses between v2.0/labels (the default) and v1.2/labels.
+    """The release at `root`; `labels_folder` is v2.0/labels (the default) or v1.2/labels.
+
     SourceError where label maps or the configuration are missing.
     """
     there = [name for name in ("v2.0/labels", "v1.2/labels", "labels") if _splits(root, name)]

@@ -48,8 +48,9 @@ class Listing:
 
 
 class Source(ABC):
-    """A data set that can be listed and read. All methods raise SourceError where the data set as a whole
-    is at fault.
+    """A data set that can be listed and read.
+
+    All methods raise SourceError where the data set as a whole is at fault.
     """
 
     kind: str  # what `--dataset` calls it; written into the manifest
@@ -80,12 +81,11 @@ class Source(ABC):
 
     @abstractmethod
     def stamp(self, item: SourceItem) -> str:
-        """A text that changes when the sample's files change (size and time of change), '' where that
-        cannot be known.
+        """A text that changes when the sample's files change (size and time of change).
+
+        '' where that cannot be known.
         """
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """JSON facts from which, together with the root, the same data set can be opened again to verify
-        shards.
-        """
+        """JSON facts from which, with the root, the data set can be opened again to verify shards."""

@@ -76,8 +76,9 @@ class Listed:
 def listed_stems(
     path: Path, images_folder: str, labels_folder: str, image_endings: Iterable[str], label_ending: str
 ) -> dict[str, Listed]:
-    """Composed stem of each image that a list names, by name, by file or by path, alone or beside its label
-    map. SourceError for a list of something else.
+    """Composed stem of each image that a list names, alone or beside its label map.
+
+    An image is named by name, by file or by path. SourceError for a list of something else.
     """
     endings = sorted({*image_endings, label_ending}, key=len, reverse=True)
     stems: dict[str, Listed] = {}

@@ -65,9 +65,10 @@ def open_voc(
     val_share: float = 0.0,
     endings: tuple[str, str] = ("", ""),
 ) -> FolderSource:
-    """The data set at `root`, the one that JPEGImages/ or VOCdevkit/ stands in. `labels_folder` instead of
-    SegmentationClass, such as SegmentationClassAug; `own` instead of the release's 21 classes; `endings` of
-    images and label maps. SourceError where a folder is missing.
+    """The data set at `root`, the one that JPEGImages/ or VOCdevkit/ stands in.
+
+    `labels_folder` instead of SegmentationClass, such as SegmentationClassAug; `own` instead of the release's
+    21 classes; `endings` of images and label maps. SourceError where a folder is missing.
     """
     place = voc_place(root)
     masks = labels_folder or next((name for name in MASKS if any((root / place / name).glob("*.png"))), "")
