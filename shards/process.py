@@ -28,8 +28,10 @@ def check_names() -> None:
 
 
 def open_closed_streams() -> None:
-    """Let closed standard streams lead nowhere: else the first files that are opened take their descriptors,
-    and hold what a library writes to its standard error.
+    """Let closed standard streams lead nowhere.
+
+    Else the first files that are opened take their descriptors, and hold what a library writes to its
+    standard error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make `folder`, with those above it. Afterwards those of them that were not there before go again, as
-    far as they are empty. OSError where it cannot be made.
+    """Make `folder`, with those above it; OSError where it cannot be made.
+
+    Afterwards those of them that were not there before go again, as far as they are empty.
     """
     fresh = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
