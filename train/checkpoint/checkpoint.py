@@ -1,5 +1,4 @@
-"""Checkpoints of one run: trainables, optimiser state and the facts that make the run continue at the next
-sample.
+"""Checkpoints of one run: trainables, optimiser state and facts to continue it at the next sample.
 
 A checkpoint is a folder `checkpoints/step-00000100/` of `weights.safetensors`, `optimizer.safetensors` and
 `state.json` (which holds the digests of the other two). It is written under a hidden name, flushed to disk
@@ -52,8 +51,9 @@ BACKBONE_PREFIXES = ("segmentation_model.0.backbone.", "segmentation_model.0.fea
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights by the reference's key names; `state` is None for a bare weights file without a config
-    beside it.
+    """Weights by the reference's key names.
+
+    `state` is None for a bare weights file without a config beside it.
     """
 
     path: Path
@@ -125,8 +125,9 @@ def save_best(
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint that is no longer needed. One that cannot be removed ends no run: over NFS that is
-    a folder in which somebody still reads.
+    """Remove a checkpoint that is no longer needed.
+
+    One that cannot be removed ends no run: over NFS that is a folder in which somebody still reads.
     """
     try:
         shutil.rmtree(path)
@@ -148,9 +149,7 @@ def save_last(
 
 
 def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path:
-    """Write `model_final.pth` for others to load, and `model_final.json` with the facts, so that it can
-    be rebuilt.
-    """
+    """Write `model_final.pth` for others to load, and `model_final.json` with the facts to rebuild it."""
     path = run / FINAL
     with replacing(path) as hidden:
         torch.save({key: value.detach().cpu().contiguous() for key, value in weights.items()}, hidden)
@@ -162,10 +161,10 @@ def save_final(run: Path, state: TrainState, weights: dict[str, Tensor]) -> Path
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Weights and facts behind `path`: a checkpoint folder, a run folder (its best, else last, else
-    final), an exported folder, or model_final.pth.
+    """Weights and facts behind `path`.
 
-    Raises CheckpointError if there is none, or if a file is not what state.json says.
+    That is a checkpoint folder, a run folder (its best, else last, else final), an exported folder, or
+    model_final.pth. Raises CheckpointError if there is none, or if a file is not what state.json says.
     """
     path = meant_by(Path(path))
     if path.is_file():
@@ -202,8 +201,9 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_pth(path: Path) -> dict[str, Tensor]:
-    """Named tensors from a .pth file, flat or wrapped as {"model": ...}; nothing but tensors is ever
-    unpickled.
+    """Named tensors from a .pth file, flat or wrapped as {"model": ...}.
+
+    Nothing but tensors is ever unpickled.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -236,8 +236,9 @@ def read_weights_file(path: Path) -> Checkpoint:
 
 
 def load_weights(decoder: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put the weights into `decoder`, strictly; CheckpointError lists what is missing, unexpected or of
-    another shape.
+    """Put the weights into `decoder`, strictly.
+
+    CheckpointError lists what is missing, unexpected or of another shape.
 
     A full model's backbone keys are the only ones passed over: the backbone is never trained here.
     """

@@ -84,6 +84,7 @@ def _put(path: Path, data: bytes) -> None:
 
 def shareable(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without places of the machine that trained: they would mislead, and tell too much.
+
     Where data lie may be a signed URL, which is a key to them.
     """
     model = dict(config.get("model", {}))

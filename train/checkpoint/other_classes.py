@@ -20,8 +20,9 @@ SHOWN = 8
 
 
 def load_by_class(decoder: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
-    """Put the weights into `decoder`, whose classes are `class_names`; returns what to say about it, empty
-    where the checkpoint's classes are the same.
+    """Put the weights into `decoder`, whose classes are `class_names`; returns what to say about it.
+
+    It is empty where the checkpoint's classes are the same.
 
     Of weights without facts nothing is known but the number of their classes: if it is the same, all is
     taken. CheckpointError for a head that differs in more than its classes.

@@ -18,8 +18,9 @@ SUBFOLDERS = (CHECKPOINTS, BOARDS, NONFINITE, "wandb")  # the last is where Weig
 
 
 def check_output(config: TrainConfig, words: Sequence[str] = ()) -> None:
-    """ConfigError where `output_dir` can be no run's folder, or is not where this one was. `words` are those
-    of the command line.
+    """ConfigError where `output_dir` can be no run's folder, or is not where this one was.
+
+    `words` are those of the command line.
     """
     folder = Path(config.output_dir or "")
     try:
@@ -47,8 +48,9 @@ def check_not_data(folder: Path, root: str) -> None:
 
 
 def check_not_moved(config: TrainConfig, words: Sequence[str], folder: Path) -> None:
-    """ConfigError where a run is to go on by its own `config.yaml`, which names the folder that it was moved
-    from: a new run would begin there.
+    """ConfigError where a moved run is to go on by its own `config.yaml`, which names its former folder.
+
+    A new run would begin there.
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
     recipe = Path(given.get("config", "")).expanduser()
@@ -73,8 +75,10 @@ def check_no_run(folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """ConfigError if a file stands where a folder should, or a folder where a file, or a link would lead out
-    of the folder: a run of days would find it at its end.
+    """ConfigError if what stands in the place of a run's folders and files is of another kind.
+
+    That is a file where a folder should be, a folder where a file should be, or a link that would lead out of
+    the folder: a run of days would find it at its end.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; name a folder")

@@ -17,8 +17,9 @@ LEFT_BEHIND = "left-behind-"  # before the name of what a continued run no longe
 
 
 def prune(run: Path, keep_last: int, archive_interval: int | None) -> None:
-    """Remove all but the newest `keep_last` continuable checkpoints and every multiple of
-    `archive_interval`. What cannot be removed is tried again at the next call.
+    """Remove all but the newest `keep_last` continuable checkpoints and multiples of `archive_interval`.
+
+    What cannot be removed is tried again at the next call.
     """
     for path in checkpoints_of(run, LAST)[:-keep_last]:
         if archive_interval is None or step_of(path) % archive_interval:

@@ -41,8 +41,10 @@ def is_exported(path: Path) -> bool:
 
 
 def meant_by(path: Path) -> Path:
-    """The checkpoint folder, exported folder or file of weights behind `path`: of the folder of a run the
-    best, else the last, else the final weights. CheckpointError if there is none.
+    """The checkpoint folder, exported folder or file of weights behind `path`.
+
+    Of the folder of a run it is the best, else the last, else the final weights. CheckpointError if there is
+    none.
     """
     if is_exported(path) or (path / STATE).is_file() or path.is_file():
         return path

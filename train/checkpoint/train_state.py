@@ -94,8 +94,10 @@ def read_state(path: Path) -> TrainState:
 
 
 def strict_json(text: str) -> Any:
-    """The value of a text of JSON; ValueError for what JSON does not say for certain (a key twice, NaN,
-    numbers beyond any float), and RecursionError.
+    """The value of a text of JSON.
+
+    ValueError for what JSON does not say for certain (a key twice, NaN, numbers beyond any float), and
+    RecursionError.
     """
     return json.loads(text, object_pairs_hook=no_key_twice, parse_constant=no_json, parse_float=finite_float)
 
