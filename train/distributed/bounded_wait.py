@@ -31,10 +31,10 @@ def nothing() -> None:
 
 
 def in_time(work: Callable[[], Answer], timeout: timedelta, look: Callable[[], object] = nothing) -> Answer:
-    """What `work` answers, or its error; NotInTimeError after `timeout`. `look` is called meanwhile, and may
-    raise.
+    """What `work` answers, or its error; NotInTimeError after `timeout`.
 
-    Counted in looks, so that a process that was itself stopped is not late.
+    `look` is called meanwhile, and may raise. The time is counted in looks, so that a process that was itself
+    stopped is not late.
     """
     answers: list[Answer] = []
     errors: list[BaseException] = []

@@ -26,10 +26,10 @@ CONNECTING = "connecting to all ranks"
 def appear(
     launch: Launch, environment: Mapping[str, str], timeout: timedelta, patience_s: float
 ) -> tuple[dist.Store, Heartbeat]:
-    """The store of the ranks that are alive now, and this one's sign of life in it. ConnectionError if not
-    all come within `timeout`, or if the store does not answer.
+    """The store of the ranks that are alive now, and this one's sign of life in it.
 
-    `patience_s`: as `Heartbeat` takes it.
+    ConnectionError if not all come within `timeout`, or if the store does not answer. `patience_s`: as
+    `Heartbeat` takes it.
     """
     try:
         store = open_store(launch, environment, timeout)
@@ -78,8 +78,10 @@ def connect(
     step_timeout: timedelta,
     work_timeout: timedelta,
 ) -> dist.ProcessGroup:
-    """Build the process groups: that of the steps, with `step_timeout`, and the one returned, of the hosts,
-    with `work_timeout`. LostRankError if that takes longer than `join_timeout`, with who is to blame.
+    """Build the process groups: that of the steps, and the one returned, of the hosts.
+
+    The first has `step_timeout`, the second `work_timeout`. LostRankError if building takes longer than
+    `join_timeout`, with who is to blame.
     """
     rank, num_ranks = heartbeat.rank, heartbeat.num_ranks
     device = torch.cuda.current_device() if "nccl" in backend else None

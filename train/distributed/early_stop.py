@@ -19,8 +19,9 @@ AGAIN = "; the same command starts again"
 
 
 class Stopped(Exception):
-    """The run ended early because it was asked to; `number` is the signal's. `begun`: it may have trained or
-    scored something.
+    """The run ended early because it was asked to; `number` is the signal's.
+
+    `begun`: it may have trained or scored something.
     """
 
     def __init__(self, number: int, *, begun: bool = True) -> None:
@@ -42,8 +43,9 @@ def heard(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
 
 @contextmanager
 def stops_told() -> Iterator[None]:
-    """Inside, each of SIGNALS ends the process with one line on stderr and 128 + the signal. In a thread
-    of somebody's program signals are the program's.
+    """Inside, each of SIGNALS ends the process with one line on stderr and 128 + the signal.
+
+    In a thread of somebody's program signals are the program's.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -131,8 +131,10 @@ class Heartbeat:
             logger.debug("the store is gone; nobody reads the last word")
 
     def missing(self) -> str:
-        """Who is to blame for a collective that failed: ranks that ended, are silent or do not get on, each
-        with its last words; empty if nobody is. Takes up to SILENT_BEATS beats.
+        """Who is to blame for a collective that failed; empty if nobody is.
+
+        These are ranks that ended, are silent or do not get on, each with its last words. Takes up to
+        SILENT_BEATS beats.
         """
         if self.verdict:
             return self.verdict
@@ -168,8 +170,9 @@ class Heartbeat:
         return "not there: " + named({rank: one for rank, one in away.items() if rank != self.rank})
 
     def look(self) -> dict[int, Record]:
-        """Every rank's record, beat 0 for one that has not written yet. RuntimeError if the store does not
-        answer.
+        """Every rank's record, beat 0 for one that has not written yet.
+
+        RuntimeError if the store does not answer.
         """
         keys = [str(rank) for rank in range(self.num_ranks)]
         with self._asking():
@@ -219,8 +222,9 @@ class Heartbeat:
                 return
 
     def _judge(self) -> tuple[str, str]:
-        """(warning that is due, why the launch has to end), each possibly empty. RuntimeError without the
-        store.
+        """(warning that is due, why the launch has to end), each possibly empty.
+
+        RuntimeError without the store.
         """
         warning = verdict = ""
         if self._watch is not None:
@@ -273,8 +277,9 @@ class RunningClock:
 
 @contextmanager
 def told_apart(heartbeat: Heartbeat) -> Iterator[None]:
-    """Inside, the failure of a collective becomes a LostRankError that names the ranks to blame; any other
-    error becomes this rank's last word, for the others to read.
+    """Inside, the failure of a collective becomes a LostRankError that names the ranks to blame.
+
+    Any other error becomes this rank's last word, for the others to read.
     """
     heartbeat.start()
     try:

@@ -90,8 +90,10 @@ def alone(environment: Mapping[str, str]) -> bool:
 
 
 def refuse_mpi(environment: Mapping[str, str], tasks: int) -> None:
-    """LaunchError where MPI's launcher started other processes than the `tasks` that meet. (`srun --mpi`
-    says the same number; mpirun over several nodes of Slurm leaves the variables of a step of its own.)
+    """LaunchError where MPI's launcher started other processes than the `tasks` that meet.
+
+    `srun --mpi` says the same number; mpirun over several nodes of Slurm leaves the variables of a step of
+    its own.
     """
     for name in MPI:
         if whole_number({name: "1", **environment}, name) not in (1, tasks):

@@ -115,8 +115,9 @@ class Watch:
 
 
 def failed(records: dict[int, Record]) -> dict[int, Record]:
-    """Ranks that ended before their work was done: those with an error of their own, else those that only
-    waited for others.
+    """Ranks that ended before their work was done.
+
+    They are those with an error of their own, else those that only waited for others.
     """
     ended = {rank: record for rank, record in records.items() if record.ended not in ("", DONE)}
     lost = LostRankError.__name__

@@ -23,8 +23,10 @@ FAULT = 2  # exit status
 
 
 def say(words: str, name: str = "stderr") -> None:
-    """Write a line to a standard stream. One that nobody reads any more, such as that of a closed terminal,
-    is left alone from then on: it changes no exit status.
+    """Write a line to a standard stream.
+
+    One that nobody reads any more, such as that of a closed terminal, is left alone from then on: it changes
+    no exit status.
     """
     try:
         getattr(sys, name).write(f"{words}\n")
@@ -49,10 +51,10 @@ def last_words(words: str) -> None:
 
 @contextmanager
 def ended_at_last(error: BaseException) -> Iterator[None]:
-    """Inside, a process leaves its group after `error`; should that take longer than GRACE_S, it is ended
-    with the error's words: gloo waits for messages of ranks that were stopped, whoever destroys the group.
+    """Inside, a process leaves its group after `error`; it is ended should that take longer than GRACE_S.
 
-    Where ranks were lost the interpreter's end would wait for them too, and is cut short.
+    It ends with the error's words: gloo waits for messages of ranks that were stopped, whoever destroys the
+    group. Where ranks were lost the interpreter's end would wait for them too, and is cut short.
     """
     if isinstance(error, LostRankError):
         atexit.register(cut_short)

@@ -150,8 +150,10 @@ class Ranks:
             raise LostRankError(f"waiting for all ranks at {what!r}: {error}") from error
 
     def _await(self, work: dist.Work, what: str = "", timeout: timedelta = WORK_TIMEOUT) -> None:
-        """Until `work` is done. LostRankError where the launch has to end meanwhile, or after `timeout` with
-        who is not here; RuntimeError in gloo's words where it fails.
+        """Wait until `work` is done.
+
+        LostRankError where the launch has to end meanwhile, or after `timeout` with who is not here;
+        RuntimeError in gloo's words where it fails.
         """
         place = f"waiting for all ranks at {what!r}" if what else ""
         deadline = time.monotonic() + timeout.total_seconds()
@@ -204,8 +206,9 @@ def to_message(answer: object) -> str:
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """This process's GPU where there is CUDA, else the CPU; LaunchError if there are more processes than
-    GPUs.
+    """This process's GPU where there is CUDA, else the CPU.
+
+    LaunchError if there are more processes than GPUs.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")

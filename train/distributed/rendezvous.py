@@ -31,8 +31,10 @@ class OtherLaunchError(ConnectionError):
 
 
 def part_of(store: dist.Store, rank: int, job: str, timeout: timedelta) -> dist.Store:
-    """What belongs to `job` in a store that ranks of another launch may have found: two runs that were given
-    one port on one node. All of it where nobody knows whose a launch is. OtherLaunchError on such a rank.
+    """What belongs to `job` in a store that ranks of another launch may have found.
+
+    That happens to two runs that were given one port on one node. It is all of the store where nobody knows
+    whose a launch is. OtherLaunchError on a rank of another launch.
     """
     if not job:
         return store
@@ -47,8 +49,10 @@ def part_of(store: dist.Store, rank: int, job: str, timeout: timedelta) -> dist.
 
 
 def meet(store: dist.Store, rank: int, num_ranks: int, timeout: timedelta) -> dist.PrefixStore:
-    """The scope of `store` that belongs to the ranks now alive. ConnectionError if not all come in time, with
-    the same words on every rank that came; RuntimeError in torch's words if the store goes meanwhile.
+    """The scope of `store` that belongs to the ranks now alive.
+
+    ConnectionError if not all come in time, with the same words on every rank that came; RuntimeError in
+    torch's words if the store goes meanwhile.
     """
     name = gather_all(store, num_ranks, timeout) if rank == 0 else show_up(store, rank, num_ranks, timeout)
     return dist.PrefixStore(f"room/{name}", store)

@@ -31,8 +31,9 @@ class LeftEarly(Exception):
 
 
 class StopSignals:
-    """`number` is 0 until one of SIGNALS arrives, then its number. A context manager that restores the
-    handlers. `joining`: until `noted` is entered the first of them raises Stopped at once.
+    """A context manager that notes the first of SIGNALS in `number`, and restores the handlers.
+
+    `number` is 0 until then. `joining`: until `noted` is entered the first signal raises Stopped at once.
     """
 
     def __init__(self, *, joining: bool = False) -> None:
@@ -55,8 +56,9 @@ class StopSignals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Inside, signals are noted; once a run has ended, whose process groups are left outside, the
-        handlers are those of before.
+        """Inside, signals are noted; afterwards the handlers are those of before.
+
+        A run's process groups are left outside of it, after the run has ended.
         """
         self._joining = False
         try:
@@ -79,8 +81,9 @@ class StopSignals:
                 raise Stopped(number, begun=False)
 
     def check(self, ranks: Ranks, *, begun: bool = True) -> None:
-        """Raise Stopped on every rank if a signal has come to any. Every rank calls it at the same place.
-        `begun`: as Stopped takes it.
+        """Raise Stopped on every rank if a signal has come to any.
+
+        Every rank calls it at the same place. `begun`: as Stopped takes it.
         """
         if number := ranks.any(self.number):
             raise Stopped(number, begun=begun)

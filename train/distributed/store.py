@@ -84,8 +84,9 @@ def listens(launch: Launch, timeout: timedelta) -> bool:
 
 
 def await_name(launch: Launch, timeout: timedelta) -> None:
-    """On rank 0, until its own name can be looked up: that of a pod is known a moment after it started.
-    ConnectionError in our words.
+    """On rank 0, wait until its own name can be looked up; ConnectionError in our words.
+
+    The name of a pod is known a moment after it started.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     while True:
@@ -103,8 +104,9 @@ def await_name(launch: Launch, timeout: timedelta) -> None:
 
 
 def await_server(launch: Launch, timeout: timedelta) -> None:
-    """Until somebody listens where rank 0 should. AbsentError in our words: torch's own attempt would
-    leave its traces in the log first.
+    """Wait until somebody listens where rank 0 should; AbsentError in our words.
+
+    torch's own attempt would leave its traces in the log first.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     while True:
