@@ -1,9 +1,8 @@
-"""`maskshards train config=RECIPE output_dir=... datasets.root=... key=value ...`, alone or under torchrun
-or srun.
+"""`maskshards train config=RECIPE output_dir=... datasets.root=... key=value ...`.
 
-All words are checked before torch is loaded, and for a single process the data, the weights' place and the
-output folder too: a typo is answered at once. Ctrl-C until then is quiet, SIGTERM and SIGUSR1 are told in one
-line.
+It runs alone or under torchrun or srun. All words are checked before torch is loaded, and for a single
+process the data, the weights' place and the output folder too: a typo is answered at once. Ctrl-C until then
+is quiet, SIGTERM and SIGUSR1 are told in one line.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""`maskshards bench step [config=FILE] [key=value ...] [--compare reference] [--json]`: where a step's
-time goes.
+"""Where a step's time goes.
 
-Real steps of the trainer's own pieces on made-up batches, or on shards where datasets.root is given:
-medians of each phase, images a second, TFLOP/s against this machine's own matmul rate, peak memory,
-syncs, and a validation's share of a whole run. `--only memory` counts what a step holds, on any
-machine. `--only loss` measures the matched loss alone, paired with the reference's, on random
-predictions.
+`maskshards bench step [config=FILE] [key=value ...] [--compare reference] [--json]` takes real steps of the
+trainer's own pieces on made-up batches, or on shards where datasets.root is given: medians of each phase,
+images a second, TFLOP/s against this machine's own matmul rate, peak memory, syncs, and a validation's share
+of a whole run. `--only memory` counts what a step holds, on any machine. `--only loss` measures the matched
+loss alone, paired with the reference's, on random predictions.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""`maskshards bench gpu --out FOLDER [--budget-s 540] [--device cpu] [key=value ...]`: all that a GPU has to
-tell about a training step, in one process and one budget of seconds.
+"""All that a GPU has to tell about a training step, in one process and one budget of seconds.
+
+The command is `maskshards bench gpu --out FOLDER [--budget-s 540] [--device cpu] [key=value ...]`.
 
 The models are built once a width and switched between variants. Every part's figures are appended to
 FOLDER/gpu.jsonl before the next part begins; FOLDER/gpu.md is a table for docs/benchmarks/train-gpu.md. A

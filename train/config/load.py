@@ -228,9 +228,10 @@ def finite(value: Any) -> Any:
 
 
 def write_config(config: TrainConfig, path: Path, words: Sequence[str] = ()) -> None:
-    """Write the whole merged config as YAML that `config=` accepts again, from any folder and for a new run:
-    `output_dir` is made absolute, and `resume_from` was meant for one start. The `words` that were given
-    stand above as a comment.
+    """Write the whole merged config as YAML that `config=` accepts, from any folder and for a new run.
+
+    For that `output_dir` is made absolute, and `resume_from`, which was meant for one start, is null. The
+    `words` that were given stand above as a comment.
     """
     place = str(Path(config.output_dir or "").absolute())
     config = dataclasses.replace(config, output_dir=place, resume_from=None)
