@@ -54,8 +54,10 @@ def hashed(data: bytes) -> str:
 
 
 def order_digest(crops: CropBatch, draws: CropDraws) -> int:
-    """A signed 64-bit number for B samples: each one's position, key and drawn crop numbers (size ratio,
-    candidate places, flip, colour), whatever the order they come in. Sums over micro-steps and ranks wrap.
+    """A signed 64-bit number for B samples, whatever the order they come in.
+
+    It covers each one's position, key and drawn crop numbers (size ratio, candidate places, flip, colour).
+    Sums over micro-steps and ranks wrap.
 
     Not covered: pixels and labels (the fingerprint that the chain starts with stands for them), the crop's
     own size and normalisation, which of the candidate places the device took, the loss's points, drop path.

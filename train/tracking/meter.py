@@ -16,8 +16,9 @@ from maskshards.train.distributed.ranks import Ranks
 
 
 class Meter:
-    """Sums of a stretch of steps: losses, gradient norms, clipped and skipped steps, images, time spent
-    waiting. A step whose gradient is not finite was not taken: it counts as skipped and in no mean.
+    """Sums of a stretch of steps: losses, gradient norms, clipped and skipped steps, images, waiting time.
+
+    A step whose gradient is not finite was not taken: it counts as skipped and in no mean.
     """
 
     def __init__(self, clip_norm: float) -> None:
@@ -51,9 +52,10 @@ class Meter:
         self.wait_ms += wait_ms
 
     def take(self, ranks: Ranks) -> dict[str, Any]:
-        """Means over the steps that were taken and all ranks, how many steps there were (`steps`: fewer than
-        a full stretch after a start or a resume) and how many of them were skipped, and a fresh start; null
-        where none was taken. Every rank calls it at the same step.
+        """Means over the steps that were taken and all ranks, null where none was; then a fresh start.
+
+        They come with how many steps there were (`steps`: fewer than a full stretch after a start or a
+        resume) and how many of them were skipped. Every rank calls it at the same step.
         """
         seconds = time.monotonic() - self.since
         names = sorted(self.sums)

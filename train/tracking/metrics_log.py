@@ -37,8 +37,9 @@ class MetricsFile:
         self._on_first(self._rewrite)
 
     def write(self, kind: str, step: int, **figures: Any) -> dict[str, Any]:
-        """Append one line and return it; figures that are not finite become null. Every rank calls it, and
-        all learn if the first cannot write.
+        """Append one line and return it; figures that are not finite become null.
+
+        Every rank calls it, and all learn if the first cannot write.
         """
         record = {"kind": kind, "step": step, **figures}
         self.records.append(record)
@@ -71,8 +72,9 @@ def to_line(record: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, oldest first, up to the first that a crash cut short or spoiled; a warning
-    tells how many are left out.
+    """The lines of a metrics file, oldest first, up to the first that a crash cut short or spoiled.
+
+    A warning tells how many bytes are left out.
     """
     if not path.is_file():
         return []

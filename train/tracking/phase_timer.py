@@ -1,7 +1,7 @@
-"""How long each phase of a step takes, by CUDA events on a GPU (no waiting inside a step) and by the
-clock elsewhere.
+"""How long each phase of a step takes, by CUDA events on a GPU and by the clock elsewhere.
 
-A measured step looks at numbers and draws none, so it is the same step as one that nobody measures.
+The events make nothing wait inside a step. A measured step looks at numbers and draws none, so it is the same
+step as one that nobody measures.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Where else figures go: TensorBoard files by default, Weights & Biases on request. `metrics.jsonl` is always
-written.
+"""Where else figures go: TensorBoard files by default, Weights & Biases on request.
+
+`metrics.jsonl` is always written.
 
 A run that is continued goes on in the same boards. Steps that are taken again replace their former selves in
 TensorBoard; Weights & Biases refuses steps that go backwards, so there `step` is a figure of its own, which
@@ -96,8 +97,10 @@ Tracker = TensorBoardFile | WandbRun  # takes each line of metrics.jsonl as it i
 
 
 def open_trackers(config: TrainConfig, run: Path, ranks: Ranks, first_step: int = 0) -> list[Tracker]:
-    """The trackers that `log` asks for, of a run that has taken `first_step` steps; none on ranks other than
-    the first. Every rank calls it, and all learn if the first cannot open one.
+    """The trackers that `log` asks for, of a run that has taken `first_step` steps.
+
+    There are none on ranks other than the first. Every rank calls it, and all learn if the first cannot open
+    one.
     """
     trackers: list[Tracker] = []
 
