@@ -116,9 +116,10 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
         return found.cpu().numpy()
 
     def segments(self, images: Any) -> Any:
-        """One dictionary for each class in the image, by class id, as transformers' pipeline
-        "image-segmentation" gives them: `label` its name, `mask` a Pillow image of 0 and 255, and `score`,
-        here the mean probability of the class in its mask.
+        """One dictionary for each class in the image, by class id.
+
+        They are as transformers' pipeline "image-segmentation" gives them: `label` its name, `mask` a Pillow
+        image of 0 and 255, and `score`, here the mean probability of the class in its mask.
         """
         if is_many(images):
             return [self.segments(image) for image in each_as_rgb(images)]
@@ -180,8 +181,9 @@ class Predictor(ModelHubMixin, library_name="maskshards", pipeline_tag="image-se
         revision: str | None = None,
         **loading: Any,
     ) -> Predictor:
-        """`load_model` under the name that other libraries have for it. How a repository of the hub is
-        fetched is said by their words, the rest by those of `load_model`.
+        """`load_model` under the name that other libraries have for it.
+
+        How a repository of the hub is fetched is said by their words, the rest by those of `load_model`.
 
         The mixin's own would read config.json by itself first, and hand it on as an argument.
         """
@@ -204,8 +206,9 @@ def load_model(
     revision: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Predictor:
-    """The trained model behind a run folder (its best checkpoint), a checkpoint, `model_final.pth`, an
-    exported folder, or a repository of the hub ("owner/name").
+    """The trained model behind a place on disk or a repository of the hub ("owner/name").
+
+    The place is a run folder (its best checkpoint), a checkpoint, `model_final.pth` or an exported folder.
 
     `device`: CUDA where there is one, unless named. `weights`: where the backbone's weights lie now.
     `recipe`: needed for weights without a configuration beside them. `class_names` replaces the stored ones.

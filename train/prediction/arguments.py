@@ -1,5 +1,6 @@
-"""The words that commands on a trained model have in common: which model it is, and keys that override its
-configuration.
+"""The words that commands on a trained model have in common.
+
+They say which model it is, and give keys that override its configuration.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ KEY = re.compile(r"[a-z_][a-z0-9_]*(\.[\w.]+)*=")
 def sort_words(
     argv: Sequence[str], old: Mapping[str, str]
 ) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """(words for argparse, values by the new name of each `old` key=value word, overrides of the form
-    section.key=value). A word that is a file here is never a key.
+    """(words for argparse, values by the new name of each `old` key, overrides section.key=value).
+
+    The values are those of key=value words. A word that is a file here is never a key.
     """
     words: list[str] = []
     given: dict[str, list[str]] = {}

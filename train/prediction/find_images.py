@@ -39,8 +39,9 @@ class Found:
 
 
 def find_images(inputs: Sequence[str]) -> Found:
-    """Every image behind `inputs`: files, folders (searched in depth) or patterns with *. What a prediction
-    wrote into a folder is none of its images.
+    """Every image behind `inputs`: files, folders (searched in depth) or patterns with *.
+
+    What a prediction wrote into a folder is none of its images.
 
     Names are paths below the folder that all inputs have in common, so no two images share one; where only
     the ending tells two apart, it stays in the name. PredictError if there is no image at all.
@@ -94,8 +95,9 @@ def _expanded(text: str) -> list[Path]:
 
 
 def by_link(match: str, pattern: Path) -> bool:
-    """Whether a match was found through a link to a folder where the pattern has its stars: one that leads
-    back up makes 40 copies of every file.
+    """Whether a match was found through a link to a folder where the pattern has its stars.
+
+    One that leads back up makes 40 copies of every file.
     """
     plain = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     folders = Path(match).parts[len(plain) : -1]

@@ -1,5 +1,6 @@
-"""From found images to files of labels: decoding ahead on threads, several images at once through the model,
-writing behind on threads.
+"""From found images to files of labels, several images at once through the model.
+
+Threads decode images ahead of it and write labels behind it.
 
 One bad image never ends a run: it is kept with its reason. What fails the place of the outputs does.
 """

@@ -37,8 +37,10 @@ class Outputs:
     source_values: np.ndarray | None = None  # (num_classes,) for the table of classes
 
     def prepare(self) -> None:
-        """Make the folder and its table of classes. PredictError where files would be overwritten that no
-        prediction wrote, or for a palette that has no room for the values.
+        """Make the folder and its table of classes.
+
+        PredictError where files would be overwritten that no prediction wrote, or for a palette that has no
+        room for the values.
         """
         if self.palette and int(self._table().max()) > 255:
             raise PredictError("--palette: a palette has 256 colours, and the label values go beyond 255")
@@ -98,8 +100,10 @@ class Outputs:
                 rows.writerow([k, cell_text(name), *colours[k], *value])
 
     def _put(self, name: Path, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a hidden file, then name it. PredictError for a link that leads elsewhere, OSError
-        with the file's own name where it cannot be written.
+        """Let `write` fill a hidden file, then name it.
+
+        PredictError for a link that leads elsewhere, OSError with the file's own name where it cannot be
+        written.
         """
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

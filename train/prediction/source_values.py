@@ -39,8 +39,10 @@ def source_values(rule: dict[str, Any], num_classes: int) -> np.ndarray:
 
 
 def rule_of(label_rule: dict[str, Any] | None, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The label rule in a checkpoint's facts. Older ones have none: then what `eval.reduce_zero_label` of
-    their configuration states; None where it states nothing.
+    """The label rule in a checkpoint's facts.
+
+    Older ones have none: then what `eval.reduce_zero_label` of their configuration states; None where it
+    states nothing.
     """
     if label_rule is not None:
         return label_rule
