@@ -49,8 +49,9 @@ def check_same_job(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def program_digest(root: Path = Path(maskshards.__file__).parent) -> str:
-    """SHA-256, in hexadecimal, over the package's sources: checkouts of one version differ by commits and
-    edits.
+    """SHA-256, in hexadecimal, over the package's sources.
+
+    Checkouts of one version differ by commits and edits.
     """
     # A checkout's rooms are links, which `rglob` does not follow.
     folders = os.walk(root, followlinks=True)

@@ -17,8 +17,9 @@ from maskshards.train.distributed.launch import alone
 
 
 def check_early(config: TrainConfig, words: Sequence[str], environment: Mapping[str, str]) -> None:
-    """The ValueError or OSError that the run would end with, for a launch, an output folder, weights or data
-    that cannot be right.
+    """The ValueError or OSError that the run would end with, for what cannot be right.
+
+    That is a launch, an output folder, weights or data.
     """
     if not alone(environment):
         return

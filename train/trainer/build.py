@@ -49,8 +49,9 @@ MOST_COUNTED = 1_000_000  # samples whose index is walked when a run starts
 
 @dataclass
 class Parts:
-    """All that the loop works with. `decoder` is the segmenter's, wrapped where gradients are averaged over
-    ranks.
+    """All that the loop works with.
+
+    `decoder` is the segmenter's, wrapped where gradients are averaged over ranks.
     """
 
     segmenter: Segmenter
@@ -65,9 +66,7 @@ class Parts:
     average: Ema | None  # of the weights, where `ema.decay` asks for one
 
     def scored_weights(self) -> AbstractContextManager[None]:
-        """Inside, the decoder holds the weights that are scored and exported: the average, where there is
-        one.
-        """
+        """Inside, the decoder holds the weights that are scored and exported: the average, if any."""
         return nullcontext() if self.average is None else self.average.swapped()
 
     def gradients_averaged(self, last: bool) -> AbstractContextManager[None]:

@@ -49,10 +49,11 @@ def computes_in_bfloat16(config: TrainConfig, device: torch.device) -> bool:
 def with_cpu_type(
     config: TrainConfig, ranks: Ranks, earlier: Callable[[], Mapping[str, Any] | None]
 ) -> TrainConfig:
-    """`config` with `cpu_autocast` said for a CPU: as in the configuration of `earlier`, plain values of the
-    same run or of the one that trained the weights; else by the processor. The first rank decides for all.
+    """`config` with `cpu_autocast` said for a CPU, as the first rank decides for all.
 
-    So a run's `config.yaml` tells what it was, and every life of it computes alike.
+    It is as in the configuration of `earlier`, plain values of the same run or of the one that trained the
+    weights; else by the processor. So a run's `config.yaml` tells what it was, and every life of it computes
+    alike.
     """
     if ranks.device.type == "cuda" or config.model_dtype is not ModelDtype.BFLOAT16:
         return config

@@ -53,10 +53,9 @@ class Diagnosis:
     folder: Path  # for batches
 
     def __call__(self, step: int, seen: Sequence[Seen]) -> str:
-        """What all ranks found about `step`, with the images and files of the batches to blame; ranks other
-        than the first refer to it.
+        """What all ranks found about `step`, with the images and files of the batches to blame.
 
-        The gradients of the step must still stand.
+        Ranks other than the first refer to it. The gradients of the step must still stand.
         """
         bad = [one for one in seen if not torch.isfinite(one.total)]
         accounts = self._all_find(first_output, step, bad)
@@ -107,8 +106,9 @@ def keep(folder: Path, step: int, seen: Seen) -> str:
 
 
 def first_output(model: nn.Module, loss_of: Callable[[CropBatch], Tensor], crops: CropBatch) -> str:
-    """What is not finite in a forward pass: crops, a weight, or the first module's output, saying if its
-    inputs were; empty if nothing is.
+    """What is not finite in a forward pass; empty if nothing is.
+
+    That is the crops, a weight, or the first module's output, saying if its inputs were finite.
     """
     if not finite(crops.images):
         return "the crops themselves are not finite"
@@ -171,10 +171,10 @@ def first_gradient(model: nn.Module, loss_of: Callable[[CropBatch], Tensor], cro
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """Inside, the model runs eagerly, and its batch norms look at this rank's images and update copies of
-    their statistics.
+    """Inside, the model runs eagerly, and its batch norms look at this rank's images alone.
 
-    Copies, because the next step's graph already holds the true ones and would notice a change.
+    They update copies of their statistics, because the next step's graph already holds the true ones and
+    would notice a change.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     synced = [norm for norm in norms if isinstance(norm, SyncedBatchNorm)]

@@ -83,8 +83,9 @@ class Guard:
         return self._pending[1].view(1) if self._pending is not None and self.flag_with_loss else None
 
     def resolve(self, brought: float | None = None) -> None:
-        """Learn about the watched step, while its gradients still stand. `brought`: its flag, if it came to
-        the host with something else; without it this waits for the device.
+        """Learn about the watched step, while its gradients still stand.
+
+        `brought`: its flag, if it came to the host with something else; without it this waits for the device.
 
         Raises NonFiniteError (mode stop, or too many skipped), on every rank for the same step, with what
         `diagnose` found.

@@ -35,8 +35,9 @@ SAME = ("dino_hub", "weights", "pretrained_weights")  # keys of `model` that nam
 
 
 def with_commit(config: TrainConfig, earlier: Mapping[str, Any] | None) -> TrainConfig:
-    """`config`, and if its `model.revision` is not given that of `earlier`, a configuration as plain values,
-    where both name the same weights.
+    """`config`, and if its `model.revision` is not given that of `earlier`, for the same weights.
+
+    `earlier` is a configuration as plain values. Where it names other weights, `config` stays as it is.
     """
     model = (earlier or {}).get("model")
     if config.model.revision is not None or not isinstance(model, Mapping):
@@ -48,9 +49,10 @@ def with_commit(config: TrainConfig, earlier: Mapping[str, Any] | None) -> Train
 
 
 def with_rule(config: TrainConfig, earlier: Mapping[str, Any] | None) -> TrainConfig:
-    """`config`, and where `model.position_rule` and `model.backbone_precision` are not given those of
-    `earlier`, if both name the same backbone, else the defaults. Configurations older than the keys mean
-    `size` and `full`.
+    """`config` with `model.position_rule` and `model.backbone_precision`, which stay where they are given.
+
+    Else they are those of `earlier`, if both name the same backbone, else the defaults. Configurations older
+    than the keys mean `size` and `full`.
     """
     name, rule, precision = (
         config.model.dino_hub or "", config.model.position_rule, config.model.backbone_precision,
@@ -78,8 +80,9 @@ def like_last_run(config: TrainConfig, run: Path, ranks: Ranks) -> TrainConfig:
 
 
 def commit_of(model: ModelConfig) -> str | None:
-    """The whole commit at which the backbone is fetched, looked up now if none is known; None where nothing
-    comes from the hub. ModelError where it cannot be told.
+    """The whole commit at which the backbone is fetched, looked up now if none is known.
+
+    None where nothing comes from the hub. ModelError where it cannot be told.
     """
     weights = model.weights or model.pretrained_weights
     hub_id = hub_id_of(model.dino_hub or "", weights)
@@ -91,8 +94,10 @@ def commit_of(model: ModelConfig) -> str | None:
 
 
 def earlier_config(config: TrainConfig, run: Path) -> dict[str, Any] | None:
-    """The configuration, as plain values, of the run that goes on in the folder `run`: of the checkpoint that
-    `resume_from` names, else `config.yaml` there. None for a fresh start, and where it cannot be read.
+    """The configuration, as plain values, of the run that goes on in the folder `run`.
+
+    It is that of the checkpoint that `resume_from` names, else `config.yaml` there. None for a fresh start,
+    and where it cannot be read.
     """
     if config.resume_from in (None, "auto"):
         return last_config(run)

@@ -23,8 +23,10 @@ STOPPED, FAULT = 1, 2
 
 
 def launch(config: TrainConfig, words: Sequence[str] = ()) -> int:
-    """Do what `config` asks for on every rank of the launch; the exit status, with what went wrong on stderr.
-    `words` are those of the command line that `config` was made from.
+    """Do what `config` asks for on every rank of the launch.
+
+    Returns the exit status, with what went wrong on stderr. `words` are those of the command line that
+    `config` was made from.
 
     0 done, 1 training had to stop (also for a fault of the program itself, whose traceback stands before the
     last line), 2 a fault of the user's, 128 + n stopped by signal n after saving, or before there was
@@ -73,7 +75,8 @@ def where(error: BaseException) -> str:
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the host or of a GPU: torch's own error for the host is of no type of its
-    own.
+    """Whether memory ran out, of the host or of a GPU.
+
+    torch's own error for the host is of no type of its own.
     """
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -127,8 +127,9 @@ def set_damaged_aside(run: Path, step: int) -> None:
 
 
 def newest_whole_or_none(run: Path) -> Path | None:
-    """None for a folder without checkpoints; CheckpointError where there are some and none can be read, since
-    starting anew would overwrite the run.
+    """The newest whole checkpoint; None for a folder without checkpoints.
+
+    CheckpointError where there are some and none can be read, since starting anew would overwrite the run.
     """
     newest = newest_whole(run)
     if newest is None and (found := checkpoints_of(run, LAST)):
@@ -140,9 +141,10 @@ def newest_whole_or_none(run: Path) -> Path | None:
 
 
 def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint whose files are what its state says; damaged newer ones are reported and passed
-    over. NewerCheckpointError for one of a newer program: it is no damage, and going on below it would throw
-    the steps up to it away.
+    """The newest checkpoint whose files are what its state says.
+
+    Damaged newer ones are reported and passed over. NewerCheckpointError for one of a newer program: it is no
+    damage, and going on below it would throw the steps up to it away.
     """
     for folder in reversed(checkpoints_of(run, LAST)):
         try:
@@ -193,8 +195,9 @@ def continue_from(folder: Path, config: TrainConfig, parts: Parts, run: Path) ->
 
 
 def check_same_run(state: TrainState, config: TrainConfig, parts: Parts, folder: Path) -> None:
-    """Continuing must mean the same samples through the same model; ConfigError names the first thing that
-    differs.
+    """Continuing must mean the same samples through the same model.
+
+    ConfigError names the first thing that differs.
     """
     check_classes(state.class_names, parts.train_split.manifest, str(folder))
     backbone = parts.segmenter.backbone
@@ -243,9 +246,10 @@ def leaves(content: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def best_score(run: Path, step: int, config: TrainConfig, val_fingerprint: str | None = None) -> float | None:
-    """The score of the best checkpoint written at or before `step`; None if it was taken by another metric or
-    in another way than `config` says, or on another validation split than that of `val_fingerprint`, which is
-    told.
+    """The score of the best checkpoint written at or before `step`; None if it does not compare.
+
+    It does not where it was taken by another metric or in another way than `config` says, or on another
+    validation split than that of `val_fingerprint`, which is told.
     """
     for folder in reversed(checkpoints_of(run, BEST)):
         try:

@@ -1,5 +1,6 @@
-"""Which job a config describes: evaluation (`load_from`), or training of the head that `decoder_head.type`
-names.
+"""Which job a config describes.
+
+That is evaluation (`load_from`), or training of the head that `decoder_head.type` names.
 """
 
 from __future__ import annotations

@@ -22,8 +22,10 @@ PATIENCE_S = 30.0  # torchrun gives a rank this long to die before it kills it
 
 @contextmanager
 def run_folder(config: TrainConfig, ranks: Ranks, words: Sequence[str] = ()) -> Iterator[Path]:
-    """The folder `output_dir`, made by the first rank and this run's alone until the block ends. `words` are
-    those of the command line. Folders that were made for a run that then left nothing in them go again.
+    """The folder `output_dir`, made by the first rank and this run's alone until the block ends.
+
+    `words` are those of the command line. Folders that were made for a run that then left nothing in them go
+    again.
 
     Raises ConfigError on the first rank, and its words as FirstRankError on the others, if something else
     stands in its place or another run is writing there.

@@ -34,8 +34,9 @@ class Losses:
     learn: Callable[[], None] | None = None  # adds the gradients, where the loss carries no graph
 
     def backward(self, weight: float) -> None:
-        """Add this micro-step's gradients, `weight` of them, to the parameters'. A recorded step knows its
-        weight.
+        """Add this micro-step's gradients, `weight` of them, to the parameters'.
+
+        A recorded step knows its weight.
         """
         if self.learn is not None:
             self.learn()
@@ -132,8 +133,9 @@ class Objective:
 def drops_on(
     device: torch.device, segmenter: Segmenter, positions: Sequence[int], seed: int
 ) -> Tensor | None:
-    """The decoder's drop factors, already on `device`: DistributedDataParallel would copy them there itself,
-    and make the host wait for all that is queued.
+    """The decoder's drop factors, already on `device`.
+
+    DistributedDataParallel would copy them there itself, and make the host wait for all that is queued.
     """
     drops = segmenter.decoder.draw_drops(positions, seed)
     return None if drops is None else to_device(drops.numpy(), device)

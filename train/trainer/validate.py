@@ -91,8 +91,9 @@ def publish(session: Session, taken: int, result: EvalResult, gallery: Gallery |
 
 
 def unseen_classes(split: Split) -> list[str]:
-    """Names of the classes that no image of the split shows. None for a very large split, or one whose
-    index cannot be read now: that ends no run.
+    """Names of the classes that no image of the split shows.
+
+    Empty for a very large split, or one whose index cannot be read now: that ends no run.
     """
     if split.manifest.num_samples > MOST_COUNTED:
         return []
@@ -120,8 +121,10 @@ def score_split(
     split: Split,
     gallery: Gallery | None = None,
 ) -> EvalResult:
-    """The split's scores as `eval` asks for them. Raises Stopped on all ranks if a signal asked any of them:
-    that one leaves its images and meets the others where they would add up.
+    """The split's scores as `eval` asks for them.
+
+    Raises Stopped on all ranks if a signal asked any of them: that one leaves its images and meets the others
+    where they would add up.
     """
 
     done = 0
