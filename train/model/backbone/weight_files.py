@@ -211,8 +211,9 @@ def file_name(name: str) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Says what a file is that only looks like weights, and compares it with the digest in its name:
-    WeightsError.
+    """WeightsError that says what a file is, if it only looks like weights.
+
+    The digest in its name is compared too.
     """
     try:
         with open_regular(path) as file:

@@ -177,10 +177,9 @@ class QueryDecoder(Recomputing):
 
     def read_out(self, normed: Tensor, vectors: Tensor, mask_features: Tensor) -> list[Prediction]:
         """Class and mask logits of all layers' queries (B, L, Q, C) in one product each.
-        In eval mode only the last's.
 
-        One product has one gradient for the mask features; ten would each write one of their size, to be
-        added up.
+        In eval mode only the last's. One product has one gradient for the mask features; ten would each write
+        one of their size, to be added up.
         """
         if not self.training:  # only the last is asked for: nine products less
             normed, vectors = normed[:, -1:], vectors[:, -1:]
