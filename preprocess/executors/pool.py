@@ -102,10 +102,7 @@ class _Pool:
         for process in self.processes.values():
             process.terminate()
         for connection, process in self.processes.items():
-            process.join(PATIENCE_S)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            _await_end(process)
             connection.close()
         self.processes.clear()
 
@@ -150,9 +147,17 @@ class _Pool:
         return _death(process, str(self.tasks.get(connection, "")))
 
     def _retire(self, connection: Connection) -> None:
-        process = self.processes.pop(connection)
         connection.close()
-        process.join(PATIENCE_S)
+        _await_end(self.processes[connection])
+        del self.processes[connection]  # not before: an interrupt leaves it to `stop`
+
+
+def _await_end(process: BaseProcess) -> None:
+    """Wait for a worker that was told to end; kill one that does not, such as one that is importing still."""
+    process.join(PATIENCE_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _death(process: BaseProcess, task: str) -> BuildError:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskshards.preprocess.errors import BuildError
+from maskshards.preprocess.executors import pool
 from maskshards.preprocess.executors.pool import run_tasks, warm_pool
 
 
@@ -150,7 +151,10 @@ def test_workers_are_there_before_the_first_task():
     assert not any(alive(pid) for pid in workers)
 
 
-def test_a_pool_that_gets_no_task_ends_its_workers():
+@pytest.mark.parametrize("patience_s", [pool.PATIENCE_S, 0.0])
+def test_a_pool_that_gets_no_task_ends_its_workers(monkeypatch, patience_s):
+    """Those too that are importing still when it has waited long enough."""
+    monkeypatch.setattr(pool, "PATIENCE_S", patience_s)
     with warm_pool(square, 2) as run:
         workers = [process.pid for process in multiprocessing.active_children()]
         assert list(run(square, [])) == []
