@@ -32,7 +32,8 @@ WARM_FOR_KERNELS = ("torch", "scipy.optimize", "torch._dynamo")  # interpreted, 
 # Reads requests from descriptor 0: JSON beside two pipes to write to and one for the process id and the end.
 # The loop is left in the forked child only; it then becomes the program, as `python -m` and `-c` run it.
 SERVER = """
-import atexit, gc, importlib, json, os, runpy, select, socket, sys, threading, types
+import atexit, gc, importlib, json, os, runpy, select, signal, socket, sys, threading, types
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, also where nohup has started the tests
 for name in sys.argv[1:]:
     importlib.import_module(name)
 gc.collect()

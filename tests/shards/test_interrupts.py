@@ -69,7 +69,13 @@ def test_every_interrupt_ends_the_program(make_split, serve, tmp_path, doing, fa
             assert program.stdout.readline() == "begins\n"
             threading.Event().wait(moments.uniform(0, LATEST_S))
             program.send_signal(signal.SIGINT)
-            assert program.communicate(timeout=300) == ("interrupted\n", ""), number
+            out, err = program.communicate(timeout=300)
+            assert out == "interrupted\n", number
+            if (
+                doing == "workers"
+            ):  # where Python's own thread that hands on their memory may complain of the rest
+                err = "" if "resource_sharer" in err and "maskshards" not in err else err
+            assert err == "", number
             assert program.returncode == 0
 
 

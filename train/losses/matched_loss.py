@@ -48,15 +48,17 @@ class LossTerms:
 class MatchedLoss:
     """Matches and compares all layers' predictions with the crops. Holds no tensors and no generator.
 
-    `fused` takes the Triton kernels where they can run.
+    `threads` solve assignments, on each rank. `fused` takes the Triton kernels where they can run.
     """
 
-    def __init__(self, settings: LossSettings, num_classes: int, *, fused: bool = True) -> None:
+    def __init__(
+        self, settings: LossSettings, num_classes: int, *, threads: int = 4, fused: bool = True
+    ) -> None:
         self.settings, self.num_classes, self.fused = settings, num_classes, fused
         self._weights = CostWeights(
             settings.mask_coefficient, settings.dice_coefficient, settings.class_coefficient
         )
-        self._assign = Assigner()
+        self._assign = Assigner(threads)
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,8 +26,16 @@ ROOT = Path(__file__).parents[3]
 ALONE = Ranks(World(), torch.device("cpu"))
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """As in a terminal, also where nohup has started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_is_noted_and_the_old_handler_comes_back(wish: signal.Signals) -> None:
+def test_a_signal_is_noted_and_the_old_handler_comes_back(hangups: None, wish: signal.Signals) -> None:
     before = signal.getsignal(wish)
     with StopSignals() as stop:
         stop.check(ALONE)
