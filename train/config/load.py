@@ -6,6 +6,7 @@ A key that does not exist is an error that names the nearest one: no typo trains
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import logging
 import math
@@ -175,13 +176,19 @@ def merge(recipe: dict[str, Any], arguments: list[str]) -> DictConfig:
         raise ConfigError(f"the command line cannot be read: {error}") from error
     check_plain(content, "the command line")
     check_keys(typing.cast(dict[str, Any], content), "the command line")
-    defaults, last = OmegaConf.structured(TrainConfig), {"optimizer": {"lr_multipliers": factors}}
+    last = {"optimizer": {"lr_multipliers": factors}}
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(defaults, recipe, overrides, last))
+        return typing.cast(DictConfig, OmegaConf.merge(defaults(), recipe, overrides, last))
     except OmegaConfBaseException as error:
         raise ConfigError(misfit(error)) from error
     except (TypeError, ValueError) as error:  # OmegaConf's own, where a section stands for a value
         raise ConfigError(f"the settings do not fit the schema: {error}") from error
+
+
+@functools.cache
+def defaults() -> DictConfig:
+    """The schema with its defaults; made once, for making it is half of a merge, which copies it."""
+    return typing.cast(DictConfig, OmegaConf.structured(TrainConfig))
 
 
 def to_config(merged: DictConfig) -> TrainConfig:

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from maskshards.preprocess.__main__ import main
 from tests.preprocess.folder_build import build_words, contents
 
-distributed = pytest.importorskip("distributed", reason="the extra 'dask' is not installed")
+if find_spec("distributed") is None:
+    pytest.skip("the extra 'dask' is not installed", allow_module_level=True)
 
 CLUSTER = """
 import sys

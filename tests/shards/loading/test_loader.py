@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from maskshards.shards.format.manifest import open_split
 from maskshards.shards.loading.cache import CacheSettings
 from maskshards.shards.loading.loader import Loader
 from maskshards.shards.order.order import Order, World
+from tests.forked import ForkedPython
 
 GLOBAL_BATCH = 24
 
@@ -316,15 +318,13 @@ def test_an_interrupt_ends_the_wait_for_a_silent_server(make_split, serve, tmp_p
     server = serve(made.folder)
     server.faults["training-00000.tar"] = ["silent"] * 99  # for an hour each
     words = [server.url, *([str(tmp_path / "cache")] if with_cache else [])]
-    program = subprocess.Popen([sys.executable, "-c", INTERRUPTED, *words], stdout=subprocess.PIPE)
-    try:
-        assert server.waiting.wait(600)
-        program.send_signal(signal.SIGINT)
-        assert program.communicate(timeout=600)[0] == b"interrupted\n"
-    finally:
-        program.kill()
-        with program:  # closes its pipes
-            pass
+    with ForkedPython(["-c", INTERRUPTED, *words], env=dict(os.environ)) as program:
+        try:
+            assert server.waiting.wait(600)
+            program.send_signal(signal.SIGINT)
+            assert program.communicate(timeout=600) == ("interrupted\n", "")
+        finally:
+            program.kill()
     assert program.returncode == 0
 
 
@@ -345,18 +345,19 @@ def test_closing_one_loader_of_a_split_leaves_the_others_reading(make_split, ser
 NEVER_CLOSED = """
 import sys
 from maskshards.shards.loading.loader import Loader
-loader = Loader(sys.argv[1], batch_per_rank=2)
-batches = iter(loader)
-next(batches)
+loaders = [Loader(place, batch_per_rank=2) for place in sys.argv[1:]]
+batches = [iter(loader) for loader in loaders]
+for one in batches:
+    next(one)
 print("end")
 """
 
 
 def test_a_program_that_ends_with_an_open_loader_says_nothing(make_split, serve):
     made = make_split("open", [4, 4])
-    for place in (str(made.folder), serve(made.folder).url):
-        done = subprocess.run([sys.executable, "-c", NEVER_CLOSED, place], capture_output=True, text=True)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+    command = [sys.executable, "-c", NEVER_CLOSED, made.folder, serve(made.folder).url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 
 def test_leaving_a_loop_waits_for_no_read(split):

@@ -7,6 +7,7 @@ import pytest
 
 from maskshards.train.bench.command import main, parse
 
+pytestmark = pytest.mark.usefixtures("shallow")
 TINY = [
     "--device", "cpu", "--steps", "1", "--warmup", "0", "bs=1", "model.dino_hub=dinov3_tiny16",
     "decoder_head.hidden_dim=32", "decoder_head.ffn_dim=32", "decoder_head.num_queries=12",

@@ -13,6 +13,7 @@ from maskshards.train.config.schema import TrainConfig
 from maskshards.train.model.ops.deformable_attention import DeformableAttention
 from maskshards.train.tracking.phase_timer import PhaseClock
 
+pytestmark = pytest.mark.usefixtures("shallow")
 CPU = torch.device("cpu")
 TINY = [
     "config=configs/config-ade20k-m2f-training.yaml", "datasets.root=synthetic", "output_dir=unused", "bs=1",

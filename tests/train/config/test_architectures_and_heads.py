@@ -69,6 +69,7 @@ def runs(segmenter: Segmenter, side_px: int) -> bool:
     return covered and features[0].shape[-1] * patch_px == side_px
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("kind", HEAD_RULES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_configuration_accepts_what_the_model_runs(

@@ -256,17 +256,18 @@ sys.exit(main(arguments))
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "head", "words"),
     [
-        ("stop", ("no sign of life for", "no sign of life from rank 1 (last heard in step")),
-        ("kill", ("no sign of life from rank 1 (last heard in step",)),
-        ("fail", ("ended: rank 1 (in step ", ": OSError: disk on fire)")),
+        ("stop", "m2f", ("no sign of life for", "no sign of life from rank 1 (last heard in step")),
+        ("kill", "linear", ("no sign of life from rank 1 (last heard in step",)),
+        ("fail", "linear", ("ended: rank 1 (in step ", ": OSError: disk on fire)")),
     ],
 )
 def test_the_rank_that_is_lost_in_a_step_is_named(
-    tiny_run: list[str], tmp_path: Path, fault: str, words: tuple[str, ...]
+    tiny_run: list[str], tmp_path: Path, fault: str, head: str, words: tuple[str, ...]
 ) -> None:
     arguments = [*tiny_run, "bs=1", "n_gpus=2", "step_timeout_s=600", "eval.max_val_samples=2"]
+    arguments.append(f"decoder_head.type={head}")
     with ranks_of(["-c", MEMBER, fault, str(tmp_path / "lost"), *arguments]) as members:
         said = members[0].communicate(timeout=900)[1]
     assert members[0].returncode == 2, said

@@ -60,6 +60,7 @@ def test_steps_taken_again_are_shown_once_and_earlier_ones_stay(tmp_path: Path) 
     assert read == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 14.0), (5, 15.0), (6, 16.0)]
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_run_killed_in_the_middle_and_continued_shows_each_step_once(
     tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from maskshards.train.trainer import loop
 from maskshards.train.trainer.run import run_training
 from maskshards.train.trainer.step import Objective
 
+pytestmark = pytest.mark.usefixtures("shallow")
 ALONE = Ranks(World(), torch.device("cpu"))
 
 

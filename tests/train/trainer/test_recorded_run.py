@@ -19,6 +19,7 @@ from maskshards.train.trainer.build import build_parts
 from maskshards.train.trainer.run import run_training
 from maskshards.train.trainer.step import Objective
 
+pytestmark = pytest.mark.usefixtures("shallow")
 CPU = torch.device("cpu")
 WORDS = [
     "compile_mode=graph", "bs=1", "global_batch=2", "ema.decay=0.9", "log.interval=1",
