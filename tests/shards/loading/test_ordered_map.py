@@ -292,6 +292,7 @@ def read():
     results.close()
 
 known, number, interrupted = {}, 0, 0
+sys._getframe().f_trace_opcodes = True  # Python 3.12 asks as tracing begins whether a frame wants them
 read()
 while number == interrupted:
     number += 1
